@@ -1,0 +1,90 @@
+"""What people see: progress on stderr, results on stdout, library chatter in a log file; errors in one line."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class UserError(ValueError):
+    """Bad input: one line that names the place, the reason and the remedy. A command exits with code 2."""
+
+
+class RunError(RuntimeError):
+    """Work that failed although the input was good: one line, exit code 1; the log holds the rest."""
+
+
+# Re-pointed by chatter_to(), so that progress stays visible while libraries write to the log.
+err = Console(stderr=True, highlight=False)
+out = Console(highlight=False)
+
+
+def say(message: str) -> None:
+    """One plain line of progress."""
+    err.print(message, markup=False, soft_wrap=True)
+
+
+def write_result(text: str) -> None:
+    """One result on stdout, as it is: what `--json` or a pipe reads."""
+    out.file.write(text + "\n")
+    out.file.flush()
+
+
+@contextmanager
+def chatter_to(log: Path) -> Iterator[None]:
+    """Sends everything that libraries and child processes print to `log`; ours still reaches the terminal."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with log.open("ab") as file, os.fdopen(saved[0], "w", closefd=False) as real_out, os.fdopen(saved[1], "w", closefd=False) as real_err:
+        before = out.file, err.file
+        out.file, err.file = real_out, real_err
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(saved[0], 1)
+            os.dup2(saved[1], 2)
+            out.file, err.file = before
+    for descriptor in saved:
+        os.close(descriptor)
+
+
+class _Note(ProgressColumn):
+    def render(self, task: object) -> Text:
+        return Text(str(getattr(task, "fields", {}).get("note", "")), style="dim")
+
+
+def progress() -> Progress:
+    """A progress bar on stderr; update(task, note="…") shows a phrase at its end."""
+    return Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), _Note(), console=err)
+
+
+def door(main: Callable[[list[str] | None], int | None]) -> None:
+    """Runs a command: exit code 2 and one line for bad input, 1 for failed work, 130 for Ctrl-C.
+
+    STUDYHALL_TRACEBACK=1 shows the traceback as well.
+    """
+    try:
+        sys.exit(main(None) or 0)
+    except KeyboardInterrupt:
+        say("interrupted; what is committed stays, and the same command goes on from there")
+        sys.exit(EXIT_INTERRUPTED)
+    except (UserError, RunError) as error:
+        if os.environ.get("STUDYHALL_TRACEBACK"):
+            raise
+        say(f"error: {error}")
+        sys.exit(EXIT_BAD_INPUT if isinstance(error, UserError) else EXIT_FAILED)

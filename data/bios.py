@@ -1,0 +1,86 @@
+"""Synthetic biographies: bioS of "Physics of Language Models 3.1" (arXiv 2309.14316) in its hard form.
+
+One biography a person; the order of its five sentences is drawn per person; the name stands in the first sentence only.
+A question names the person, so answering it needs more than continuing the biography.
+"""
+
+import random
+
+from data.config import Bios
+from data.records import Corpus, Document, Intake, Part, Question, Split
+
+# Single words, so that a tokenizer made on these texts gives every value one token: a guess is right in 1 of 20.
+_VALUES = {
+    "city": "Boston Denver Austin Seattle Chicago Houston Phoenix Dallas Atlanta Miami Portland Detroit Memphis Nashville Tucson "
+    "Oakland Omaha Tulsa Tampa Cleveland",
+    "university": "Harvard Stanford Princeton Yale Cornell Columbia Brown Dartmouth Duke Rice Emory Vanderbilt Georgetown Tufts Purdue "
+    "Baylor Drexel Villanova Howard Fordham",
+    "major": "Physics Biology Chemistry History Economics Philosophy Linguistics Geology Astronomy Sociology Psychology Mathematics "
+    "Statistics Anthropology Architecture Journalism Nursing Accounting Marketing Music",
+    "employer": "Intel Boeing Pfizer Walmart Disney Toyota Siemens Nestle Oracle Adobe Nvidia Samsung Verizon Starbucks Unilever Airbus "
+    "Philips Bayer Honda Sony",
+    "hobby": "painting fishing chess skiing cooking gardening hiking photography swimming dancing pottery archery sailing knitting "
+    "climbing cycling reading surfing fencing karate",
+}
+_SENTENCES = {
+    "city": ["was born in {}", "comes from the city of {}", "grew up in {}", "spent the first years of life in {}"],
+    "university": ["studied at {}", "holds a degree from {}", "was a student of {}", "went to university at {}"],
+    "major": ["majored in {}", "took a degree in {}", "chose the field of {}", "was trained in {}"],
+    "employer": ["works for {}", "has a job at {}", "is employed by {}", "joined the company {}"],
+    "hobby": ["enjoys {}", "spends weekends on {}", "is fond of {}", "likes {} most of all"],
+}
+_QUESTIONS = {
+    "city": "What is the birth city of {}?",
+    "university": "Which university did {} attend?",
+    "major": "What major did {} study?",
+    "employer": "Which company does {} work for?",
+    "hobby": "What hobby does {} enjoy?",
+}
+_FIRST = (
+    "Alice Brian Carla David Elena Frank Grace Henry Irene Jacob Karen Lewis Maria Nolan Olive Peter Queen Ralph Sarah Thomas Ursula "
+    "Victor Wendy Xavier Yvonne Zachary Amber Bruno Celia Dylan Esther Felix Gloria Hugo Ingrid Jonas Kylie Leon Mabel Nadia"
+)
+_MIDDLE = (
+    "Abel Beth Cole Dawn Earl Faye Glen Hope Ivan Jade Kent Lynn Mark Neal Opal Paul Quinn Rose Seth Tess Uriah Vera Wade Xena York Zoe "
+    "Ash Blair Clay Drew Eve Finn Gale Heath Isla Joy Kirk Lane May Noel"
+)
+_LAST = (
+    "Abbott Barker Carver Dalton Emerson Fletcher Gardner Hawkins Ingram Jensen Keller Lawson Mercer Norton Osborne Palmer Quigley Ramsey "
+    "Sawyer Turner Underwood Vaughn Walker Xiong Yates Zimmer Archer Bishop Cooper Draper Ellis Foster Granger Harper Irving Joyner Knight "
+    "Lambert Mason Nash"
+)
+
+
+def make_bios(config: Bios, seed: int) -> Corpus:
+    """People of three populations, each with one biography and five linked questions; the same seed gives the same people."""
+    rng = random.Random(f"bios {seed}")
+    sizes: dict[Split, int] = {"replay": config.replay_people, "train": config.train_people, "test": config.test_people}
+    names = _distinct_names(sum(sizes.values()), rng)
+    corpus = Corpus(parts={})
+    for split, size in sizes.items():
+        part = Part()
+        for n in range(size):
+            name, person = names.pop(), f"{split}-person-{n}"
+            facts = {attribute: rng.choice(pool.split()[: config.values]) for attribute, pool in _VALUES.items()}
+            part.documents.append(Document(id=person, text=_biography(name, facts, config.templates, rng), title=name))
+            part.questions += [
+                Question(id=f"{person}-{attribute}", question=_QUESTIONS[attribute].format(name), answers=(value,), doc_id=person)
+                for attribute, value in facts.items()
+            ]
+        corpus.parts[split] = part
+        rows = len(part.documents) + len(part.questions)
+        corpus.intakes.append(Intake(source=f"made biographies, {split}", rows_read=rows, rows_used=rows))
+    return corpus
+
+
+def _distinct_names(size: int, rng: random.Random) -> list[str]:
+    first, middle, last = _FIRST.split(), _MIDDLE.split(), _LAST.split()
+    drawn = rng.sample(range(len(first) * len(middle) * len(last)), size)
+    return [f"{first[n % 40]} {middle[n // 40 % 40]} {last[n // 1600]}" for n in drawn]
+
+
+def _biography(name: str, facts: dict[str, str], templates: int, rng: random.Random) -> str:
+    attributes = list(facts)
+    rng.shuffle(attributes)
+    sentences = [rng.choice(_SENTENCES[attribute][:templates]).format(facts[attribute]) for attribute in attributes]
+    return " ".join(f"{name if n == 0 else 'They'} {sentence}." for n, sentence in enumerate(sentences))

@@ -1,0 +1,148 @@
+"""Settings of the data room: where records come from, and what a curriculum is."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Split = Literal["train", "test", "replay"]
+# What a mixture may name. test_questions is absent on purpose: the exam is never trained on.
+Kind = Literal["train_documents", "train_questions", "test_documents", "replay_documents", "replay_questions"]
+
+
+class Strict(BaseModel):
+    """Frozen; unknown keys are refused (experiment.py adds the suggestion and the line)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Strict):
+    """One file of records, or a Hugging Face dataset."""
+
+    path: str
+    """Below data.root; for `huggingface` a hub id or a local dataset folder."""
+    split: Split
+    holds: Literal["documents", "questions", "choices", "both"]
+    """What a row is. `both` only for `interleaved` and `wiki_pages`."""
+    format: Literal["jsonl", "csv", "parquet", "interleaved", "wiki_pages", "choices", "huggingface"] = "jsonl"
+    """`interleaved`: [{"type": "doc"}, {"type": "qna"}, …]; `wiki_pages`: [{"evidence_text", "qa_pairs"}, …];
+    `choices`: [{"question", "choices", "answer": "B"}, …]."""
+    columns: dict[str, str] = {}
+    """Our field name → the file's column, e.g. {id: wiki_id}."""
+
+
+class Bios(Strict):
+    """Synthetic biographies (Physics of Language Models 3.1, arXiv 2309.14316, in its hard form:
+    one biography a person, sentences permuted, the name in the first sentence only)."""
+
+    replay_people: Annotated[int, Field(ge=0)] = 400
+    """The older population: the base model knows them, documents and QA."""
+    train_people: Annotated[int, Field(ge=1)] = 300
+    test_people: Annotated[int, Field(ge=1)] = 100
+    values: Annotated[int, Field(ge=2, le=20)] = 20
+    """Size of each attribute's pool: chance is 1/values."""
+    templates: Annotated[int, Field(ge=1, le=4)] = 4
+    """Wordings of each attribute in biographies; questions have one."""
+
+
+class DataConfig(Strict):
+    root: str | None = None
+    """Folder of the sources; often given on the command line: data.root=DIR."""
+    sources: list[Source] = []
+    bios: Bios | None = None
+    """Made data instead of sources."""
+    counts: dict[str, int] = {}
+    """Declared size of each kind, e.g. {train_documents: 1720}: checked when data are read; without data a dry run plans from them."""
+    bad_rows: Literal["fail", "quarantine"] = "fail"
+    """`quarantine` writes refused rows beside the run and goes on."""
+    bad_rows_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of a source's rows that may be quarantined before it is an error all the same."""
+    overlap: Literal["refuse", "drop_from_train", "drop_from_exam", "allow"] = "refuse"
+    """What to do with an exam question that also stands in training (same text after normalisation)."""
+    drop_answers: list[str] = []
+    """Answers that say nothing ("Information missing"): such questions are left out and counted."""
+    cut_lines: list[str] = []
+    """Lines of an answer that begin so ("Ref:") are cut and counted."""
+
+    @model_validator(mode="after")
+    def one_origin(self) -> "DataConfig":
+        if bool(self.sources) == bool(self.bios):
+            raise ValueError("give either data.sources or data.bios")
+        return self
+
+
+class Mix(Strict):
+    """How often each kind occurs per epoch of a stage."""
+
+    train_documents: Annotated[int, Field(ge=0)] = 0
+    train_questions: Annotated[int, Field(ge=0)] = 0
+    test_documents: Annotated[int, Field(ge=0)] = 0
+    replay_documents: Annotated[int, Field(ge=0)] = 0
+    replay_questions: Annotated[int, Field(ge=0)] = 0
+
+    def kinds(self) -> dict[Kind, int]:
+        """Only what occurs, in the order above."""
+        return {k: n for k, n in self.model_dump().items() if n}  # type: ignore[misc]
+
+
+class Stage(Strict):
+    """A mixture in an order, trained with one optimiser and one schedule."""
+
+    mix: Mix
+    order: Literal["shuffled", "sequential", "questions_first", "documents_first", "questions_grouped", "documents_grouped"] = "shuffled"
+    """`questions_first`: in each epoch the questions of a document just before it ("q d q d");
+    `questions_grouped`: of each document first the questions of all epochs, then the document ("q q q d d d");
+    `documents_…`: the other way round. All four need questions with a doc_id."""
+    sample_questions: Annotated[int, Field(ge=0)] = 0
+    """So many train questions ride along in every epoch (PIT keeps the QA format alive with 64)."""
+    epochs: Annotated[int, Field(ge=1)]
+    batch_items: Annotated[int, Field(ge=1)]
+    """Items a step, over all ranks; questions that ride along are not counted."""
+    rate: Annotated[float, Field(gt=0)]
+    """Initial learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """`cosine` ends at final_rate_share; `linear` at 0."""
+    final_rate_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    loss: Literal["example", "token"] = "example"
+    """Mean per item, then over items (the paper's), or over all target tokens of the step."""
+
+    @model_validator(mode="after")
+    def not_empty(self) -> "Stage":
+        if not self.mix.kinds():
+            raise ValueError("a stage must mix at least one of train_documents, train_questions, test_documents, replay_documents, replay_questions")
+        return self
+
+
+class Dials(Strict):
+    """The values that the paper's presets leave open (PAPER.md §1; its 7B values are the defaults)."""
+
+    batch_items: Annotated[int, Field(ge=1)] = 256
+    rate_documents: Annotated[float, Field(gt=0)] = 3e-5
+    """Wherever documents occur."""
+    rate_questions: Annotated[float, Field(gt=0)] = 5e-6
+    """Stages of questions alone."""
+    epochs_documents: Annotated[int, Field(ge=1)] = 10
+    epochs_instruction: Annotated[int, Field(ge=1)] = 1
+    """Questions after documents."""
+    epochs_pit: Annotated[int, Field(ge=1)] = 3
+    """The stage before the new documents; also the one stage of `mix`."""
+    sample_questions: Annotated[int, Field(ge=0)] = 64
+    """Mixed into continued pre-training on documents."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+
+
+class Arm(Strict):
+    """One curriculum: a preset with some dials turned, or stages written out."""
+
+    preset: str | None = None
+    dials: dict[str, int | float] = {}
+    """Overrides of the experiment's dials for this arm."""
+    stages: list[Stage] = []
+
+    @model_validator(mode="after")
+    def one_form(self) -> "Arm":
+        if bool(self.preset) == bool(self.stages):
+            raise ValueError("give either a preset or stages")
+        if self.dials and not self.preset:
+            raise ValueError("dials belong to presets; write the values into the stages")
+        return self

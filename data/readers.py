@@ -1,0 +1,181 @@
+"""Every format → records with their places, and the rows that cannot be used with the reason.
+
+Row by row for JSONL, CSV and Parquet: memory does not grow with the file. The JSON lists (interleaved, wiki_pages,
+choices) are read whole. Files are read here and not by Ray Data, whose readers name neither file nor line.
+"""
+
+import difflib
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from console import UserError
+from data.config import Source
+from data.nested import list_rows, nested_rows
+from data.records import Refusal
+from data.strict_json import MAX_ROW_BYTES, JsonFault, StrictDecoder, bounded_lines, decode_line
+from data.tables import csv_rows, parquet_rows
+from data.validate import FIELDS, BadRow, Fault, Holds, Raw, Record, Row, RowReader, excerpt, header_fault, refusal, used_columns
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_NESTED = ("interleaved", "wiki_pages")
+
+
+def read_source(source: Source, root: str | Path | None, notes: Counter[str]) -> Iterator[Row | Refusal]:
+    """Every row of a source, in the order of the file: used (Row) or not (Refusal).
+
+    In `interleaved` and `wiki_pages` each document and each question is a row of its own; a source that `holds` only
+    one of the two skips the other, counted in `notes`. Ids: column `id` (or Source.columns); numbers become text; a
+    wiki page falls back on its `<Title - Wikipedia id>` header, which is cut from the text; a document without any is
+    named `path:line`. Answers: `answer` or `answers`, a text or a list of texts. An `interleaved` document may be
+    {title, description}: its text is both, on lines of their own.
+
+    notes: counts what was done to rows that are used.
+    Raises UserError where the source itself is at fault: no such file, out of data.root, columns that mean nothing.
+    """
+    check_source(source)
+    if source.format == "huggingface":
+        yield from _flat(_huggingface(source, root), source, source.path, notes)
+        return
+    path = resolve(source, root)
+    if path.stat().st_size == 0:
+        notes["empty file"] += 1
+        return
+    shown = str(path)
+    if source.format in _NESTED:
+        yield from nested_rows(path, source, shown, notes)
+    elif source.format == "choices":
+        yield from _flat(list_rows(path), source, shown, notes)
+    else:
+        readers = {"jsonl": _jsonl, "csv": csv_rows, "parquet": parquet_rows}
+        yield from _flat(readers[source.format](path, source), source, shown, notes)
+
+
+def check_source(source: Source) -> None:
+    """Raises UserError for a combination of settings that means nothing."""
+    nested = source.format in _NESTED
+    if source.holds == "both" and not nested:
+        raise UserError(f"data.sources: {source.path}: holds: both needs format interleaved or wiki_pages, not {source.format}")
+    if (source.format == "choices" or nested) and (source.holds == "choices") == nested:
+        raise UserError(f"data.sources: {source.path}: format {source.format} cannot hold {source.holds}")
+    known = FIELDS["documents"] + FIELDS["questions"] if source.holds == "both" else FIELDS[source.holds]
+    for name in source.columns:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise UserError(f"data.sources: {source.path}: columns: {name} is no field of {source.holds}; {hint}")
+    if nested and source.columns:
+        raise UserError(f"data.sources: {source.path}: format {source.format} has fixed names; columns: does not apply")
+
+
+def resolve(source: Source, root: str | Path | None) -> Path:
+    """The file of a source. Raises UserError if it is missing, not a regular file, or outside data.root (`..`, symlinks)."""
+    path = _inside(source, root)
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):  # a FIFO would wait for ever
+            raise UserError(f"{path}: not a regular file")
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _inside(source: Source, root: str | Path | None) -> Path:
+    if root is None:
+        raise UserError("data.root: missing: the folder of data.sources, e.g. data.root=DIR")
+    path = Path(root, source.path)
+    try:
+        inside = path.resolve().is_relative_to(Path(root).resolve())
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL in the name
+        raise UserError(f"data.sources: {source.path!r}: no usable path") from None
+    if not inside:
+        raise UserError(f"{path}: leads out of data.root ({root}); copy the file below it or set data.root higher")
+    return path
+
+
+def _flat(rows: Iterable[Raw | Fault], source: Source, shown: str, notes: Counter[str]) -> Iterator[Row | Refusal]:
+    assert source.holds != "both"
+    reader = RowReader(source.columns, notes)
+    for row in rows:
+        if isinstance(row, Fault):
+            yield refusal(shown, row)
+            continue
+        try:
+            yield Row(shown + row.place, _judge(reader, source.holds, row, source.path), source.path + row.place)
+        except BadRow as bad:
+            yield refusal(shown, Fault(row.place, bad.reason, row.values if bad.value is None else bad.value))
+
+
+def _judge(reader: RowReader, holds: Holds, row: Raw, path: str) -> Record:
+    if not isinstance(row.values, dict):
+        raise BadRow("a row must be an object {…}", row.values)
+    return reader.record(holds, row.values, path + row.place)
+
+
+def _jsonl(path: Path, source: Source) -> Iterator[Raw | Fault]:
+    decoder = StrictDecoder()
+    with path.open("rb") as file:
+        for number, line, too_long in bounded_lines(file):
+            place = f":{number}"
+            if too_long:
+                yield Fault(place, f"longer than {MAX_ROW_BYTES >> 20} MB", line)
+            elif line.strip():
+                yield _json_line(line, place, decoder)
+
+
+def _json_line(line: bytes, place: str, decoder: StrictDecoder) -> Raw | Fault:
+    try:
+        text = line.decode("utf-8")
+        return Raw(place, decode_line(text, decoder))
+    except UnicodeDecodeError as error:
+        return Fault(place, f"not UTF-8 at byte {error.start + 1}", line)
+    except JsonFault as fault:
+        if not fault.broken:
+            return Fault(place, fault.reason, text)
+        if not line.endswith(b"\n") and fault.position >= len(text.rstrip()):
+            return Fault(place, "truncated: the file ends inside this row", text[-60:])
+        cut_off = " (the last line; was the file cut off?)" if not line.endswith(b"\n") else ""
+        at = f" at column {fault.position + 1}" if fault.position >= 0 else ""
+        around = text[max(0, fault.position - 30) : fault.position + 30] if fault.position >= 0 else text
+        return Fault(place, f"{fault.reason}{at}{cut_off}", around)
+
+
+def _huggingface(source: Source, root: str | Path | None) -> Iterator[Raw | Fault]:
+    """A local dataset folder below data.root, else a hub id. Never runs a dataset's own code."""
+    local = root is not None and _is_folder(source, root)
+    if not local and (not _HUB_ID.fullmatch(source.path) or ".." in source.path or Path(source.path).exists()):
+        # load_dataset would take a folder of that name in the working directory for the dataset
+        raise UserError(f"data.sources: {source.path}: neither a dataset folder below data.root nor a hub id such as owner/name")
+    import datasets  # type: ignore[import-untyped]
+
+    try:
+        loaded = datasets.load_from_disk(str(_inside(source, root))) if local else datasets.load_dataset(source.path)
+    except Exception as error:  # noqa: BLE001  # whatever the library raises, the remedy is the user's
+        raise UserError(f"data.sources: {source.path}: not loaded: {excerpt(str(error), 200)}") from None
+    table = _hub_split(loaded, source)
+    if fault := header_fault(table.column_names, source):
+        yield Fault("", fault, ends=True)
+        return
+    table = table.select_columns(used_columns(table.column_names, source))
+    for number, values in enumerate(table, 1):
+        yield Raw(f":row {number}", values)
+
+
+def _is_folder(source: Source, root: str | Path) -> bool:
+    path = Path(root, source.path)
+    return path.is_dir() and _inside(source, root).is_dir()
+
+
+def _hub_split(loaded: Any, source: Source) -> Any:
+    if not isinstance(loaded, dict):  # a DatasetDict is a dict of splits
+        return loaded
+    if source.split in loaded:
+        return loaded[source.split]
+    if len(loaded) == 1:
+        return next(iter(loaded.values()))
+    raise UserError(f"data.sources: {source.path}: has no split {source.split}, only {', '.join(map(str, loaded))}")

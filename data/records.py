@@ -1,0 +1,110 @@
+"""What every reader yields and every other room consumes."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Split = Literal["train", "test", "replay"]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    id: str
+    text: str
+    title: str | None = None
+    url: str | None = None
+    date: str | None = None
+    domain: str | None = None
+    source: str | None = None
+    meta: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """`answers[0]` is the one to train on; any of them counts in the exam."""
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    doc_id: str | None = None
+    level: str | None = None
+    domain: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceQuestion:
+    id: str
+    question: str
+    choices: tuple[str, ...]
+    answer_index: int
+    doc_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One row that was read and not used. `where` is `path:line` (Parquet: `path:row group g, row r`)."""
+
+    where: str
+    reason: str
+    excerpt: str = ""
+    by_rule: bool = False
+    """Left out by a stated rule (a repeated page, drop_answers, the overlap policy): counted, but not a bad row."""
+    ends_source: bool = False
+    """What follows in the source could not be read: an error under every policy, for nobody knows how many rows that is."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}" + (f": {self.excerpt}" if self.excerpt else "")
+
+
+@dataclass
+class Part:
+    """The records of one split."""
+
+    documents: list[Document] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    choices: list[ChoiceQuestion] = field(default_factory=list)
+
+
+@dataclass
+class Intake:
+    """What was read from one source: rows_read == rows_used + len(refused), always.
+
+    `notes` counts what a stated rule did to rows that were used ("Ref: line cut": 6136).
+    """
+
+    source: str
+    rows_read: int = 0
+    rows_used: int = 0
+    refused: list[Refusal] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class OverlapReport:
+    """Exam items whose normalised text also stands in what is trained (splits train and replay), before the policy acted."""
+
+    policy: str
+    question_ids: tuple[str, ...] = ()
+    """Exam questions (choices too) that also stand among trained questions: scores on the clean subset leave them out."""
+    same_answer: int = 0
+    """How many of question_ids are trained with an answer that the exam accepts."""
+    document_ids: tuple[str, ...] = ()
+    """Exam documents that also stand among trained documents."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """What the policy left out, by kind ("train_questions": 3); with a document go its questions."""
+    examples: tuple[str, ...] = ()
+    """The first few, "exam place = training place: text"."""
+
+
+@dataclass
+class Corpus:
+    """All records of an experiment by split, and the account of how they were read.
+
+    Ids are unique over all splits, among the documents and among the questions (choices included).
+    """
+
+    parts: dict[Split, Part]
+    intakes: list[Intake] = field(default_factory=list)
+    overlap: OverlapReport | None = None
+
+    def part(self, split: Split) -> Part:
+        return self.parts.setdefault(split, Part())

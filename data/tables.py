@@ -1,0 +1,153 @@
+"""Rows of tables: CSV and Parquet (row group by row group, plain types only)."""
+
+import base64
+import csv
+import re
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+from data.config import Source
+from data.strict_json import MAX_ROW_BYTES, bounded_lines
+from data.validate import Fault, Raw, header_fault, used_columns
+
+_BATCH_ROWS = 1024
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]{28,}")
+_EXTENSION = b"ARROW:extension:name"
+
+
+class _CsvLines:
+    """Lines for csv.reader; bytes that are no UTF-8 become surrogates, so that the row (not the file) is refused."""
+
+    def __init__(self, file: BinaryIO):
+        self._lines = bounded_lines(file)
+        self.too_long: set[int] = set()
+
+    def __iter__(self) -> Iterator[str]:
+        for number, line, too_long in self._lines:
+            if too_long:
+                self.too_long.add(number)
+                line = line[:60].replace(b'"', b" ") + b"\n"
+            yield line.decode("utf-8", "surrogateescape")
+
+
+def csv_rows(path: Path, source: Source) -> Iterator[Raw | Fault]:
+    """Each row as texts by the header's names. A row may run over several lines; its place is the first."""
+    csv.field_size_limit(MAX_ROW_BYTES)
+    with path.open("rb") as file:
+        lines = _CsvLines(file)
+        rows = csv.reader(lines, strict=True)
+        header: list[str] | None = None
+        while True:
+            line = rows.line_num + 1
+            try:
+                cells = next(rows, None)
+            except csv.Error as error:
+                fault = _csv_fault(error, line, rows.line_num, header is None)
+                yield fault
+                if fault.ends:
+                    return
+                continue
+            if cells is None:
+                return
+            if header is None and cells:
+                header = cells
+                if fault_in_header := header_fault(cells, source):
+                    yield Fault(f":{line}", fault_in_header, ",".join(cells), ends=True)
+                    return
+            elif cells:
+                assert header is not None
+                yield _csv_row(header, cells, line, bool(lines.too_long) and not lines.too_long.isdisjoint(range(line, rows.line_num + 1)))
+
+
+def _csv_fault(error: csv.Error, first: int, last: int, in_header: bool) -> Fault:
+    """A fault over several lines has swallowed rows that nobody can count."""
+    swallowed = last > first or "field larger" in str(error)
+    never_closed = "unexpected end" in str(error)
+    reason = "a quote opened here is never closed" if never_closed else f"malformed CSV: {error}"
+    return Fault(f":{first}", reason, ends=swallowed or in_header)
+
+
+def _csv_row(header: list[str], cells: list[str], line: int, too_long: bool) -> Raw | Fault:
+    place = f":{line}"
+    if too_long:
+        return Fault(place, f"longer than {MAX_ROW_BYTES >> 20} MB", cells[0])
+    if len(cells) != len(header):
+        return Fault(place, f"{len(cells)} fields where the header has {len(header)}", ",".join(cells))
+    for cell in cells:
+        try:
+            cell.encode("utf-8")
+        except UnicodeEncodeError:
+            return Fault(place, "not UTF-8", cell.encode("utf-8", "surrogateescape"))
+    return Raw(place, dict(zip(header, cells, strict=True)))
+
+
+def parquet_rows(path: Path, source: Source) -> Iterator[Raw | Fault]:
+    """Each row as plain Python values, of the columns that are used.
+
+    Extension types are refused before pyarrow sees the schema: loading one may run code that the file carries
+    (Ray's tensor and pickled-object columns did).
+    """
+    try:
+        if _has_extension_types(path):
+            yield Fault("", "has an Arrow extension type; write it with plain columns (text, numbers, lists)", ends=True)
+            return
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        yield Fault("", "not a readable Parquet file (fake or truncated)", str(error), ends=True)
+        return
+    with file:
+        columns = file.schema_arrow.names
+        if fault := header_fault(columns, source):
+            yield Fault("", fault, ends=True)
+            return
+        used = used_columns(columns, source)
+        for group in range(file.metadata.num_row_groups):
+            if fault_in_group := (yield from _group(file, group, used)):
+                yield fault_in_group
+                return
+
+
+def _group(file: pq.ParquetFile, group: int, columns: list[str]) -> Generator[Raw | Fault, None, Fault | None]:
+    row = 0
+    try:
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
+            for index in range(batch.num_rows):
+                row += 1
+                yield _row(batch, index, f":row group {group}, row {row}")
+    except (pa.ArrowException, OSError) as error:
+        return Fault(f":row group {group}", "cannot be read (corrupt or truncated)", str(error), ends=True)
+    return None
+
+
+def _row(batch: pa.RecordBatch, index: int, place: str) -> Raw | Fault:
+    values: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            values[name] = column[index].as_py()
+        except UnicodeDecodeError:
+            return Fault(place, f"{name} is not UTF-8")
+        except (pa.ArrowException, ValueError, OverflowError) as error:  # a date beyond Python's
+            return Fault(place, f"{name} cannot be read", str(error))
+    return Raw(place, values)
+
+
+def _has_extension_types(path: Path) -> bool:
+    """Looks for the mark in the footer's bytes: opening the file with pyarrow would already load the types.
+
+    The footer holds the Arrow schema in base64. Every run of such characters is tried at each offset of four, because
+    the byte before it (a length) may look like one of them.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 8))
+        length = int.from_bytes(file.read(4), "little")
+        if length > size:
+            return False  # no Parquet file, as pyarrow will say
+        file.seek(max(0, size - 8 - length))
+        footer = file.read(length)
+    runs = (match[0][shift:] for match in _BASE64.finditer(footer) for shift in range(4))
+    return any(_EXTENSION in base64.b64decode(run[: len(run) // 4 * 4]) for run in runs)

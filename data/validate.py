@@ -1,0 +1,313 @@
+"""One raw row (a dict from any format) → one record, or the reason why not."""
+
+import datetime
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from data.config import Source
+from data.records import ChoiceQuestion, Document, Question, Refusal
+
+Holds = Literal["documents", "questions", "choices"]
+Record = Document | Question | ChoiceQuestion
+
+FIELDS: dict[Holds, tuple[str, ...]] = {
+    "documents": ("id", "text", "title", "url", "date", "domain", "source", "meta"),
+    "questions": ("id", "doc_id", "question", "answer", "answers", "level", "domain"),
+    "choices": ("id", "doc_id", "question", "choices", "answer", "answer_index"),
+}
+"""Our field names, for each kind of row; also the columns they are read from unless Source.columns says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One good row. A question without an id of its own has id "" (data.load names it)."""
+
+    where: str
+    record: Record
+    fallback_id: str
+    """`path:line` below data.root: a name that does not depend on the machine."""
+    parent: Document | None = None
+    """The document in which this question was nested."""
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """One row before it is judged."""
+
+    place: str
+    """The line or row, as it follows the path: ":12"."""
+    values: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why there is no row; `ends`: nothing after it can be read."""
+
+    place: str
+    reason: str
+    value: Any = None
+    ends: bool = False
+
+
+_PAGE_HEADER = re.compile(r"\s*<(?P<title>.*?) - Wikipedia (?P<id>[^\s>]+)>\s*")
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class BadRow(ValueError):
+    """Why a row cannot be used; `value` is what to quote."""
+
+    def __init__(self, reason: str, value: Any = None):
+        super().__init__(reason)
+        self.reason = reason
+        self.value = value
+
+
+def excerpt(value: Any, limit: int = 60) -> str:
+    """At most `limit` printable characters of a text, or of a value's JSON, on one line."""
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        value = value[: 4 * limit].decode("utf-8", "replace")
+    elif not isinstance(value, str):
+        value = _as_json(value)
+    value = value[: 8 * limit].encode("utf-8", "backslashreplace").decode("utf-8")
+    value = " ".join("".join(c if c.isprintable() else " " for c in value).split())
+    return value if len(value) <= limit else value[: limit - 1] + "…"
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (RecursionError, ValueError, TypeError):
+        return f"({type(value).__name__})"
+
+
+class RowReader:
+    """Turns raw rows of one source into records.
+
+    columns: our field → the file's column; fields not named there are read from the column of their own name.
+    notes: counts what was done to rows that are used ("id missing: named after its line": 3).
+    """
+
+    def __init__(self, columns: dict[str, str], notes: Counter[str]):
+        self.columns = columns
+        self.notes = notes
+
+    def record(self, holds: Holds, values: dict[str, Any], fallback_id: str) -> Record:
+        """The record of a row. A question without an id of its own keeps "" (data.load names it). Raises BadRow."""
+        if holds == "documents":
+            return self.document(values, fallback_id)
+        return self.question(values) if holds == "questions" else self.choice(values)
+
+    def document(self, values: dict[str, Any], fallback_id: str) -> Document:
+        text = self.text(values, "text")
+        id = self._id(values, "id")
+        if id is None:
+            self.notes["document without id: named after its place"] += 1
+        return Document(
+            id=id or fallback_id,
+            text=text,
+            title=self.optional(values, "title"),
+            url=self.optional(values, "url"),
+            date=self.optional(values, "date"),
+            domain=self.optional(values, "domain"),
+            source=self.optional(values, "source"),
+            meta=self._meta(values),
+        )
+
+    def question(self, values: dict[str, Any], doc_id: str | None = None) -> Question:
+        """doc_id: of the document around the question, where the row names none itself."""
+        return Question(
+            id=self._id(values, "id") or "",
+            question=self.text(values, "question"),
+            answers=self.answers(values),
+            doc_id=self._id(values, "doc_id", nullable=True) or doc_id,
+            level=self.optional(values, "level"),
+            domain=self.optional(values, "domain"),
+        )
+
+    def choice(self, values: dict[str, Any]) -> ChoiceQuestion:
+        question = self.text(values, "question")
+        choices = _texts(_listed(self._value(values, "choices")), self._named("choices"))
+        if len(choices) < 2:
+            raise BadRow(f"{self._named('choices')} has fewer than two entries", list(choices))
+        index = self._answer_index(values, len(choices))
+        bare = _without_letters(choices)
+        if bare != choices:
+            self.notes["letters of choices cut"] += 1
+        if len(set(bare)) < len(bare):
+            raise BadRow(f"{self._named('choices')} has two equal entries", list(choices))
+        return ChoiceQuestion(
+            id=self._id(values, "id") or "",
+            question=question,
+            choices=bare,
+            answer_index=index,
+            doc_id=self._id(values, "doc_id", nullable=True),
+        )
+
+    def answers(self, values: dict[str, Any]) -> tuple[str, ...]:
+        """From `answer`, from `answers`, or from both (`answer` first): each a text or a list of texts."""
+        found: list[str] = []
+        for name in ("answer", "answers"):
+            value = values.get(self._column(name))
+            if value is not None:
+                value = _listed(value) if name == "answers" else value
+                found += _texts(value, self._named(name)) if isinstance(value, list) else [_text(value, self._named(name))]
+        if not found:
+            self._value(values, "answers" if self._column("answers") in values else "answer")  # says whether it is missing or null
+        return tuple(dict.fromkeys(found))
+
+    def text(self, values: dict[str, Any], name: str) -> str:
+        return _text(self._value(values, name), self._named(name))
+
+    def optional(self, values: dict[str, Any], name: str) -> str | None:
+        """A text, or None; numbers and dates become text. Another type is an error only in a column that was asked for."""
+        value = values.get(self._column(name))
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return None
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+        if isinstance(value, datetime.date):
+            return value.isoformat()
+        if not isinstance(value, str) and name not in self.columns:
+            self.notes[f"{name} ignored: {_type(value)}, not text"] += 1
+            return None
+        return _text(value, self._named(name))
+
+    def _id(self, values: dict[str, Any], name: str, nullable: bool = False) -> str | None:
+        column = self._column(name)
+        if column not in values and name not in self.columns:
+            return None
+        value = self._value(values, name) if not nullable else values.get(column)
+        if value is None and nullable:
+            return None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # a column of whole numbers with gaps becomes one of floats in many tools
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        return None if value == "" and nullable else _text(value, self._named(name))
+
+    def _meta(self, values: dict[str, Any]) -> dict[str, Any] | None:
+        if "meta" not in self.columns or (value := values.get(self._column("meta"))) is None:
+            return None
+        if not isinstance(value, dict):
+            raise BadRow(f"{self._named('meta')} is {_type(value)}, not an object", value)
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        except (ValueError, TypeError, RecursionError):
+            raise BadRow(f"{self._named('meta')} cannot be written as JSON", value) from None
+        return value
+
+    def _answer_index(self, values: dict[str, Any], num_choices: int) -> int:
+        """0-based, from `answer_index`, or from the letter in `answer`."""
+        if self._column("answer_index") in values:
+            index = self._value(values, "answer_index")
+            if isinstance(index, str) and index.isdecimal() and len(index) < 3:  # CSV holds only text
+                index = int(index)
+            if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < num_choices:
+                raise BadRow(f"{self._named('answer_index')} is not a whole number from 0 to {num_choices - 1}", index)
+            return index
+        letter = self.text(values, "answer")
+        if len(letter) != 1 or letter not in _LETTERS[:num_choices]:
+            raise BadRow(f"{self._named('answer')} is not a letter from A to {_LETTERS[min(num_choices, 26) - 1]}", letter)
+        return _LETTERS.index(letter)
+
+    def _column(self, name: str) -> str:
+        return self.columns.get(name, name)
+
+    def _named(self, name: str) -> str:
+        column = self._column(name)
+        return name if column == name else f"{name} (column {column})"
+
+    def _value(self, values: dict[str, Any], name: str) -> Any:
+        column = self._column(name)
+        if column not in values:
+            raise BadRow(f"{self._named(name)} is missing")
+        if values[column] is None:
+            raise BadRow(f"{self._named(name)} is null")
+        return values[column]
+
+
+def page_header(text: str) -> tuple[str, str, str] | None:
+    """(title, id, text without the header) of `<Title - Wikipedia id> text`, or None without such a header."""
+    match = _PAGE_HEADER.match(text)
+    return (match["title"].strip(), match["id"], text[match.end() :].strip()) if match else None
+
+
+def _text(value: Any, named: str) -> str:
+    """Stripped, not empty, encodable. Raises BadRow."""
+    if not isinstance(value, str):
+        raise BadRow(f"{named} is {_type(value)}, not text", value)
+    if not (stripped := value.strip()):
+        raise BadRow(f"{named} is empty")
+    try:
+        stripped.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadRow(f"{named} holds a lone surrogate {stripped[error.start]!a}", stripped) from None
+    return stripped
+
+
+def _texts(value: Any, named: str) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise BadRow(f"{named} is {_type(value)}, not a list", value)
+    if not value:
+        raise BadRow(f"{named} is an empty list")
+    return tuple(_text(entry, f"{named}[{i}]") for i, entry in enumerate(value))
+
+
+def _listed(value: Any) -> Any:
+    """A CSV cell may hold a list as JSON: ["a", "b"]."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            parsed = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        return parsed if isinstance(parsed, list) else value
+    return value
+
+
+def _without_letters(choices: tuple[str, ...]) -> tuple[str, ...]:
+    """Without "A) ", "B. ", … where every choice carries its own letter."""
+    matches = [re.match(rf"{letter}[).:]\s*(\S.*)", choice, re.DOTALL) for letter, choice in zip(_LETTERS, choices, strict=False)]
+    found = [match[1] for match in matches if match]
+    return tuple(found) if len(found) == len(choices) else choices
+
+
+def _type(value: Any) -> str:
+    names = {
+        dict: "an object",
+        list: "a list",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        bytes: "bytes",
+        type(None): "null",
+        str: "text",
+    }
+    return names.get(type(value), type(value).__name__)
+
+
+def refusal(shown: str, fault: Fault) -> Refusal:
+    """The record of a fault; `shown` is the path as people see it."""
+    return Refusal(shown + fault.place, fault.reason, excerpt(fault.value), ends_source=fault.ends)
+
+
+def header_fault(columns: list[str], source: Source) -> str | None:
+    """What is wrong with a table's columns: one given twice, or one missing that was asked for or that no row can do without."""
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        return f"duplicate column {twice[0]!a}"
+    needed = {"documents": ["text"], "questions": ["question"], "choices": ["question", "choices"]}[source.holds]
+    for column in [*source.columns.values(), *(source.columns.get(name, name) for name in needed)]:
+        if column not in columns:
+            return f"no column {column!a} (columns: {excerpt(', '.join(columns), 200)})"
+    return None
+
+
+def used_columns(columns: list[str], source: Source) -> list[str]:
+    """The columns of a table that become fields."""
+    assert source.holds != "both"
+    used = {source.columns.get(name, name) for name in FIELDS[source.holds]}
+    return [name for name in columns if name in used]

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Creates .venv from a lock. Run by the Makefile; rerun it freely, an up-to-date environment costs nothing.
+#   requirements/install.sh cpu|gpu
+# Why not `pip install .`: the index's torchvision, torchaudio and torchcodec are CUDA builds, which break
+# `import transformers` beside a CPU torch; so the lock is complete and is installed with --no-deps, without them.
+set -euo pipefail
+kind=${1:?cpu or gpu}
+root=$(cd "$(dirname "$0")/.." && pwd)
+lock=$root/requirements/$kind.lock
+venv=$root/.venv
+log=$root/.venv-install.log
+stamp=$venv/installed-lock
+say() { printf 'set-up: %s\n' "$*" >&2; }
+
+if cmp -s "$lock" "$stamp"; then exit 0; fi
+
+python=
+for candidate in "${PYTHON:-}" python3.11 python3.12 python3; do
+    if [ -n "$candidate" ] && "$candidate" -c 'import sys, venv; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' 2>/dev/null; then
+        python=$candidate
+        break
+    fi
+done
+if [ -z "$python" ]; then
+    say "needs Python 3.11 or 3.12 with venv; name one with PYTHON=/path/to/python3.11"
+    exit 2
+fi
+
+say "Python $("$python" -c 'import platform; print(platform.python_version())'), $(grep -c '==' "$lock") pinned packages (~4 GB), details in ${log#"$root"/}"
+: >"$log"
+trap 'code=$?; [ $code = 0 ] || { say "failed; the last lines of ${log#"$root"/}:"; tail -n 5 "$log" >&2; }' EXIT
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv" >>"$log" 2>&1
+"$venv/bin/python" -m pip install -q 'uv==0.13.8' >>"$log" 2>&1
+
+# uv does not read pip's configuration: hand over where this machine keeps extra wheels.
+flags=()
+for links in $("$venv/bin/python" -m pip config list | sed -n "s/^[a-z]*\.find-links='\(.*\)'$/\1/p; s/^:env:\.find-links='\(.*\)'$/\1/p" | tr ' ' '\n' | sort -u); do
+    flags+=(--find-links "$links")
+done
+uv() { "$venv/bin/uv" pip install --python "$venv/bin/python" "$@" >>"$log" 2>&1; }
+
+if [ "$kind" = cpu ]; then
+    torch=$(grep '^torch==' "$lock")
+    say "$torch"
+    # The CPU build is not on the package index: this machine's own sources first, then PyTorch's CPU index, for that one wheel.
+    uv "${flags[@]}" --no-deps "$torch" || uv --torch-backend cpu --no-deps "$torch"
+fi
+say "the other packages"
+# Byte-code now, explicitly: without it every Ray worker's imports take three times as long.
+grep -v -E '^(flash-attn|mamba-ssm|causal-conv1d)==' "$lock" >"$venv/lock-to-install"
+PYTHONDONTWRITEBYTECODE='' uv "${flags[@]}" --no-deps --compile-bytecode -r "$venv/lock-to-install"
+cp "$lock" "$stamp"
+say "done in ${SECONDS} s"

@@ -1,0 +1,49 @@
+"""Packing: nothing lost, nothing twice, no row too long, every rank as many rows, and balance."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.packing import best_fit, pack
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(2, 300), min_size=1, max_size=80), st.integers(1, 8), st.integers(16, 128))
+def test_every_token_exactly_once(lengths: list[int], world_size: int, capacity: int) -> None:
+    grid = pack(lengths, world_size, capacity)
+    assert all(len(ranks) == world_size for ranks in grid)
+    covered = [np.zeros(n, dtype=int) for n in lengths]
+    for row in (row for ranks in grid for row in ranks):
+        assert row, "a rank without a row would leave the others waiting"
+        assert sum(len(p) for p in row) <= capacity
+        for piece in row:
+            if piece.counts:
+                covered[piece.item][piece.start + (piece.start > 0) : piece.end] += 1  # pieces overlap by the one token they start from
+    assert all((times == 1).all() for times in covered)
+
+
+def test_pure_function_of_its_arguments() -> None:
+    lengths = np.random.default_rng(0).integers(2, 100, 50)
+    assert pack(lengths, 3, 128) == pack(lengths.copy(), 3, 128)
+    assert pack(lengths, 3, 128) != pack(lengths[::-1], 3, 128)
+
+
+@pytest.mark.parametrize("world_size", [2, 8])
+def test_ranks_are_balanced(world_size: int) -> None:
+    """BENCHMARKS.md: the busiest rank ≤ 1.1 × mean where the step is large enough."""
+    rng = np.random.default_rng(1)
+    lengths = np.where(rng.random(256) < 0.8, rng.integers(20, 200, 256), rng.integers(200, 2000, 256))
+    grid = pack(lengths, world_size, 4096)
+    tokens = np.array([[sum(len(p) for p in row) for row in ranks] for ranks in grid]).sum(axis=0)
+    assert tokens.max() <= 1.1 * tokens.mean()
+
+
+def test_best_fit_by_hand() -> None:
+    assert best_fit([7, 6, 5, 4, 3], 10) == [[0, 4], [1, 3], [2]]
+
+
+def test_one_item_on_many_ranks_fills_the_others_with_weightless_rows() -> None:
+    [ranks] = pack([5], 4, 16)
+    assert sum(piece.counts for row in ranks for piece in row) == 1
+    assert len(ranks) == 4

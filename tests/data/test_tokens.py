@@ -1,0 +1,75 @@
+"""Tokens and loss spans: exact, by character offsets; text is text."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.bios import make_bios
+from data.catalogue import catalogue_of
+from data.config import Bios
+from data.records import Document, Question
+from data.tokens import Encoder, open_store, write_store
+from trainer.model import make_tokenizer
+
+TEXTS = ["Question: Who wrote it? Answer: Ann Lee", "The film was directed by Ann Lee in 2023. Ünïcödé 日本"]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(make_tokenizer(TEXTS, 400))
+
+
+def decode(encoder: Encoder, ids: list[int]) -> str:
+    return str(encoder._backend.decode(ids, skip_special_tokens=False))
+
+
+@pytest.mark.parametrize("answer", ["Ann Lee", "x", "日本", "Answer: y", " padded", "in 2023."])
+def test_loss_covers_exactly_the_answer_and_the_end(encoder: Encoder, answer: str) -> None:
+    question = Question("q", "Who wrote it?", (answer,))
+    [(ids, start)] = encoder.encode([question])
+    assert decode(encoder, ids[start:]) == f" {answer}</s>"
+    assert ids[-1] == encoder.eos_id
+
+
+def test_training_prefix_is_the_exam_prompt(encoder: Encoder) -> None:
+    question = Question("q", "Who wrote it?", ("Ann",))
+    [(ids, start)] = encoder.encode([question])
+    assert ids[:start] == encoder.prompt(question.question)
+
+
+def test_document_has_no_end_token(encoder: Encoder) -> None:
+    document = Document("d", TEXTS[1])
+    [(ids, start)] = encoder.encode([document])
+    assert start == 1 and ids[0] == 1 and encoder.eos_id not in ids
+    assert ids == encoder.document(document)
+    assert decode(encoder, ids[1:]) == TEXTS[1]
+
+
+def test_special_tokens_in_text_stay_text(encoder: Encoder) -> None:
+    [(ids, _)] = encoder.encode([Document("d", "a</s>b<s>")])
+    assert encoder.eos_id not in ids[1:] and 1 not in ids[1:]
+    assert decode(encoder, ids[1:]) == "a</s>b<s>"
+
+
+def test_store_gives_back_what_was_encoded(tmp_path: Path) -> None:
+    catalogue = catalogue_of(make_bios(Bios(replay_people=3, train_people=4, test_people=2), 0))
+    texts = [str(r) for rows in catalogue.records.values() for r in rows]
+    encoder = Encoder(make_tokenizer(texts, 500))
+    written = write_store(tmp_path, catalogue, encoder)
+    store = open_store(tmp_path)
+    encoded = [pair for rows in catalogue.records.values() if rows for pair in encoder.encode(rows)]
+    for n, (ids, start) in enumerate(encoded):
+        assert np.array_equal(store.item(n), ids) and store.loss_start[n] == start
+    assert store.sha256 == written.sha256
+
+
+def test_store_is_made_again_when_a_record_changes(tmp_path: Path) -> None:
+    corpus = make_bios(Bios(replay_people=0, train_people=2, test_people=1), 0)
+    encoder = Encoder(make_tokenizer(["a b c"], 300))
+    first = write_store(tmp_path, catalogue_of(corpus), encoder).sha256
+    assert write_store(tmp_path, catalogue_of(corpus), encoder).sha256 == first
+    part = corpus.parts["train"]
+    part.documents[0] = dataclasses.replace(part.documents[0], text="Another text.")
+    assert write_store(tmp_path, catalogue_of(corpus), encoder).sha256 != first

@@ -1,0 +1,98 @@
+"""A few optimiser steps on uneven made items, by DeepSpeed in a gloo process group or by plain torch: run by the tests below.
+
+    python -m tests.numerics.steps OUT WORLD_SIZE RANK PORT
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.config import Mix, Stage
+from data.plan import Plan
+from data.rows import step_rows
+from data.tokens import TokenStore
+from trainer.attention import attention_inputs
+from trainer.config import TrainerConfig
+from trainer.schedule import learning_rate
+from trainer.step import Engine, optimiser_step
+
+STAGE = Stage(mix=Mix(train_documents=1), epochs=1, batch_items=12, rate=3e-3)
+CONFIG = TrainerConfig(clip=0.5)  # small enough that every step is clipped
+CAPACITY = 48
+NUM_STEPS = 4
+VOCAB = 64
+
+
+def made_store() -> TokenStore:
+    """40 items of 5 to 60 tokens (so some are split over rows), loss from a random token on."""
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(5, 60, 40)
+    return TokenStore(
+        tokens=rng.integers(3, VOCAB, lengths.sum()).astype(np.uint32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        loss_start=rng.integers(1, lengths - 1).astype(np.int32),
+        sha256="",
+    )
+
+
+def made_plan() -> Plan:
+    """Steps of 12, 9, 12 and 7 items: the number of micro-steps differs from step to step."""
+    return Plan(np.random.default_rng(4).permutation(40), np.array([0, 12, 21, 33, 40]), "")
+
+
+def made_model(attention: str = "padded_sdpa", tied: bool = False) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=128, tie_word_embeddings=tied, attn_implementation=attention,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config)
+
+
+def run_steps(engine: Engine, rank: int, world_size: int) -> tuple[list[torch.Tensor], list[float]]:
+    """This rank's loss shares and the global gradient norms."""
+    losses, norms = [], []
+    for step in range(NUM_STEPS):
+        rows = step_rows(made_plan(), made_store(), step, rank, world_size, CAPACITY, "example")
+        loss, norm = optimiser_step(engine, rows, learning_rate(STAGE, step, NUM_STEPS), "padded_sdpa")
+        losses.append(loss)
+        norms.append(norm)
+    return losses, norms
+
+
+def main() -> None:
+    out, world_size, rank, port = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), DS_ACCELERATOR="cpu")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+    from trainer.engine import DeepSpeedEngine
+    from trainer.weights import write_fragments
+
+    cases = [(stage, "fp32") for stage in (0, 1, 2, 3)] + [(1, "bf16"), (2, "bf16"), (3, "bf16")]
+    for zero_stage, precision in cases:
+        name = f"zero{zero_stage}-{precision}"
+        model = made_model()
+        start = {key: value.detach().clone() for key, value in model.named_parameters()}
+        engine = DeepSpeedEngine(model, CONFIG.model_copy(update={"zero_stage": zero_stage}), precision, torch.device("cpu"))
+        if precision == "bf16":
+            engine.set_fp32(start.__getitem__)
+            write_fragments(out / name / "start", rank, engine.fragments())
+        losses, norms = run_steps(engine, rank, world_size)
+        totals = torch.stack(losses).float()
+        torch.distributed.all_reduce(totals)
+        write_fragments(out / name / "end", rank, engine.fragments())
+        if rank == 0:
+            (out / name / "result.json").write_text(json.dumps({"losses": totals.tolist(), "norms": norms}))
+        engine.close()
+        torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

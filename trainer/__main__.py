@@ -1,0 +1,103 @@
+"""python -m trainer X.yaml: trains every arm of an experiment, then examines it."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+
+from console import RunError, chatter_to, door, out, say, write_result
+from experiment import Experiment, load_experiment
+
+_ABOUT = """\
+Trains every arm of an experiment and examines the result with `python -m evaluation`.
+
+Stages that are already trained are not trained again: run the same command to go on after a stop.
+"""
+_EXAMPLES = """\
+examples:
+  python -m trainer experiments/bios_cpu.yaml
+  python -m trainer experiments/wiki2023_cpu.yaml data.root=/data/wiki2023_film
+  python -m trainer experiments/wiki2023_llama2_7b.yaml --dry-run
+  ray job submit --working-dir . -- python -m trainer experiments/bios_cpu.yaml
+"""
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m trainer", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", help="the experiment's YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values to use instead of the file's, e.g. trainer.zero_stage=3")
+    parser.add_argument("--dry-run", action="store_true", help="print stages, steps, tokens, coverage and plan hashes; train nothing")
+    parser.add_argument("--no-exam", action="store_true", help="train only; `python -m evaluation X.yaml` examines later")
+    parser.add_argument("--no-ray", action="store_true", help="train in this process alone (one GPU or CPU), for trials")
+    parser.add_argument("--json", action="store_true", help="print tables as JSON")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None) -> int:
+    arguments = _arguments(argv)
+    experiment = load_experiment(arguments.experiment, arguments.overrides)
+    arms = {"base": experiment.stages("base"), **{arm: experiment.stages(arm) for arm in experiment.arms}}
+    if arguments.dry_run:
+        _dry_run(experiment, arms, arguments.json)
+        return 0
+    _train(experiment, arms, arguments.no_ray)
+    if arguments.no_exam:
+        return 0
+    command = [sys.executable, "-m", "evaluation", arguments.experiment, *arguments.overrides, *(["--json"] if arguments.json else [])]
+    return subprocess.run(command).returncode  # the rooms meet on disk; same Ray cluster where RAY_ADDRESS names one
+
+
+def _dry_run(experiment: Experiment, arms: dict[str, list], as_json: bool) -> None:  # type: ignore[type-arg]
+    from trainer.dry_run import dry_run, table_of
+
+    report = {"experiment": experiment.name, **dry_run(experiment.data, experiment.model, arms, experiment.seed)}
+    if as_json:
+        write_result(json.dumps(report, indent=1))
+    else:
+        out.print(table_of(report))
+
+
+def _train(experiment: Experiment, arms: dict[str, list], no_ray: bool) -> None:  # type: ignore[type-arg]
+    log = experiment.folder / "logs" / "trainer.log"
+    from trainer.run import locked
+
+    with locked(experiment.folder), chatter_to(log):
+        from cluster.connect import announce_cluster, connected, gpus_here
+        from trainer import run
+        from trainer.ray_group import cpus_for
+
+        say(f"{experiment.name}: reading records, making tokens and plans (chatter: {log})")
+        # A submitted job asks its cluster for GPUs; a run of its own asks this machine, and needs no Ray when nothing is left to train.
+        in_cluster = bool(os.environ.get("RAY_ADDRESS"))
+        with connected(cpus_needed=1) if in_cluster else nullcontext():
+            num_gpus = gpus_here() if in_cluster else _local_gpus()
+            num_workers = 1 if no_ray else experiment.trainer.num_workers or num_gpus or 2
+            use_gpu = 0 < num_workers <= num_gpus
+            prepared = run.prepare(experiment.folder, experiment.data, experiment.model, experiment.trainer, arms, experiment.seed, use_gpu)
+            todo = run.pending(experiment.folder, prepared)
+            run.announce(prepared, todo)
+            if prepared.split_documents:
+                say(f"{prepared.split_documents} documents are longer than a row of {prepared.capacity} tokens and are split")
+            if todo and no_ray:
+                run.train_without_ray(experiment.folder, prepared, experiment.trainer, experiment.seed)
+            elif todo:
+                say("starting Ray" if not in_cluster else "using the job's Ray cluster")
+                with connected(cpus_for(num_workers), num_workers if use_gpu else 0):
+                    announce_cluster()
+                    try:
+                        run.train(experiment.folder, prepared, experiment.trainer, experiment.seed, num_workers, use_gpu)
+                    except RunError as error:
+                        raise RunError(f"{error} (details: {log}; what is committed stays)") from error
+        run.write_arms(experiment.folder, experiment.name, prepared)
+
+
+def _local_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+if __name__ == "__main__":
+    door(main)

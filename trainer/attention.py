@@ -1,0 +1,92 @@
+"""Attention on a flat row that never lets one item see another, and the check that this is so.
+
+`padded_sdpa`: linear layers see the flat row; only attention is unfolded to (items, heads, length, head size), by buckets of
+similar length, and runs torch's causal kernel. A (T, T) mask would cost T² for a row of many short items; padding at most doubles
+an item's length. Works on any device; flash-attn replaces it where it is installed.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+# Plain softmax attention with nothing but a causal mask; other families (soft caps, sinks, sliding windows) keep transformers' own.
+_PLAIN_FAMILIES = {"llama", "qwen2", "qwen3", "mistral"}
+
+
+def choose_attention(wanted: str, model_type: str, sliding_window: int | None, device: torch.device) -> str:
+    """Name of the attention implementation for transformers; `auto` resolved."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda" and importlib.util.find_spec("flash_attn"):
+        return "flash_attention_2"
+    return "padded_sdpa" if model_type in _PLAIN_FAMILIES and not sliding_window else "sdpa"
+
+
+def attention_inputs(implementation: str, cu_seqlens: np.ndarray[Any, Any], device: torch.device) -> dict[str, Any]:
+    """What the model's forward must be given so that attention knows the items of a row."""
+    lengths = np.diff(cu_seqlens)
+    if implementation == "padded_sdpa":
+        return {"row_buckets": _buckets(cu_seqlens, lengths, device)}
+    if implementation == "flash_attention_2":
+        boundaries = torch.as_tensor(cu_seqlens, dtype=torch.int32, device=device)
+        longest = int(lengths.max())
+        return {"cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries, "max_length_q": longest, "max_length_k": longest}
+    return {}  # sdpa and eager find the items in position_ids, at batch size 1
+
+
+def _buckets(cu_seqlens: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Per bucket: index (items, L) of tokens, padded with the item's last token; mask (items, L) of real tokens."""
+    size = 2 ** np.ceil(np.log2(np.maximum(lengths, 8))).astype(int)
+    result = []
+    for width in np.unique(size):
+        members = np.flatnonzero(size == width)
+        longest = int(lengths[members].max())
+        within = np.arange(longest)[None, :]
+        real = within < lengths[members, None]
+        index = cu_seqlens[members, None] + np.minimum(within, lengths[members, None] - 1)
+        result.append((torch.as_tensor(index, dtype=torch.long, device=device), torch.as_tensor(real, device=device)))
+    return result
+
+
+def _padded_sdpa(
+    module: torch.nn.Module,
+    query: Tensor,  # (1, heads, T, head size)
+    key: Tensor,  # (1, key heads, T, head size)
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    row_buckets: list[tuple[Tensor, Tensor]] | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    assert row_buckets is not None and query.shape[0] == 1, "one flat row at a time, with its buckets"
+    out = torch.empty_like(query[0].transpose(0, 1))  # (T, heads, head size)
+    for index, real in row_buckets:
+        q, k, v = (x[0].transpose(0, 1)[index].transpose(1, 2) for x in (query, key, value))  # (items, heads, L, head size)
+        # Padding stands behind the real tokens: the causal mask alone keeps them from seeing it.
+        result = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        out = out.index_put((index[real],), result.transpose(1, 2)[real])
+    return out[None], None
+
+
+AttentionInterface.register("padded_sdpa", _padded_sdpa)
+AttentionMaskInterface.register("padded_sdpa", lambda *_, **__: None)
+
+
+def leak(logits_of: Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], Tensor], vocab_size: int) -> float:
+    """Largest change of item B's logits when item A before it, in the same row, changes. 0 up to rounding means isolated.
+
+    `logits_of(input_ids (T,), cu_seqlens)` → (T, V).
+    """
+    rng = np.random.default_rng(0)
+    a, other, b = (rng.integers(0, vocab_size, n) for n in (11, 11, 9))
+    boundaries = np.array([0, 11, 20], dtype=np.int32)
+    first, second = (logits_of(np.concatenate([x, b]), boundaries)[11:].float() for x in (a, other))
+    return float((first - second).abs().max())

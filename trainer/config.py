@@ -1,0 +1,59 @@
+"""Settings of the trainer room: which model, and how its optimiser steps run."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from data.config import Strict
+
+
+class TinyModel(Strict):
+    """A random Llama and a byte-level BPE tokenizer, made on the spot from the experiment's own records."""
+
+    vocab_size: Annotated[int, Field(ge=300)] = 2048
+    """Upper bound; merges stop when every word is one token."""
+    hidden_size: Annotated[int, Field(ge=32, multiple_of=32)] = 96
+    layers: Annotated[int, Field(ge=1)] = 2
+    head_size: Literal[32, 64, 80, 96, 112, 128] = 32
+    """vLLM's CPU attention knows these only."""
+    max_positions: Annotated[int, Field(ge=32)] = 1024
+
+
+class ModelConfig(Strict):
+    name: str | None = None
+    """Hub id or folder with config.json, tokenizer and safetensors."""
+    revision: str | None = None
+    tiny: TinyModel | None = None
+
+    @model_validator(mode="after")
+    def one_origin(self) -> "ModelConfig":
+        if (self.name is None) == (self.tiny is None):
+            raise ValueError("give either model.name or model.tiny")
+        return self
+
+
+class TrainerConfig(Strict):
+    num_workers: Annotated[int, Field(ge=1)] | None = None
+    """Training processes; empty: one per GPU of the cluster, or two CPU workers."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 with fp32 masters on GPUs, fp32 on CPUs."""
+    row_tokens: Annotated[int, Field(ge=16)] = 4096
+    """Most tokens of one row: one micro-step of one rank."""
+    long_documents: Literal["split", "refuse"] = "split"
+    """Documents over row_tokens (or the model's positions) are split into rows, or refused. Questions are always refused."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third more time, far less memory."""
+    offload_optimizer: bool = False
+    """fp32 masters and moments in host memory."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """On matrices and embeddings, not on norms and biases."""
+    attention: Literal["auto", "padded_sdpa", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """auto: flash_attention_2 where it can be imported and the device is a GPU, else padded_sdpa (trainer/attention.py)."""
+    log_every_steps: Annotated[int, Field(ge=1)] = 10
+    """Steps between lines of metrics."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Restarts of the worker group before the run gives up; a restart begins at the last committed stage."""

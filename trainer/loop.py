@@ -1,0 +1,103 @@
+"""The loop over a stage's steps: rows in, optimiser steps, metrics out. Runs under Ray and without it."""
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from data.config import Stage
+from data.rows import Row
+from trainer.schedule import learning_rate
+from trainer.step import Engine, optimiser_step
+
+Metrics = dict[str, Any]
+
+
+def run_stage(
+    engine: Engine,
+    rows: Iterator[Row],
+    stage: Stage,
+    num_steps: int,
+    attention: str,
+    flops_of_row: Callable[[Row], float],
+    report: Callable[[Metrics], None],
+    first_step: int = 0,
+) -> Metrics:
+    """Trains steps [first_step, num_steps) and returns the totals {steps, tokens, seconds, loss}.
+
+    `report` gets the metrics of every step on every rank: loss (of the whole step), grad_norm, rate, tokens (all ranks), tokens_per_s,
+    flops_per_s (all ranks, model FLOPs), step_s, data_wait_s (this rank), memory_gib (this rank).
+    """
+    started = time.monotonic()
+    total_tokens, loss, next_step = 0, float("nan"), first_step
+    clock = _Clock()
+    for step, group in groupby(clock.waits(rows), key=lambda row: row["step"]):
+        assert step == next_step, f"the stream gave step {step}, the plan says {next_step}"
+        micro_rows = list(group)
+        assert len(micro_rows) == micro_rows[0]["num_micro_steps"], f"step {step}: rows are missing"
+        rate = learning_rate(stage, step, num_steps)
+        share, grad_norm = optimiser_step(engine, micro_rows, rate, attention)
+        tokens = sum(len(row["input_ids"]) for row in micro_rows if row["loss_weight"].any())
+        loss, step_tokens, flops = _sum_over_ranks([float(share), tokens, sum(map(flops_of_row, micro_rows))], engine.device)
+        total_tokens += int(step_tokens)
+        step_s, data_wait_s = clock.lap()
+        report(
+            {
+                "step": step,
+                "loss": loss,
+                "grad_norm": grad_norm,
+                "rate": rate,
+                "tokens": int(step_tokens),
+                "tokens_per_s": step_tokens / step_s,
+                "flops_per_s": flops / step_s,
+                "step_s": step_s,
+                "data_wait_s": data_wait_s,
+                "memory_gib": _memory_gib(engine.device),
+            }
+        )
+        next_step += 1
+    assert next_step == num_steps, f"the stream ended after {next_step} of {num_steps} steps"
+    return {"steps": num_steps, "tokens": total_tokens, "seconds": time.monotonic() - started, "loss": loss}
+
+
+class _Clock:
+    """Seconds of each step, and how many of them the loop waited for rows."""
+
+    def __init__(self) -> None:
+        self._lap = time.monotonic()
+        self._waited = 0.0
+
+    def waits(self, rows: Iterator[Row]) -> Iterator[Row]:
+        # groupby asks for the next step's first row at the end of this one: that wait counts to this step.
+        while True:
+            asked = time.monotonic()
+            row = next(rows, None)
+            self._waited += time.monotonic() - asked
+            if row is None:
+                return
+            yield row
+
+    def lap(self) -> tuple[float, float]:
+        now = time.monotonic()
+        step_s, waited_s = now - self._lap, self._waited
+        self._lap, self._waited = now, 0.0
+        return step_s, waited_s
+
+
+def _sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
+    """One small all-reduce a step: every rank then knows the same loss and counts."""
+    if not torch.distributed.is_initialized():
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(tensor)
+    return [float(v) for v in tensor]
+
+
+def _memory_gib(device: torch.device) -> float:
+    """Peak of the device's allocator, or this process's peak resident size on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

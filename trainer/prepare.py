@@ -1,0 +1,110 @@
+"""From an experiment's values to jobs: records, tokens, plans, keys. Everything before the first worker starts."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from console import UserError
+from data.catalogue import Catalogue
+from data.config import Stage
+from data.plan import Plan, compile_plan
+from data.tokens import TokenStore
+from trainer.config import ModelConfig, TrainerConfig
+from trainer.store import stage_key
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage to train, with everything a worker needs; paths are on storage that all nodes share."""
+
+    key: str
+    parent: str | None
+    """Key of the stage before; None: the initial model."""
+    label: str
+    """For people: "pit 2/3: test_documents"."""
+    stage: Stage
+    num_steps: int
+    plan_path: str
+    plan_sha256: str
+    capacity: int
+
+
+def compile_arms(
+    arms: dict[str, list[Stage]], catalogue: Catalogue, seed: int, describe: Callable[[str, int], str] = lambda arm, n: f"arms.{arm}, stage {n + 1}"
+) -> dict[str, list[Plan]]:
+    """The plans of every arm's stages; equal stages are compiled once. UserError names the arm and the stage."""
+    done: dict[str, Plan] = {}
+    plans: dict[str, list[Plan]] = {}
+    for arm, stages in arms.items():
+        plans[arm] = []
+        for n, stage in enumerate(stages):
+            identity = stage.model_dump_json()
+            if identity not in done:
+                try:
+                    done[identity] = compile_plan(stage, catalogue, seed)
+                except UserError as error:
+                    raise UserError(f"{describe(arm, n)}: {error}") from None
+            plans[arm].append(done[identity])
+    return plans
+
+
+def initial_identity(model: ModelConfig, seed: int, tokens_sha256: str) -> str:
+    """What stands for the initial weights in the first stage's key. A tiny model follows from its settings, seed and texts."""
+    facts = {"model": model.model_dump(mode="json"), **({"seed": seed, "tokens": tokens_sha256} if model.tiny else {})}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_jobs(
+    arms: dict[str, list[Stage]],
+    plans: dict[str, list[Plan]],
+    store: TokenStore,
+    trainer: TrainerConfig,
+    precision: str,
+    capacity: int,
+    seed: int,
+    initial: str,
+    plan_folder: Path,
+) -> tuple[list[Job], dict[str, list[str]]]:
+    """Every distinct stage once, parents first, and each arm as its list of keys. Plans are written to `plan_folder`."""
+    jobs: dict[str, Job] = {}
+    keys: dict[str, list[str]] = {}
+    plan_folder.mkdir(parents=True, exist_ok=True)
+    cut = capacity if int(store.lengths.max(initial=0)) > capacity else None
+    for arm, stages in arms.items():
+        parent: str | None = None
+        keys[arm] = []
+        for n, (stage, plan) in enumerate(zip(stages, plans[arm], strict=True)):
+            key = stage_key(parent or initial, stage, plan.sha256, store.sha256, trainer, precision, cut, seed)
+            if key not in jobs:
+                path = plan_folder / f"{plan.sha256[:16]}.npz"
+                if not path.exists():
+                    plan.save(path)
+                label = f"{arm} {n + 1}/{len(stages)}: {' + '.join(stage.mix.kinds())}"
+                jobs[key] = Job(key, parent, label, stage, plan.num_steps, str(path.resolve()), plan.sha256, capacity)
+            keys[arm].append(key)
+            parent = key
+    return list(jobs.values()), keys
+
+
+def check_lengths(store: TokenStore, catalogue: Catalogue, capacity: int, long_documents: str) -> int:
+    """Refuses items that no row can hold; returns how many documents will be split over rows."""
+    long = np.flatnonzero(store.lengths > capacity)
+    for item in long:
+        kind = catalogue.kind_of(int(item))
+        if kind.endswith("questions") or long_documents == "refuse":
+            what = "question" if kind.endswith("questions") else "document"
+            raise UserError(
+                f"{what} {catalogue.ids[item]} has {store.lengths[item]} tokens and a row holds {capacity}: raise trainer.row_tokens, "
+                f"or take it out{'' if what == 'question' else ', or set trainer.long_documents=split'}"
+            )
+    return len(long)
+
+
+def job_dict(job: Job) -> dict[str, Any]:
+    """For the manifest: plain values."""
+    return {**asdict(job), "stage": job.stage.model_dump(mode="json")}

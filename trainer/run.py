@@ -1,0 +1,214 @@
+"""The driver: prepares an experiment, trains what is not committed yet, and writes down which stages make up which arm."""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from console import UserError, progress, say
+from data.catalogue import Catalogue, catalogue_of
+from data.config import DataConfig, Stage
+from data.load import load_corpus
+from data.plan import Plan
+from data.records import Corpus
+from data.tokens import Encoder, TokenStore, load_tokenizer, write_store
+from trainer.config import ModelConfig, TrainerConfig
+from trainer.prepare import Job, check_lengths, compile_arms, initial_identity, make_jobs
+from trainer.store import StageStore, write_json
+
+
+@dataclass(frozen=True)
+class Prepared:
+    corpus: Corpus
+    catalogue: Catalogue
+    store: TokenStore
+    tokens_folder: Path
+    model_folder: str
+    plans: dict[str, list[Plan]]
+    jobs: list[Job]
+    keys: dict[str, list[str]]
+    capacity: int
+    precision: str
+    split_documents: int
+
+
+def prepare(
+    folder: Path, data: DataConfig, model: ModelConfig, trainer: TrainerConfig, arms: dict[str, list[Stage]], seed: int, has_gpu: bool
+) -> Prepared:
+    """Records → tokens → plans → jobs. UserError for anything wrong with them; nothing has started by then."""
+    corpus = load_corpus(data, seed, folder / "refused.jsonl")
+    catalogue = catalogue_of(corpus)
+    model_folder = resolve_model(folder, model, catalogue, seed)
+    encoder = Encoder(load_tokenizer(model_folder))
+    with progress() as bar:
+        task = bar.add_task("tokens", total=len(catalogue))
+        store = write_store(folder / "tokens", catalogue, encoder, lambda n: bar.advance(task, n))
+    capacity = min(trainer.row_tokens, _positions(model_folder))
+    split_documents = check_lengths(store, catalogue, capacity, trainer.long_documents)
+    precision = {"auto": "bf16" if has_gpu else "fp32"}.get(trainer.precision, trainer.precision)
+    if precision == "bf16" and trainer.zero_stage == 0:
+        raise UserError("trainer.zero_stage: ZeRO 0 gives no access to the fp32 masters of a bf16 model; use 1, 2 or 3")
+    plans = compile_arms(arms, catalogue, seed)
+    initial = initial_identity(model, seed, store.sha256)
+    jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, seed, initial, folder / "plans")
+    return Prepared(corpus, catalogue, store, folder / "tokens", model_folder, plans, jobs, keys, capacity, precision, split_documents)
+
+
+def resolve_model(folder: Path, model: ModelConfig, catalogue: Catalogue, seed: int) -> str:
+    """A local folder with config, tokenizer and safetensors: the user's, the hub's snapshot, or a tiny one made now."""
+    if model.name:
+        if Path(model.name).is_dir():
+            return str(Path(model.name).resolve())
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            return snapshot_download(model.name, revision=model.revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+            raise UserError(f"model.name: {model.name} is neither a folder nor reachable on the hub: {str(error).splitlines()[0]}") from None
+    from trainer.model import make_tiny_model, texts_for_tokenizer
+
+    assert model.tiny is not None
+    records = {kind: rows for kind, rows in catalogue.records.items() if rows}
+    target = folder / "model"
+    stamp = {"tiny": model.tiny.model_dump(), "seed": seed, "texts": _fingerprint(records)}
+    if not (target / "made.json").exists() or json.loads((target / "made.json").read_text()) != stamp:
+        make_tiny_model(target, model.tiny, texts_for_tokenizer(records), seed)  # type: ignore[arg-type]
+        write_json(target / "made.json", stamp)
+    return str(target.resolve())
+
+
+def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, num_workers: int, use_gpu: bool) -> None:
+    """Trains every job that is not committed, with a progress bar for the whole of it. Ray must be connected."""
+    from trainer.ray_group import train_on_ray, while_polling
+
+    store = StageStore(folder)
+    todo = pending(folder, prepared)
+    steps_before = {job.key: sum(j.num_steps for j in todo[:n]) for n, job in enumerate(todo)}
+    labels = {job.key: job.label for job in todo}
+    (folder / "progress.json").unlink(missing_ok=True)
+    with progress() as bar:
+        task = bar.add_task("training: starting workers", total=sum(job.num_steps for job in todo))
+
+        def poll() -> None:
+            latest = _read_progress(folder / "progress.json")
+            if latest and latest["key"] in steps_before:
+                bar.update(
+                    task,
+                    completed=steps_before[latest["key"]] + latest["step"] + 1,
+                    description=f"training {labels[latest['key']]}",
+                    note=f"loss {latest['loss']:.3f}, {latest['tokens_per_s']:,.0f} tokens/s",
+                )
+
+        settings = _worker_settings(folder, prepared, trainer, seed)
+        while_polling(lambda: train_on_ray(settings, todo, str(prepared.tokens_folder.resolve()), num_workers, use_gpu), poll)
+    assert all(store.manifest(job.key) for job in todo)
+
+
+def train_without_ray(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int) -> None:
+    """The same jobs in this process alone, on one GPU or CPU: what a machine with torch and DeepSpeed can do."""
+    import os
+
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "0")
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", rank=0, world_size=1)
+    from data.rows import rank_rows
+    from trainer.worker import train_jobs
+
+    try:
+        train_jobs(
+            _worker_settings(folder, prepared, trainer, seed),
+            pending(folder, prepared),
+            lambda job, rank, world_size: rank_rows(_plan_of(prepared, job), prepared.store, rank, world_size, job.capacity, job.stage.loss),
+        )
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def pending(folder: Path, prepared: Prepared) -> list[Job]:
+    """Jobs that are not committed yet, parents first."""
+    store = StageStore(folder)
+    return [job for job in prepared.jobs if store.manifest(job.key) is None]
+
+
+def write_arms(folder: Path, name: str, prepared: Prepared) -> None:
+    """arms.json: what the exam reads. The base stands first; an arm's cost counts its own stages, not the base's."""
+    store = StageStore(folder)
+    base = prepared.keys["base"]
+    arms: dict[str, Any] = {}
+    for arm, keys in prepared.keys.items():
+        own = [store.manifest(key) for key in keys if arm == "base" or key not in base]
+        totals = [manifest["totals"] for manifest in own if manifest]
+        plan_hashes = [plan.sha256 for plan in prepared.plans[arm]]
+        arms[arm] = {
+            "hf": str(Path("stages") / keys[-1] / "hf") if keys else prepared.model_folder,
+            "stage": keys[-1] if keys else None,
+            "stages": keys,
+            "steps": sum(t["steps"] for t in totals),
+            "tokens": sum(t["tokens"] for t in totals),
+            "seconds": sum(t["seconds"] for t in totals),
+            "plan_hash": plan_hashes[-1] if plan_hashes else "",
+            "plan_hashes": plan_hashes,
+        }
+    write_json(folder / "arms.json", {"experiment": name, "arms": arms})
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One driver a run folder; UserError for the second."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder}: another run is at work here; wait for it, or give this one another name=…") from None
+        yield
+
+
+def _worker_settings(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int) -> Any:
+    from trainer.worker_settings import WorkerSettings
+
+    return WorkerSettings(str(folder.resolve()), prepared.model_folder, trainer, prepared.precision, seed)
+
+
+def _plan_of(prepared: Prepared, job: Job) -> Plan:
+    return next(plan for plans in prepared.plans.values() for plan in plans if plan.sha256 == job.plan_sha256)
+
+
+def _positions(model_folder: str) -> int:
+    config = json.loads((Path(model_folder) / "config.json").read_text())
+    return int(config.get("max_position_embeddings") or 2**31)
+
+
+def _fingerprint(records: dict[Any, Any]) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for rows in records.values():
+        for record in rows:
+            digest.update(repr(record).encode())
+    return digest.hexdigest()
+
+
+def _read_progress(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())  # type: ignore[no-any-return]
+    except (OSError, ValueError):
+        return None
+
+
+def announce(prepared: Prepared, todo: list[Job]) -> None:
+    """One line on what will be trained and what is already there."""
+    done = len(prepared.jobs) - len(todo)
+    say(
+        f"{len(prepared.keys) - 1} arms, {len(prepared.jobs)} stages: {done} already trained, {len(todo)} to train "
+        f"({sum(job.num_steps for job in todo):,} steps)"
+    )

@@ -1,0 +1,21 @@
+"""Learning rate of each step. Pure."""
+
+from math import cos, pi
+
+from data.config import Stage
+
+
+def learning_rate(stage: Stage, step: int, num_steps: int) -> float:
+    """Rate of optimiser step `step` (0-based) out of `num_steps`.
+
+    `cosine`: from rate to rate × final_rate_share (PIT: 10 %, no warm-up); `linear`: to 0; the last step's rate is one
+    step before the end of the curve, so that no step is wasted on the final value.
+    """
+    if step < stage.warmup_steps:
+        return stage.rate * (step + 1) / stage.warmup_steps
+    done = (step - stage.warmup_steps) / max(1, num_steps - stage.warmup_steps)
+    if stage.schedule == "constant":
+        return stage.rate
+    if stage.schedule == "linear":
+        return stage.rate * (1 - done)
+    return stage.rate * (stage.final_rate_share + (1 - stage.final_rate_share) * 0.5 * (1 + cos(pi * done)))

@@ -1,0 +1,75 @@
+"""The stage store: runs/<name>/stages/<key>/. A stage that is committed is never trained again; what arms share, they share by key."""
+
+import hashlib
+import json
+import os
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from data.config import Stage
+from trainer.config import TrainerConfig
+
+STAGE_FORMAT = 1
+"""Bump by hand when the same settings would train to other weights."""
+
+# What of a stage and the trainer changes the weights. The plan's hash stands for mixture, order, epochs and batch.
+_STAGE_KEYS = {"rate", "schedule", "final_rate_share", "warmup_steps", "loss"}
+_TRAINER_KEYS = {"clip", "betas", "weight_decay"}
+
+
+def stage_key(
+    parent: str, stage: Stage, plan_sha256: str, tokens_sha256: str, trainer: TrainerConfig, precision: str, capacity: int | None, seed: int
+) -> str:
+    """Identity of a trained stage: 16 hexadecimal digits. World size, ZeRO stage and arm are not part of it.
+
+    `parent`: key of the stage before, or the initial model's identity. `capacity`: tokens per row, where it cuts an item; else None.
+    """
+    facts = {
+        "format": STAGE_FORMAT,
+        "parent": parent,
+        "stage": stage.model_dump(mode="json", include=_STAGE_KEYS),
+        "plan": plan_sha256,
+        "tokens": tokens_sha256,
+        "trainer": trainer.model_dump(mode="json", include=_TRAINER_KEYS),
+        "precision": precision,
+        "capacity": capacity,
+        "seed": seed,
+        "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class StageStore:
+    def __init__(self, run_folder: Path) -> None:
+        self.root = run_folder / "stages"
+
+    def folder(self, key: str) -> Path:
+        return self.root / key
+
+    def manifest(self, key: str) -> dict[str, Any] | None:
+        """The manifest of a committed stage, else None."""
+        path = self.folder(key) / "manifest.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def clear_partial(self, key: str) -> None:
+        """Removes what an interrupted try left; a committed stage is never touched."""
+        if self.manifest(key) is None:
+            shutil.rmtree(self.folder(key), ignore_errors=True)
+            self.folder(key).mkdir(parents=True)
+
+    def commit(self, key: str, manifest: dict[str, Any]) -> None:
+        """Puts the manifest in place last, by rename: from then on the stage exists."""
+        write_json(self.folder(key) / "manifest.json", manifest)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

@@ -1,0 +1,18 @@
+"""What the driver hands to its workers; apart from worker.py so that a driver need not import torch or DeepSpeed."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.config import TrainerConfig
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    run_folder: str
+    model_folder: str
+    """config.json, tokenizer and initial weights."""
+    trainer: TrainerConfig
+    precision: Precision
+    seed: int
