@@ -70,7 +70,15 @@ class _Note(ProgressColumn):
 
 def progress() -> Progress:
     """A progress bar on stderr; update(task, note="…") shows a phrase at its end."""
-    return Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), _Note(), console=err)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        _Note(),
+        console=err,
+    )
 
 
 def door(main: Callable[[list[str] | None], int | None]) -> None:

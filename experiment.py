@@ -107,8 +107,8 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
         first = error.errors()[0]
         message = _plain(first)
         loc = tuple(first["loc"])
-        if not loc and (key := re.match(r"[\w.-]+(?=: )", message)):  # our own validators name the key in the text
-            loc, message = tuple(key[0].split(".")), message[key.end() + 2 :]
+        if not loc and (named := re.match(r"[\w.-]+(?=: )", message)):  # our own validators name the key in the text
+            loc, message = tuple(named[0].split(".")), message[named.end() + 2 :]
         blame = next((text for keys, text in given.items() if keys == tuple(map(str, loc[: len(keys)]))), None)
         at = f"override {blame}" if blame else f"{path}:{_line(node, loc)}"
         hint = _suggestion(str(loc[-1]), _siblings(loc)) if first["type"] == "extra_forbidden" else ""

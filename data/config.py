@@ -109,7 +109,9 @@ class Stage(Strict):
     @model_validator(mode="after")
     def not_empty(self) -> "Stage":
         if not self.mix.kinds():
-            raise ValueError("a stage must mix at least one of train_documents, train_questions, test_documents, replay_documents, replay_questions")
+            raise ValueError(
+                "a stage must mix at least one of train_documents, train_questions, test_documents, replay_documents, replay_questions"
+            )
         return self
 
 

@@ -22,7 +22,11 @@ PRESETS: dict[str, list[_Step]] = {
     ],  # 3
     "mix": [({**_TRAIN, "test_documents": 1}, "pit", False)],  # 4
     "pit_qa_only": [({"train_questions": 1}, "pit", False), (_NEW, "documents", True)],  # 5
-    "pit_sequential": [({"train_questions": 1}, "pit", False), ({"train_documents": 1}, "documents", False), (_NEW, "documents", True)],  # 6
+    "pit_sequential": [
+        ({"train_questions": 1}, "pit", False),
+        ({"train_documents": 1}, "documents", False),
+        (_NEW, "documents", True),
+    ],  # 6
     "pit": [(_TRAIN, "pit", False), (_NEW, "documents", True)],  # 7
     "pit_plus_plus": [({"train_questions": 1}, "instruction", False), (_TRAIN, "pit", False), (_NEW, "documents", True)],  # 8
     "it_without_train_doc": [(_NEW, "documents", False), _INSTRUCT],

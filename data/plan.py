@@ -67,7 +67,7 @@ def compile_plan(stage: Stage, catalogue: Catalogue, seed: int) -> Plan:
 def coverage(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, int]]:
     """Per kind that occurs: how many items, and how often the rarest and the commonest of them is trained."""
     times = np.bincount(plan.items, minlength=len(catalogue))
-    report = {}
+    report: dict[str, dict[str, int]] = {}
     for kind, numbers in catalogue.ranges.items():
         part = times[numbers.start : numbers.stop]
         if part.any():
@@ -103,7 +103,9 @@ def _sequence(stage: Stage, catalogue: Catalogue, rng: np.random.Generator, repe
     """One pass over the mixture in the stage's order."""
     if stage.order in _LINKED:
         return _by_document(stage, catalogue, rng, repeats)
-    parts = [np.tile(np.arange(catalogue.ranges[kind].start, catalogue.ranges[kind].stop), times) for kind, times in stage.mix.kinds().items()]
+    parts = [
+        np.tile(np.arange(catalogue.ranges[kind].start, catalogue.ranges[kind].stop), times) for kind, times in stage.mix.kinds().items()
+    ]
     sequence = np.concatenate(parts)
     return rng.permutation(sequence) if stage.order == "shuffled" else sequence
 

@@ -155,7 +155,7 @@ def _huggingface(source: Source, root: str | Path | None) -> Iterator[Raw | Faul
 
     try:
         loaded = datasets.load_from_disk(str(_inside(source, root))) if local else datasets.load_dataset(source.path)
-    except Exception as error:  # noqa: BLE001  # whatever the library raises, the remedy is the user's
+    except Exception as error:  # whatever the library raises, the remedy is the user's
         raise UserError(f"data.sources: {source.path}: not loaded: {excerpt(str(error), 200)}") from None
     table = _hub_split(loaded, source)
     if fault := header_fault(table.column_names, source):

@@ -18,7 +18,9 @@ def ray_cluster() -> Iterator[str]:
     import ray
 
     env_vars = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    context = ray.init(address="local", num_cpus=8, include_dashboard=False, object_store_memory=300 * 2**20, runtime_env={"env_vars": env_vars})
+    context = ray.init(
+        address="local", num_cpus=8, include_dashboard=False, object_store_memory=300 * 2**20, runtime_env={"env_vars": env_vars}
+    )
     yield context.address_info["address"]
     ray.shutdown()
 
@@ -29,7 +31,12 @@ def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(room: str, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", room, *arguments], cwd=ROOT, env={**os.environ, **(env or {})}, text=True, capture_output=True, timeout=timeout_s
+            [sys.executable, "-m", room, *arguments],
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+            text=True,
+            capture_output=True,
+            timeout=timeout_s,
         )
 
     return run

@@ -25,7 +25,9 @@ examples:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m trainer", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m trainer", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("experiment", help="the experiment's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values to use instead of the file's, e.g. trainer.zero_stage=3")
     parser.add_argument("--dry-run", action="store_true", help="print stages, steps, tokens, coverage and plan hashes; train nothing")

@@ -35,7 +35,10 @@ class Job:
 
 
 def compile_arms(
-    arms: dict[str, list[Stage]], catalogue: Catalogue, seed: int, describe: Callable[[str, int], str] = lambda arm, n: f"arms.{arm}, stage {n + 1}"
+    arms: dict[str, list[Stage]],
+    catalogue: Catalogue,
+    seed: int,
+    describe: Callable[[str, int], str] = lambda arm, n: f"arms.{arm}, stage {n + 1}",
 ) -> dict[str, list[Plan]]:
     """The plans of every arm's stages; equal stages are compiled once. UserError names the arm and the stage."""
     done: dict[str, Plan] = {}

@@ -39,7 +39,9 @@ def _fit(settings: Any, jobs: list[Job], tokens_folder: str, num_workers: int, u
         _worker_main,
         train_loop_config={"settings": settings, "jobs": jobs},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": _WORKER_CPUS, **({"GPU": 1} if use_gpu else {})}),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": _WORKER_CPUS, **({"GPU": 1} if use_gpu else {})}
+        ),
         datasets={key: step_numbers(spec) for key, spec in specs.items()},
         dataset_config=RankShares(specs),
         # The same name would make Ray resume, silently; what is done is known from the stage store alone.

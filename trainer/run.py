@@ -18,6 +18,7 @@ from data.tokens import Encoder, TokenStore, load_tokenizer, write_store
 from trainer.config import ModelConfig, TrainerConfig
 from trainer.prepare import Job, check_lengths, compile_arms, initial_identity, make_jobs
 from trainer.store import StageStore, write_json
+from trainer.worker_settings import Precision, WorkerSettings
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Prepared:
     jobs: list[Job]
     keys: dict[str, list[str]]
     capacity: int
-    precision: str
+    precision: Precision
     split_documents: int
 
 
@@ -48,7 +49,7 @@ def prepare(
         store = write_store(folder / "tokens", catalogue, encoder, lambda n: bar.advance(task, n))
     capacity = min(trainer.row_tokens, _positions(model_folder))
     split_documents = check_lengths(store, catalogue, capacity, trainer.long_documents)
-    precision = {"auto": "bf16" if has_gpu else "fp32"}.get(trainer.precision, trainer.precision)
+    precision: Precision = ("bf16" if has_gpu else "fp32") if trainer.precision == "auto" else trainer.precision
     if precision == "bf16" and trainer.zero_stage == 0:
         raise UserError("trainer.zero_stage: ZeRO 0 gives no access to the fp32 masters of a bf16 model; use 1, 2 or 3")
     plans = compile_arms(arms, catalogue, seed)
@@ -66,9 +67,13 @@ def resolve_model(folder: Path, model: ModelConfig, catalogue: Catalogue, seed: 
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         try:
-            return snapshot_download(model.name, revision=model.revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+            return snapshot_download(
+                model.name, revision=model.revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+            )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-            raise UserError(f"model.name: {model.name} is neither a folder nor reachable on the hub: {str(error).splitlines()[0]}") from None
+            raise UserError(
+                f"model.name: {model.name} is neither a folder nor reachable on the hub: {str(error).splitlines()[0]}"
+            ) from None
     from trainer.model import make_tiny_model, texts_for_tokenizer
 
     assert model.tiny is not None
@@ -127,7 +132,9 @@ def train_without_ray(folder: Path, prepared: Prepared, trainer: TrainerConfig, 
         train_jobs(
             _worker_settings(folder, prepared, trainer, seed),
             pending(folder, prepared),
-            lambda job, rank, world_size: rank_rows(_plan_of(prepared, job), prepared.store, rank, world_size, job.capacity, job.stage.loss),
+            lambda job, rank, world_size: rank_rows(
+                _plan_of(prepared, job), prepared.store, rank, world_size, job.capacity, job.stage.loss
+            ),
         )
     finally:
         torch.distributed.destroy_process_group()
@@ -174,8 +181,6 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _worker_settings(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int) -> Any:
-    from trainer.worker_settings import WorkerSettings
-
     return WorkerSettings(str(folder.resolve()), prepared.model_folder, trainer, prepared.precision, seed)
 
 

@@ -121,7 +121,8 @@ def export(weights: Weights, folder: Path, dtype: torch.dtype) -> str:
 
 
 def _shards(weights: Weights, dtype: torch.dtype) -> Iterator[list[str]]:
-    names, size = [], 0
+    names: list[str] = []
+    size = 0
     for name in sorted(weights.names()):
         added = weights.read(name).numel() * dtype.itemsize
         if names and size + added > _SHARD_BYTES:

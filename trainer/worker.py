@@ -19,8 +19,8 @@ from trainer.loop import Metrics, run_stage
 from trainer.model import build_model
 from trainer.prepare import Job, job_dict
 from trainer.store import StageStore, write_json
-from trainer.worker_settings import Precision, WorkerSettings
 from trainer.weights import FolderWeights, FragmentWeights, Weights, export, load_into, write_fragments
+from trainer.worker_settings import Precision, WorkerSettings
 
 RowsOf = Callable[[Job, int, int], Iterator[Row]]
 """(job, rank, world size) → this rank's rows; from Ray Data, or without Ray from data.rows."""
@@ -116,7 +116,9 @@ def _refuse_leak(engine: DeepSpeedEngine, attention: str, vocab_size: int) -> No
     change = leak(logits_of, vocab_size)
     engine.module.train()
     if change > 1e-3:
-        raise RuntimeError(f"packed items see each other with {attention} attention (logits move by {change:.2g}); set trainer.attention=sdpa")
+        raise RuntimeError(
+            f"packed items see each other with {attention} attention (logits move by {change:.2g}); set trainer.attention=sdpa"
+        )
 
 
 def _export_and_commit(
@@ -153,7 +155,9 @@ class _Reporter:
 
         self._job, self._every = job, settings.trainer.log_every_steps
         self._file = (folder / "metrics.jsonl").open("w")
-        self._board = SummaryWriter(str(Path(settings.run_folder) / "tensorboard" / f"{job.label.split(':')[0].replace('/', '-of-')}-{job.key[:6]}"))
+        self._board = SummaryWriter(
+            str(Path(settings.run_folder) / "tensorboard" / f"{job.label.split(':')[0].replace('/', '-of-')}-{job.key[:6]}")
+        )
         self._progress = Path(settings.run_folder) / "progress.json"
         self._written = 0.0
 

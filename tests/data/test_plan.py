@@ -19,7 +19,9 @@ def catalogue() -> Catalogue:
 
 
 def stage(**changes: object) -> Stage:
-    return Stage.model_validate({"mix": {"train_documents": 1, "train_questions": 2}, "epochs": 3, "batch_items": 16, "rate": 1e-3, **changes})
+    return Stage.model_validate(
+        {"mix": {"train_documents": 1, "train_questions": 2}, "epochs": 3, "batch_items": 16, "rate": 1e-3, **changes}
+    )
 
 
 ORDERS = ["shuffled", "sequential", "questions_first", "documents_first", "questions_grouped", "documents_grouped"]
@@ -47,7 +49,10 @@ def test_every_preset_compiles(catalogue: Catalogue, preset: str) -> None:
 
 def places(plan: Plan, catalogue: Catalogue) -> list[tuple[int, int, bool]]:
     """(place, document item, is it a question?) in the order of training."""
-    linked = [(n, catalogue.document_of[i] if catalogue.document_of[i] >= 0 else i, catalogue.document_of[i] >= 0) for n, i in enumerate(plan.items)]
+    linked = [
+        (n, catalogue.document_of[i] if catalogue.document_of[i] >= 0 else i, catalogue.document_of[i] >= 0)
+        for n, i in enumerate(plan.items)
+    ]
     return [(n, int(document), bool(question)) for n, document, question in linked]
 
 
@@ -81,7 +86,10 @@ def test_grouped_order_is_q_q_q_d_d_d(catalogue: Catalogue) -> None:
 def test_steps_of_the_paper() -> None:
     """PAPER.md: batch 256 gives 46 steps an epoch for the train QA, 53 for train QA and documents, 1 for the test documents."""
     film = declared_catalogue({"train_documents": 1720, "train_questions": 11603, "test_documents": 256, "test_questions": 1743})
-    steps = {name: [compile_plan(s, film, 0).num_steps for s in preset_stages(name, Dials())] for name in ("cpt", "standard", "pit", "pit_qa_only")}
+    steps = {
+        name: [compile_plan(s, film, 0).num_steps for s in preset_stages(name, Dials())]
+        for name in ("cpt", "standard", "pit", "pit_qa_only")
+    }
     assert steps == {"cpt": [10], "standard": [80, 46], "pit": [159, 10], "pit_qa_only": [138, 10]}
 
 

@@ -110,7 +110,7 @@ def test_jsonl_malformed_lines(tmp_path: Path, line: str, reason: str) -> None:
 def test_jsonl_truncated_last_line(tmp_path: Path) -> None:
     rows = read(tmp_path, f'{GOOD}\n{GOOD}\n{{"id": "c", "te')
     [refusal] = refusals(rows)
-    assert place(refusal) == "x:3" and "cut off" in refusal.reason or "truncated" in refusal.reason
+    assert (place(refusal) == "x:3" and "cut off" in refusal.reason) or "truncated" in refusal.reason
     assert not refusals(read(tmp_path, f"{GOOD}\n{GOOD}"))  # twin: whole, only without a newline at the end
 
 

@@ -1,7 +1,6 @@
 """The real Ray pipeline: every item of a plan exactly as often as planned, in order, at 1, 2 and 3 workers."""
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -1,6 +1,6 @@
 """A few optimiser steps on uneven made items, by DeepSpeed in a gloo process group or by plain torch: run by the tests below.
 
-    python -m tests.numerics.steps OUT WORLD_SIZE RANK PORT
+python -m tests.numerics.steps OUT WORLD_SIZE RANK PORT
 """
 
 import json
@@ -15,7 +15,6 @@ from data.config import Mix, Stage
 from data.plan import Plan
 from data.rows import step_rows
 from data.tokens import TokenStore
-from trainer.attention import attention_inputs
 from trainer.config import TrainerConfig
 from trainer.schedule import learning_rate
 from trainer.step import Engine, optimiser_step
@@ -68,7 +67,9 @@ def run_steps(engine: Engine, rank: int, world_size: int) -> tuple[list[torch.Te
 
 def main() -> None:
     out, world_size, rank, port = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), DS_ACCELERATOR="cpu")
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), DS_ACCELERATOR="cpu"
+    )
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
     from trainer.engine import DeepSpeedEngine

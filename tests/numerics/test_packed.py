@@ -59,7 +59,9 @@ def logits_of(engine: PlainEngine, attention: str, forget_boundaries: bool = Fal
         positions = np.concatenate([np.arange(n) for n in np.diff(cu_seqlens)])
         with torch.no_grad():
             inputs = attention_inputs(attention, cu_seqlens, CPU)
-            return engine.forward(input_ids=torch.as_tensor(input_ids)[None], position_ids=torch.as_tensor(positions)[None], use_cache=False, **inputs).logits[0]
+            return engine.forward(
+                input_ids=torch.as_tensor(input_ids)[None], position_ids=torch.as_tensor(positions)[None], use_cache=False, **inputs
+            ).logits[0]
 
     return compute
 

@@ -28,7 +28,11 @@ def launch(out: Path, world_size: int) -> Path:
     logs = [(out / f"{rank}.log").open("w") for rank in range(world_size)]
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.numerics.steps", str(out), str(world_size), str(rank), str(port)], cwd=ROOT, env=env, stdout=log, stderr=log
+            [sys.executable, "-m", "tests.numerics.steps", str(out), str(world_size), str(rank), str(port)],
+            cwd=ROOT,
+            env=env,
+            stdout=log,
+            stderr=log,
         )
         for rank, log in enumerate(logs)
     ]

@@ -1,0 +1,107 @@
+"""Experiments: every file loads and dry-runs; a wrong one is refused with its line and the likeliest key meant."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiment import ExperimentError, load_experiment
+from tests.conftest import ROOT
+
+FILES = sorted((ROOT / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_every_experiment_dry_runs_without_gpu_or_hub(path: Path, run_command) -> None:  # type: ignore[no-untyped-def]
+    done = run_command("trainer", str(path), "--dry-run", "--json", env={"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    experiment = load_experiment(path)
+    assert set(report["arms"]) == {"base", *experiment.arms}
+    for arm, stages in report["arms"].items():
+        assert len(stages) == len(experiment.stages(arm))
+        assert all(stage["steps"] > 0 and len(stage["plan_hash"]) == 64 for stage in stages)
+
+
+GOOD = """\
+name: x
+data:
+  bios: {train_people: 5}
+model:
+  tiny: {}
+arms:
+  pit:
+    preset: pit
+"""
+
+
+def refused(tmp_path: Path, text: str, *overrides: str) -> str:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ExperimentError) as caught:
+        load_experiment(tmp_path / "x.yaml", list(overrides))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.removeprefix(f"{tmp_path}/")
+
+
+def test_good_one_loads(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(GOOD)
+    experiment = load_experiment(tmp_path / "x.yaml", ["dials.rate_documents=3e-5", "arms.mine={preset: cpt}"])
+    assert experiment.dials.rate_documents == 3e-5 and set(experiment.arms) == {"pit", "mine"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "message"),
+    [
+        ("tiny: {}", "tinny: {}", "x.yaml:5: model.tinny: unknown key; did you mean tiny?"),
+        ("bios: {train_people: 5}", "bios: {train_poeple: 5}", "x.yaml:3: data.bios.train_poeple: unknown key; did you mean train_people?"),
+        ("preset: pit", "preset: pitt", "x.yaml:8: arms.pit.preset: unknown preset 'pitt'; did you mean pit?"),
+        ("preset: pit", "preset: pit\n    dials: {epoch_pit: 3}", "x.yaml:9: arms.pit.dials.epoch_pit: unknown key; did you mean epochs_pit?"),
+        ("train_people: 5", "train_people: five", "x.yaml:3: data.bios.train_people: input should be a valid integer"),
+        ("name: x", "name: x\nname: y", "x.yaml:2: name: given twice"),
+        ("name: x", "name: ../x", "x.yaml:1: name: string should match pattern"),
+        ("  bios: {train_people: 5}", "  overlap: allow", "x.yaml:2: data: give either data.sources or data.bios"),
+        ("name: x", "name: [x", "x.yaml:2: not YAML"),
+    ],
+)
+def test_mistakes_name_their_line(tmp_path: Path, wrong: str, right: str, message: str) -> None:
+    assert refused(tmp_path, GOOD.replace(wrong, right)).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.zero_stge=3", "override trainer.zero_stge=3: trainer.zero_stge: unknown key; did you mean zero_stage?"),
+        ("trainer.zero_stage=4", "override trainer.zero_stage=4: trainer.zero_stage: input should be 0, 1, 2 or 3"),
+        ("zero_stage", "override zero_stage: expected key=value"),
+        ("name.x=1", "override name.x=1: name holds no keys"),
+    ],
+)
+def test_mistaken_overrides(tmp_path: Path, override: str, message: str) -> None:
+    assert refused(tmp_path, GOOD, override).startswith(message)
+
+
+def test_missing_file() -> None:
+    with pytest.raises(ExperimentError, match="cannot be read"):
+        load_experiment("nowhere.yaml")
+
+
+def test_bad_input_is_one_line_and_exit_code_2(run_command) -> None:  # type: ignore[no-untyped-def]
+    for arguments in (["trainer", "nowhere.yaml"], ["evaluation", "experiments/bios_cpu.yaml", "name=never-trained"], ["data", "check", "nowhere.yaml"]):
+        done = run_command(*arguments)
+        assert done.returncode == 2, done
+        assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: "), done.stderr
+
+
+def test_help_of_every_room(run_command) -> None:  # type: ignore[no-untyped-def]
+    for room in ("trainer", "evaluation", "data"):
+        done = run_command(room, "--help")
+        assert done.returncode == 0 and "python -m" in done.stdout, done
+
+
+def test_refusing_imports_nothing_heavy() -> None:
+    code = "import sys, experiment; experiment.load_experiment('experiments/bios_cpu.yaml'); print({'torch', 'ray', 'vllm', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60)
+    assert done.stdout.strip() == "set()", done

@@ -1,0 +1,127 @@
+"""The main job, small and whole: real Ray, DeepSpeed and vLLM; a second run, a changed experiment, a wrong one."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+# 8 people, each seen often: a tiny model memorises them through the whole stack.
+EXPERIMENT = """\
+name: small
+runs: {runs}
+data:
+  bios: {{replay_people: 0, train_people: 8, test_people: 4}}
+model:
+  tiny: {{hidden_size: 64, layers: 2}}
+dials: {{batch_items: 24, rate_documents: 3.0e-3, rate_questions: 3.0e-3, epochs_documents: 4, epochs_instruction: 40, epochs_pit: 40, sample_questions: 16}}
+arms:
+  standard: {{preset: standard}}
+  pit: {{preset: pit}}
+trainer: {{row_tokens: 256}}
+exam: {{resamples: 200, answer_tokens: 8}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("main")
+    (folder / "small.yaml").write_text(EXPERIMENT.format(runs=folder / "runs"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first_run(ray_cluster: str, folder: Path):  # type: ignore[no-untyped-def]
+    import os
+    import subprocess
+    import sys
+
+    def run(*arguments: str):  # type: ignore[no-untyped-def]
+        command = [sys.executable, "-m", "trainer", str(folder / "small.yaml"), *arguments]
+        env = {**os.environ, "RAY_ADDRESS": ray_cluster, "DS_ACCELERATOR": "cpu"}
+        return subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=280)
+
+    return run(), run
+
+
+def test_trains_examines_and_prints_the_table(first_run, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    done, _ = first_run
+    assert done.returncode == 0, done.stderr + "".join((p.read_text()[-3000:] for p in (folder / "runs/small/logs").glob("*.log")))
+    assert "pit" in done.stdout and "standard" in done.stdout and "report.md" in done.stdout + done.stderr
+    report = json.loads((folder / "runs/small/report.json").read_text())
+    assert set(report["arms"]) == {"base", "standard", "pit"}
+
+
+def test_memorises_through_the_whole_stack(first_run, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    """Both arms end on, or just after, 40 epochs of 40 train questions: vLLM must find the answers in the exported weights."""
+    scores = pq.read_table(next((folder / "runs/small/scores").glob("standard-*.parquet"))).to_pylist()
+    train = [row["em"] for row in scores if row["set"] == "train"]
+    assert len(train) == 40 and sum(train) / len(train) > 0.9
+    base = pq.read_table(next((folder / "runs/small/scores").glob("base-*.parquet"))).to_pylist()
+    assert sum(row["em"] for row in base if row["set"] == "train") / 40 < 0.2  # the twin: an untrained model does not
+
+
+def test_a_second_run_trains_nothing(first_run, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    done, run = first_run
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs/small/stages").rglob("*") if path.is_file()}
+    again = run()
+    assert again.returncode == 0, again.stderr
+    assert "0 to train" in again.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "runs/small/stages").rglob("*") if path.is_file()}
+
+
+def test_export_is_what_was_trained(first_run, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    """hf/ loads in transformers and holds the committed fp32 fragments of both ranks, to the bit."""
+    from transformers import AutoModelForCausalLM
+
+    from trainer.weights import FragmentWeights
+
+    for manifest_path in (folder / "runs/small/stages").glob("*/manifest.json"):
+        manifest = json.loads(manifest_path.read_text())
+        fragments = FragmentWeights(manifest_path.parent / "weights", manifest["shapes"])
+        assert len(list((manifest_path.parent / "weights").iterdir())) == manifest["world_size"] == 2
+        model = AutoModelForCausalLM.from_pretrained(manifest_path.parent / "hf")
+        for name, weight in model.named_parameters():
+            assert torch.equal(weight.detach(), fragments.read(name)), name
+
+
+def test_arms_share_no_stage_they_should_not(first_run, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    arms = json.loads((folder / "runs/small/arms.json").read_text())["arms"]
+    assert arms["base"]["stages"] == [] and len(arms["standard"]["stages"]) == 2 and len(arms["pit"]["stages"]) == 2
+    assert not set(arms["standard"]["stages"]) & set(arms["pit"]["stages"])
+    assert len(list((folder / "runs/small/stages").glob("*/manifest.json"))) == 4
+
+
+def test_metrics_were_written(first_run, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    for path in (folder / "runs/small/stages").glob("*/metrics.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert rows[-1]["step"] + 1 == json.loads((path.parent / "manifest.json").read_text())["job"]["num_steps"]
+        assert all(row["loss"] > 0 and row["grad_norm"] > 0 and row["tokens_per_s"] > 0 for row in rows)
+    assert list((folder / "runs/small/tensorboard").rglob("events.*"))
+
+
+def test_terminal_shows_no_library_chatter(first_run, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    done, _ = first_run
+    for noise in ("WARNING", "INFO", "pid=", "Traceback"):
+        assert noise not in done.stdout + done.stderr, noise
+    assert "pid=" in (folder / "runs/small/logs/trainer.log").read_text()
+
+
+def test_more_workers_than_the_cluster_has_is_refused(first_run) -> None:  # type: ignore[no-untyped-def]
+    _, run = first_run
+    done = run("seed=1", "trainer.num_workers=20")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: the cluster has")
+
+
+def test_a_second_driver_is_refused(first_run, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    import fcntl
+
+    _, run = first_run
+    with (folder / "runs/small/.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run()
+    assert done.returncode == 2 and "another run is at work" in done.stderr

@@ -1,0 +1,90 @@
+"""Schedules, FLOPs, keys: known values."""
+
+import pytest
+from transformers import LlamaConfig
+
+from data.config import Mix, Stage
+from trainer.config import TrainerConfig
+from trainer.flops import matmul_parameters, peak_flops, row_flops
+from trainer.schedule import learning_rate
+from trainer.store import stage_key
+
+STAGE = Stage(mix=Mix(train_documents=1), epochs=1, batch_items=1, rate=1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "rate"),
+    [
+        ({}, 0, 1.0),  # no warm-up: the first step has the full rate
+        ({}, 50, 0.55),  # half of the way: the middle between 1 and 0.1
+        ({}, 100, 0.1),
+        ({"schedule": "linear"}, 75, 0.25),
+        ({"schedule": "constant"}, 99, 1.0),
+        ({"warmup_steps": 10}, 0, 0.1),
+        ({"warmup_steps": 10}, 9, 1.0),
+        ({"warmup_steps": 10}, 10, 1.0),
+    ],
+)
+def test_learning_rate(changes: dict, step: int, rate: float) -> None:  # type: ignore[type-arg]
+    assert learning_rate(STAGE.model_copy(update=changes), step, 100) == pytest.approx(rate)
+
+
+def test_cosine_equals_transformers() -> None:
+    import torch
+    from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = get_cosine_with_min_lr_schedule_with_warmup(optimizer, 0, 37, min_lr_rate=0.1)
+    for step in range(37):
+        assert learning_rate(STAGE, step, 37) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        theirs.step()
+
+
+LLAMA_7B = LlamaConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
+
+
+def test_llama_7b_has_its_known_size() -> None:
+    # 6,738,415,616 parameters; the input embedding (131,072,000) and the norms (65 × 4096) take no part in matrix products.
+    assert matmul_parameters(LLAMA_7B) == 6_738_415_616 - 131_072_000 - 65 * 4096
+
+
+def test_flops_by_hand() -> None:
+    one, two = row_flops(LLAMA_7B, [0, 1000]), row_flops(LLAMA_7B, [0, 500, 1000])
+    assert one == 6 * matmul_parameters(LLAMA_7B) * 1000 + 12 * 32 * 4096 * 1000**2
+    assert two < one  # items do not attend to each other
+
+
+def test_peaks() -> None:
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12 and peak_flops("NVIDIA A100-SXM4-80GB") == 312e12 and peak_flops("TPU") is None
+
+
+def key(**changes: object) -> str:
+    settings = {
+        "parent": "p", "stage": STAGE, "plan_sha256": "a", "tokens_sha256": "t", "trainer": TrainerConfig(), "precision": "fp32", "capacity": None, "seed": 0,
+        **changes,
+    }  # fmt: skip
+    return stage_key(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parent": "q"},
+        {"plan_sha256": "b"},
+        {"tokens_sha256": "u"},
+        {"precision": "bf16"},
+        {"capacity": 512},
+        {"seed": 1},
+        {"stage": STAGE.model_copy(update={"rate": 2.0})},
+        {"stage": STAGE.model_copy(update={"loss": "token"})},
+        {"trainer": TrainerConfig(clip=0.5)},
+    ],
+)
+def test_key_follows_what_changes_the_weights(changes: dict) -> None:  # type: ignore[type-arg]
+    assert key(**changes) != key()
+
+
+@pytest.mark.parametrize("trainer", [TrainerConfig(num_workers=4), TrainerConfig(zero_stage=3), TrainerConfig(gradient_checkpointing=True)])
+def test_key_ignores_how_the_work_is_spread(trainer: TrainerConfig) -> None:
+    assert key(trainer=trainer) == key()
