@@ -1,5 +1,6 @@
 """One way into Ray: the cluster that is there, else one on this machine; and a refusal before anything would wait for ever."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,38 +12,44 @@ from console import RunError, say
 def connected(cpus_needed: float, gpus_needed: float = 0) -> Iterator[None]:
     """Connects to the cluster of RAY_ADDRESS (set in every submitted job), else starts Ray on this machine and stops it at the end.
 
-    CPUs of a local Ray are logical: as many as asked for, so that two cores hold two workers, their streams and the exam.
-    RunError when a cluster has less than is needed.
+    Inside another `connected` it only checks. CPUs of a local Ray are logical: as many as asked for, so that two cores hold two workers,
+    their streams and the exam. RunError when the cluster has less than is needed: Ray itself would wait for ever.
     """
     import ray  # seconds to import: not for --help
 
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    # Workers import the rooms from this checkout, whatever their working directory; in a submitted job it is the job's own copy.
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    env_vars = {"PYTHONPATH": root, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True)
-    else:
-        local_cpus = max(os.cpu_count() or 1, int(cpus_needed + 0.999) + 1)
-        ray.init(
-            address="local",
-            num_cpus=local_cpus,
-            include_dashboard=False,
-            object_store_memory=400 * 2**20,  # rows are small; the default takes 30 % of the host's memory
-            runtime_env={"env_vars": env_vars},
-            log_to_driver=True,
-        )
+    ours = not ray.is_initialized()
+    if ours:
+        _start(cpus_needed)
     try:
         have = ray.cluster_resources()
         for resource, needed in (("CPU", cpus_needed), ("GPU", gpus_needed)):
             if have.get(resource, 0) < needed:
-                raise RunError(f"the cluster has {have.get(resource, 0):g} {resource}s and this needs {needed:g}; ask for fewer workers")
+                raise RunError(f"the cluster has {have.get(resource, 0):g} {resource}s and this needs {needed:g}; set trainer.num_workers lower")
         yield
     finally:
-        ray.shutdown()
+        if ours:
+            ray.shutdown()
+
+
+def _start(cpus_needed: float) -> None:
+    import ray
+
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=True)
+        return
+    # Workers import the rooms from this checkout, whatever their working directory; in a submitted job it is the job's own copy.
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    env_vars = {"PYTHONPATH": root, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, math.ceil(cpus_needed)),
+        include_dashboard=False,
+        object_store_memory=400 * 2**20,  # rows are small; the default takes 30 % of the host's memory
+        runtime_env={"env_vars": env_vars},
+        log_to_driver=True,
+    )
 
 
 def gpus_here() -> int:

@@ -1,0 +1,100 @@
+"""Examines the arms of a run that have no score yet, with one engine for all of them. Needs a running Ray."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from console import progress, say
+from data.tokens import Encoder, load_tokenizer
+from evaluation.config import ExamConfig
+from evaluation.engine import Engine, EngineFailure, EngineOptions, Examiner
+from evaluation.exam import Exam, sit, tokenise
+from evaluation.score_files import SCORE_FORMAT, TrainedArm, score_stem, write_score
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+def engine_options(config: ExamConfig, gpus_in_cluster: int) -> EngineOptions:
+    """exam.gpus and exam.dtype with `auto` filled in."""
+    gpus = min(1, gpus_in_cluster) if config.gpus is None else config.gpus
+    dtype = ("bfloat16" if gpus else "float32") if config.dtype == "auto" else config.dtype
+    return EngineOptions(gpus=gpus, dtype=dtype, kv_cache_gib=config.kv_cache_gib, timeout_s=config.timeout_s)
+
+
+def examine(
+    arms: list[TrainedArm], exam: Exam, folder: Path, seed: int, options: EngineOptions, examiner: type = Examiner
+) -> dict[str, str]:
+    """Writes the score of each arm; returns why others have none. What is written stays, whatever happens to the next.
+
+    `examiner` stands in for vLLM in tests.
+    """
+    reasons = {}
+    with Engine(options, examiner) as engine, progress() as bars:
+        tasks = {arm.name: bars.add_task(arm.name, total=len(exam), note="waiting", start=False) for arm in arms}
+        for arm in arms:
+            try:
+                _examine_one(arm, exam, folder, seed, options, engine, _Bar(bars, tasks[arm.name]))
+            except EngineFailure as failure:
+                reasons[arm.name] = str(failure)
+                bars.update(tasks[arm.name], note="failed")
+                say(f"{arm.name}: missing: {failure}")
+    return reasons
+
+
+class _Bar:
+    def __init__(self, bars: "Progress", task: "TaskID") -> None:
+        self._bars, self._task = bars, task
+
+    def start(self, text: str) -> None:
+        self._bars.start_task(self._task)
+        self._bars.update(self._task, note=text)
+
+    def advance(self, items: int) -> None:
+        self._bars.update(self._task, advance=items, note="")
+
+
+def _examine_one(arm: TrainedArm, exam: Exam, folder: Path, seed: int, options: EngineOptions, engine: Engine, bar: _Bar) -> None:
+    start = time.perf_counter()
+    bar.start("starting the engine")
+    encoder = Encoder(load_tokenizer(arm.path, arm.revision))
+    paper = tokenise(exam, encoder, positions(arm.path, arm.revision))
+    fingerprint = engine.open(arm.path, arm.weights, paper.max_model_len, arm.revision)
+    rows, losses = sit(exam, paper, engine, encoder.eos_id, bar.advance)
+    seconds = time.perf_counter() - start
+    about = {
+        "format": SCORE_FORMAT,
+        "arm": arm.name,
+        "hf": arm.entry["hf"],
+        "weights": arm.weights,
+        "fingerprint": _finite(fingerprint),
+        "dtype": options.dtype,
+        "gpus": options.gpus,
+        "seconds": round(seconds, 3),
+        "documents": [{"id": loss.id, "tokens": loss.tokens, "nll": _finite(loss.nll)} for loss in losses],
+    }
+    write_score(score_stem(folder, arm, exam.fingerprint()), arm.name, seed, rows, about)
+    test = [row["em"] for row in rows if row["set"] == "test"]
+    say(f"{arm.name}: {100 * sum(test) / len(test):.1f} % of {len(test)} exam questions exactly, {seconds:.0f} s")
+
+
+def positions(path: str, revision: str | None) -> int | None:
+    """The longest sequence that the model's config allows; None where it says nothing (Mamba)."""
+    if Path(path).is_dir():
+        config: dict[str, Any] = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    else:
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(path, revision=revision).to_dict()
+    for part in (config, config.get("text_config") or {}):
+        for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length"):
+            if isinstance(part.get(key), int):
+                return int(part[key])
+    return None
+
+
+def _finite(value: float) -> float | None:
+    """None for what JSON cannot hold: a diverged model's NaN."""
+    return value if math.isfinite(value) else None

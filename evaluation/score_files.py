@@ -1,0 +1,126 @@
+"""What the exam reads and leaves in a run folder: arms.json and stage manifests in, one score per arm and exam out.
+
+    runs/<name>/arms.json                         written by the trainer: the arms, and where their weights lie
+    runs/<name>/scores/<arm>-<key>.parquet        one row per question
+    runs/<name>/scores/<arm>-<key>.json           document losses and provenance; its presence commits the score
+
+The key hashes weights, questions and settings: whatever changes one of them asks for a new exam, nothing else does.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from console import UserError
+
+SCORE_FORMAT = 1
+"""Raised by hand whenever scoring, prompting or the files change."""
+
+SCHEMA = pa.schema(
+    [
+        ("arm", pa.string()),
+        ("seed", pa.int64()),
+        ("set", pa.string()),
+        ("question_id", pa.string()),
+        ("doc_id", pa.string()),
+        ("prompt", pa.string()),
+        ("answer", pa.string()),
+        ("gold", pa.list_(pa.string())),
+        ("em", pa.float64()),
+        ("recall", pa.float64()),
+        ("f1", pa.float64()),
+        ("rouge_l", pa.float64()),
+        ("answer_tokens", pa.int64()),
+        ("finish_reason", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class TrainedArm:
+    """One entry of arms.json."""
+
+    name: str
+    path: str
+    """A folder, or a hub id."""
+    weights: str
+    """weights_sha256 of the stage; for foreign weights what identifies them."""
+    revision: str | None
+    gone: bool
+    """Trained here, but the folder is no longer there."""
+    entry: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Score:
+    rows: list[dict[str, Any]]
+    about: dict[str, Any]
+    """documents: [{id, tokens, nll}]; weights_sha256, fingerprint, dtype, seconds, …"""
+
+
+def read_arms(folder: Path) -> list[TrainedArm]:
+    """The arms of a run in their order. Raises UserError where nothing was trained yet."""
+    path = folder / "arms.json"
+    if not path.is_file():
+        raise UserError(f"no trained arms in {folder}; run python -m trainer X.yaml first")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["arms"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"{path}: not a list of arms ({error}); run python -m trainer X.yaml again") from None
+    return [_trained_arm(folder, name, entry) for name, entry in entries.items()]
+
+
+def _trained_arm(folder: Path, name: str, entry: dict[str, Any]) -> TrainedArm:
+    local = folder / entry["hf"]  # an absolute path stays as it is
+    stage = entry.get("stage")
+    manifest = folder / "stages" / stage / "manifest.json" if stage else None
+    if manifest is not None and manifest.is_file():
+        weights = json.loads(manifest.read_text(encoding="utf-8"))["weights_sha256"]
+    elif local.is_dir():
+        weights = _files_identity(local)
+    else:
+        weights = f"hub:{entry['hf']}@{entry.get('revision') or ''}"
+    is_local = local.is_dir() or bool(stage) or Path(entry["hf"]).is_absolute()
+    path = str(local.resolve()) if is_local else entry["hf"]
+    return TrainedArm(name, path, weights, entry.get("revision"), is_local and not local.is_dir(), entry)
+
+
+def _files_identity(folder: Path) -> str:
+    """Names, sizes and times of weight files that carry no hash: reading 140 GB on every rerun would cost minutes."""
+    files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json")]
+    return f"files:{hashlib.sha256(json.dumps(files).encode()).hexdigest()}"
+
+
+def score_stem(folder: Path, arm: TrainedArm, exam_fingerprint: str) -> Path:
+    """The path of an arm's score without its extension."""
+    key = hashlib.sha256(json.dumps([SCORE_FORMAT, arm.weights, exam_fingerprint]).encode()).hexdigest()[:16]
+    return folder / "scores" / f"{arm.name}-{key}"
+
+
+def read_score(stem: Path) -> Score | None:
+    """None where the arm was not examined yet, or not to the end."""
+    about, rows = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".parquet")
+    if not (about.is_file() and rows.is_file()):
+        return None
+    return Score(pq.read_table(rows).to_pylist(), json.loads(about.read_text(encoding="utf-8")))
+
+
+def is_scored(stem: Path) -> bool:
+    return stem.with_name(stem.name + ".json").is_file() and stem.with_name(stem.name + ".parquet").is_file()
+
+
+def write_score(stem: Path, arm: str, seed: int, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
+    """Puts both files in place by renames, the JSON last: a reader sees a whole score or none."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist([{"arm": arm, "seed": seed, **row} for row in rows], schema=SCHEMA)
+    draft = stem.with_name(f".{stem.name}.{os.getpid()}")
+    pq.write_table(table, draft)
+    draft.replace(stem.with_name(stem.name + ".parquet"))
+    draft.write_text(json.dumps(about, indent=1), encoding="utf-8")
+    draft.replace(stem.with_name(stem.name + ".json"))

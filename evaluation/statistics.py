@@ -1,0 +1,108 @@
+"""Intervals over questions that come in documents, differences between arms, and answers that need no knowledge.
+
+Questions of one document are correlated: a document that was learnt answers all of its questions. An interval that
+treats questions as independent is too narrow, so documents are resampled, not questions (cluster bootstrap, e.g. Davison
+& Hinkley 1997, §3.8; for evaluations Miller 2024, arXiv 2411.00640).
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluation.scores import exact_match, normalise
+
+_BLOCK = 1 << 22
+"""Random indices drawn at once: 32 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean with its 95 % interval. With fewer than some 20 clusters, or values that are all alike, it is too narrow."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    clusters: int
+
+
+def cluster_bootstrap(
+    values: Sequence[float] | np.ndarray,
+    clusters: Sequence[Hashable],
+    resamples: int,
+    seed: int,
+    weights: Sequence[float] | np.ndarray | None = None,
+) -> Interval:
+    """The (weighted) mean of `values` (n,) and its 95 % percentile interval over resampled clusters.
+
+    Clusters are drawn with replacement, as many as there are; a resample's mean is its sum over its weight (so large
+    clusters count as much as they hold). `clusters` (n,) are labels, see `document_clusters`; `weights` (n,) default to 1,
+    e.g. tokens. The same labels and seed draw the same clusters, whatever the values. Raises ValueError without values.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if not len(x):
+        raise ValueError("no values: an interval needs at least one")
+    if len(clusters) != len(x):
+        raise ValueError(f"{len(x)} values but {len(clusters)} cluster labels")
+    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
+    labels = {label: i for i, label in enumerate(dict.fromkeys(clusters))}
+    index = np.fromiter((labels[c] for c in clusters), dtype=np.int64, count=len(x))
+    sums = np.bincount(index, weights=x * w)
+    sizes = np.bincount(index, weights=w)
+    means = _resampled_means(sums, sizes, resamples, seed)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(sums.sum() / sizes.sum()), float(low), float(high), len(x), len(labels))
+
+
+def paired_difference(
+    ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray, clusters: Sequence[Hashable], resamples: int, seed: int
+) -> Interval:
+    """Mean of `ours` − `theirs` (both (n,), the same questions in the same order) over the same resampled documents.
+
+    Far narrower than the two intervals suggest where the arms find the same questions hard.
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f"not the same questions: {len(ours)} and {len(theirs)}")
+    return cluster_bootstrap(np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64), clusters, resamples, seed)
+
+
+def document_clusters(doc_ids: Sequence[str | None]) -> list[Hashable]:
+    """A label for each question: its document, or itself where it has none."""
+    return [("question", i) if doc_id is None else ("document", doc_id) for i, doc_id in enumerate(doc_ids)]
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """What always giving one answer would score."""
+
+    answer: str
+    em: float
+
+
+def commonest_answer(answers: Sequence[Sequence[str]], exam: Sequence[Sequence[str]]) -> Constant | None:
+    """EM on the exam of always giving the commonest of `answers`; both hold each question's gold answers.
+
+    Wordings count as one where they normalise alike; of equally common ones the first met wins. None without any.
+    With `answers` from the train questions: what a model could have picked up; from the exam itself: the best that
+    any constant can do.
+    """
+    counts = Counter(key for golds in answers for key in {normalise(gold): None for gold in golds} if key)
+    if not counts or not exam:
+        return None
+    commonest = counts.most_common(1)[0][0]
+    wording = next(gold for golds in answers for gold in golds if normalise(gold) == commonest)
+    return Constant(wording, sum(exact_match(wording, golds) for golds in exam) / len(exam))
+
+
+def _resampled_means(sums: np.ndarray, sizes: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Means (resamples,) of clusters with these sums (C,) and sizes (C,), drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    count = len(sums)
+    rows = max(1, _BLOCK // count)
+    means = np.empty(resamples)
+    for start in range(0, resamples, rows):
+        drawn = rng.integers(0, count, size=(min(rows, resamples - start), count))
+        means[start : start + len(drawn)] = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    return means

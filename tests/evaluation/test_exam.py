@@ -1,0 +1,182 @@
+"""What is asked: samples, windows, keys; and what one sitting records."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from console import UserError
+from data.records import Corpus, Document, Part, Question
+from evaluation.config import ExamConfig
+from evaluation.exam import build_exam, sample, sit, split_windows, tokenise
+from evaluation.score_files import is_scored, read_arms, read_score, score_stem, write_score
+
+
+def corpus(test: int = 6, train: int = 20) -> Corpus:
+    def part(name: str, count: int) -> Part:
+        documents = [Document(f"{name}-d{i}", f"Text {i}. " * (i + 1)) for i in range(count // 2)]
+        golds = [(f"Person {i}", f"P. {i}") for i in range(count)]
+        return Part(
+            documents, [Question(f"{name}-q{i}", f"Who is {name} {i}?", golds[i], doc_id=f"{name}-d{i // 2}") for i in range(count)]
+        )
+
+    return Corpus({"train": part("train", train), "test": part("test", test), "replay": Part()})
+
+
+class Letters:
+    """A token a letter."""
+
+    eos_id = 0
+
+    def prompt(self, question: str) -> list[int]:
+        return [1, *map(ord, question)]
+
+    def document(self, document: Document) -> list[int]:
+        return [1, *map(ord, document.text)] if document.text else [1]
+
+
+class Parrot:
+    """Knows the answer to questions that end in an even number; each document token costs 0.5 nats."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def answer(self, prompts: list[list[int]], max_tokens: int, eos_id: int) -> list[Any]:
+        self.calls.append(len(prompts))
+        numbers = [int("".join(c for c in "".join(map(chr, p[1:])) if c.isdigit())) for p in prompts]
+        texts = [f" Person {n}" if n % 2 == 0 else " no idea" for n in numbers]
+        return [{"token_ids": [5, eos_id], "text": t, "finish_reason": "stop"} for t in texts]
+
+    def log_likelihoods(self, sequences: list[list[int]]) -> list[float]:
+        return [-0.5 * (len(s) - 1) for s in sequences]
+
+
+def test_sets_and_samples() -> None:
+    exam = build_exam(corpus(), ExamConfig(train_questions=5, documents=2), seed=0)
+    names = [name for name, _ in exam.questions]
+    assert names == ["test"] * 6 + ["train"] * 5
+    assert len(exam.documents) == 2
+    assert len(build_exam(corpus(), ExamConfig(test_questions=4), seed=0).questions) == 4 + 20
+
+
+def test_an_exam_needs_questions() -> None:
+    with pytest.raises(UserError, match="no test questions"):
+        build_exam(Corpus({"train": Part()}), ExamConfig(), seed=0)
+
+
+def test_samples_nest_and_keep_order() -> None:
+    records = [Document(str(i), "") for i in range(50)]
+    chosen = {count: sample(records, count, 7) for count in (0, 5, 20, 50, 80)}
+    assert [len(c) for c in chosen.values()] == [0, 5, 20, 50, 50]
+    assert {d.id for d in chosen[5]} <= {d.id for d in chosen[20]}
+    assert [int(d.id) for d in chosen[20]] == sorted(int(d.id) for d in chosen[20])
+    assert sample(records, 5, 7) != sample(records, 5, 8)
+    assert {d.id for d in chosen[5]} >= {d.id for d in sample([*records, Document("new", "")], 5, 7)} - {"new"}
+
+
+@given(st.integers(0, 60), st.integers(2, 20))
+def test_windows_score_every_token_but_the_first_once(length: int, limit: int) -> None:
+    windows = split_windows(list(range(length)), limit)
+    assert [token for window in windows for token in window[1:]] == list(range(1, length))
+    assert all(2 <= len(window) <= limit for window in windows)
+
+
+def test_one_sitting() -> None:
+    exam = build_exam(corpus(test=600), ExamConfig(train_questions=10, documents=3, answer_tokens=16), seed=0)
+    paper = tokenise(exam, Letters(), positions=64)
+    assert paper.max_model_len <= 64
+    seen: list[int] = []
+    parrot = Parrot()
+    rows, losses = sit(exam, paper, parrot, 0, seen.append)
+    assert sum(seen) == len(exam)
+    assert max(parrot.calls) <= 256
+    assert [r["em"] for r in rows[:4]] == [1, 0, 1, 0]
+    assert rows[0]["answer"] == "Person 0"  # without the space that belongs to the first token
+    assert (rows[0]["doc_id"], rows[0]["set"], rows[0]["gold"], rows[0]["answer_tokens"]) == ("test-d0", "test", ["Person 0", "P. 0"], 2)
+    for loss, document in zip(losses, exam.documents, strict=True):  # whole, although longer than the model's 64 positions
+        assert (loss.tokens, loss.nll) == (len(document.text), 0.5 * len(document.text))
+
+
+def test_a_prompt_that_leaves_no_room_is_refused() -> None:
+    exam = build_exam(corpus(), ExamConfig(answer_tokens=64), seed=0)
+    with pytest.raises(
+        UserError, match=r"question t\S+: its prompt of \d+ tokens .* exceed the model's 70 positions; lower exam.answer_tokens"
+    ):
+        tokenise(exam, Letters(), positions=70)
+
+
+def test_an_empty_document_has_no_tokens() -> None:
+    data = corpus()
+    data.part("test").documents = [Document("empty", "")]
+    exam = build_exam(data, ExamConfig(), seed=0)
+    _, losses = sit(exam, tokenise(exam, Letters(), None), Parrot(), 0, lambda n: None)
+    assert (losses[0].tokens, losses[0].nll) == (0, 0)
+
+
+def run_folder(tmp_path: Path) -> Path:
+    (tmp_path / "stages" / "k1" / "hf").mkdir(parents=True)
+    (tmp_path / "stages" / "k1" / "manifest.json").write_text('{"weights_sha256": "w1"}')
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "model.safetensors").write_bytes(b"123")
+    arms = {
+        "base": {"hf": "foreign", "stage": None, "steps": 0},
+        "pit": {"hf": "stages/k1/hf", "stage": "k1", "steps": 5},
+        "hub": {"hf": "someone/model", "stage": None, "steps": 0},
+        "lost": {"hf": "stages/k9/hf", "stage": "k9", "steps": 5},
+    }
+    (tmp_path / "arms.json").write_text(json.dumps({"experiment": "x", "arms": arms}))
+    return tmp_path
+
+
+def test_arms_are_named_by_their_weights(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    base, pit, hub, lost = read_arms(folder)
+    assert (pit.weights, pit.path, pit.gone) == ("w1", str(folder / "stages/k1/hf"), False)
+    assert (hub.weights, hub.path, hub.gone) == ("hub:someone/model@", "someone/model", False)
+    assert lost.gone
+    (folder / "foreign" / "model.safetensors").write_bytes(b"1234")
+    assert read_arms(folder)[0].weights != base.weights
+    assert read_arms(folder)[1].weights == pit.weights
+
+
+def test_without_arms_the_remedy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no trained arms in .*; run python -m trainer"):
+        read_arms(tmp_path)
+
+
+def test_the_key_follows_weights_questions_and_settings_only(tmp_path: Path) -> None:
+    pit = read_arms(run_folder(tmp_path))[1]
+    config = ExamConfig()
+
+    def stem(config: ExamConfig = config, seed: int = 0, data: Corpus | None = None, weights: str = "w1") -> Path:
+        return score_stem(tmp_path, replace(pit, weights=weights), build_exam(data or corpus(), config, seed).fingerprint())
+
+    same = ExamConfig(resamples=100, compare_to="mix", gpus=0, kv_cache_gib=2, timeout_s=9, test_questions=6)
+    assert stem() == stem(same) == stem(seed=5)  # all questions are asked: the seed chooses nothing
+    reworded = corpus()
+    first = reworded.part("test").questions[0]
+    reworded.part("test").questions[0] = replace(first, answers=("Somebody else",))
+    others = [stem(ExamConfig(answer_tokens=8)), stem(ExamConfig(test_questions=5)), stem(data=reworded), stem(weights="w2")]
+    others += [stem(ExamConfig(train_questions=3), seed) for seed in (0, 1)]
+    assert len({stem(), *others}) == 7
+
+
+def test_a_score_is_whole_or_absent(tmp_path: Path) -> None:
+    exam = build_exam(corpus(), ExamConfig(), seed=0)
+    rows, _ = sit(exam, tokenise(exam, Letters(), None), Parrot(), 0, lambda n: None)
+    random.Random(0).shuffle(rows)
+    stem = tmp_path / "scores" / "pit-0123"
+    assert read_score(stem) is None
+    write_score(stem, "pit", 3, rows, {"documents": []})
+    score = read_score(stem)
+    assert score is not None
+    assert score.rows == [{"arm": "pit", "seed": 3, **row} for row in rows]
+    assert sorted(p.name for p in stem.parent.iterdir()) == ["pit-0123.json", "pit-0123.parquet"]
+    stem.with_name("pit-0123.json").unlink()  # killed between the two renames
+    assert read_score(stem) is None
+    assert not is_scored(stem)
