@@ -34,7 +34,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-exam", action="store_true", help="train only; `python -m evaluation X.yaml` examines later")
     parser.add_argument("--no-ray", action="store_true", help="train in this process alone (one GPU or CPU), for trials")
     parser.add_argument("--json", action="store_true", help="print tables as JSON")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def main(argv: list[str] | None) -> int:

@@ -1,6 +1,7 @@
 """Ray Train, in one file: a group of workers that trains a list of jobs, fed by Ray Data, restarted on failure."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ def train_on_ray(settings: Any, jobs: list[Job], tokens_folder: str, num_workers
 
     Under ZeRO-3 one group a job: DeepSpeed's destroy() frees nothing there. RunError when the group fails more often than max_failures.
     """
+    # Ray's own run folders hold nothing that the stage store lacks; they would only grow.
+    shutil.rmtree(Path(settings.run_folder) / "ray", ignore_errors=True)
     groups = [[job] for job in jobs] if settings.trainer.zero_stage == 3 else [jobs]
     for group in groups:
         _fit(settings, group, tokens_folder, num_workers, use_gpu)

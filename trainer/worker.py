@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from data.rows import Row
 from trainer.attention import attention_inputs, choose_attention, leak
 from trainer.engine import DeepSpeedEngine
-from trainer.flops import row_flops
+from trainer.flops import peak_flops, row_flops
 from trainer.loop import Metrics, run_stage
 from trainer.model import build_model
 from trainer.prepare import Job, job_dict
@@ -160,8 +160,12 @@ class _Reporter:
         )
         self._progress = Path(settings.run_folder) / "progress.json"
         self._written = 0.0
+        peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        self._peak = peak * torch.distributed.get_world_size() if peak else None
 
     def step(self, metrics: Metrics) -> None:
+        if self._peak:  # known chips only
+            metrics = {**metrics, "mfu": metrics["flops_per_s"] / self._peak}
         last = metrics["step"] + 1 == self._job.num_steps
         if last or metrics["step"] % self._every == 0:
             self._file.write(json.dumps(metrics) + "\n")

@@ -44,13 +44,13 @@ def test_document_has_no_end_token(encoder: Encoder) -> None:
     [(ids, start)] = encoder.encode([document])
     assert start == 1 and ids[0] == 1 and encoder.eos_id not in ids
     assert ids == encoder.document(document)
-    assert decode(encoder, ids[1:]) == TEXTS[1]
+    assert decode(encoder, ids[1:]) == " " + TEXTS[1]  # our tiny tokenizer starts every text with a space
 
 
 def test_special_tokens_in_text_stay_text(encoder: Encoder) -> None:
     [(ids, _)] = encoder.encode([Document("d", "a</s>b<s>")])
     assert encoder.eos_id not in ids[1:] and 1 not in ids[1:]
-    assert decode(encoder, ids[1:]) == "a</s>b<s>"
+    assert decode(encoder, ids[1:]) == " a</s>b<s>"
 
 
 def test_store_gives_back_what_was_encoded(tmp_path: Path) -> None:
