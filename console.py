@@ -78,6 +78,8 @@ def progress() -> Progress:
         TimeRemainingColumn(),
         _Note(),
         console=err,
+        redirect_stdout=False,  # on a terminal rich would catch what libraries print, and show it after all
+        redirect_stderr=False,
     )
 
 

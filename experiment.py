@@ -6,6 +6,8 @@ The whole `Experiment` stops at the doors (the `__main__` files); inside the roo
 
 import difflib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -61,7 +63,7 @@ class Experiment(Strict):
         if described.preset not in PRESETS:
             raise ValueError(f"arms.{arm}.preset: unknown preset {described.preset!r}{_suggestion(described.preset, PRESETS)}")
         try:
-            dials = Dials.model_validate({**self.dials.model_dump(), **described.dials})
+            dials = Dials.model_validate({**self.dials.model_dump(exclude_unset=True), **described.dials})
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
@@ -114,6 +116,24 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
         hint = _suggestion(str(loc[-1]), _siblings(loc)) if first["type"] == "extra_forbidden" else ""
         key = ".".join(map(str, loc))
         raise ExperimentError(f"{at}: {key + ': ' if key else ''}{message}{hint}") from None
+
+
+def line_of(path: str | Path, key: str) -> int:
+    """1-based line of the deepest part of `key` ("arms.mine.stages.0") that the file holds."""
+    node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    return _line(node, tuple(int(part) if part.isdecimal() else part for part in key.split(".")))
+
+
+@contextmanager
+def located(path: str | Path) -> Iterator[None]:
+    """Puts `path:line:` before a UserError that begins with a key of the experiment's file ("arms.mine.stages.0: reason")."""
+    try:
+        yield
+    except UserError as error:
+        key = re.match(r"((?:" + "|".join(Experiment.model_fields) + r")(?:\.[\w-]+)+): ", str(error))
+        if key is None or isinstance(error, ExperimentError):
+            raise
+        raise ExperimentError(f"{path}:{line_of(path, key[1])}: {error}") from error
 
 
 def _plain(error: Any) -> str:

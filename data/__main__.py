@@ -12,10 +12,11 @@ from rich.table import Table
 from console import UserError, door, out, say, write_result
 from data.config import DataConfig, Source
 from data.load import load_corpus
+from data.plan_command import Planned, add_plan, plan_arms
 from data.records import Corpus, Intake, OverlapReport, Part
-from experiment import load_experiment
+from experiment import load_experiment, located
 
-EXAMPLES = """examples:
+_CHECK_EXAMPLES = """examples:
   python -m data check experiments/bios_cpu.yaml
       every source of an experiment: rows read, used, left out; links; what the exam shares with training
   python -m data check experiments/my.yaml data.root=/srv/films data.bad_rows=quarantine --quarantine bad.jsonl
@@ -29,11 +30,31 @@ _FORMATS = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 
 def main(argv: list[str] | None = None) -> int | None:
-    parser = argparse.ArgumentParser(prog="python -m data", description="Documents and questions: check them before training.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data", description="Documents and questions: check them, and see what will be trained on them."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_check(commands)
-    args = parser.parse_args(argv)
+    add_plan(commands, _planned)
+    args = parser.parse_intermixed_args(argv)
     return args.run(args)
+
+
+def _planned(file: str, overrides: list[str]) -> Planned:
+    experiment = load_experiment(file, overrides)
+    arms = {"base": experiment.stages("base"), **{arm: experiment.stages(arm) for arm in experiment.arms}}
+    model, tiny = experiment.model, experiment.model.tiny
+    with located(file):
+        return plan_arms(
+            experiment.name,
+            experiment.data,
+            arms,
+            experiment.seed,
+            model.name,
+            model.revision,
+            tiny.vocab_size if tiny else None,
+            experiment.trainer.row_tokens,
+        )
 
 
 def _add_check(commands: Any) -> None:
@@ -41,7 +62,7 @@ def _add_check(commands: Any) -> None:
         "check",
         help="read all data and account for every row",
         description="Reads all data of an experiment, or one file, and accounts for every row.",
-        epilog=EXAMPLES,
+        epilog=_CHECK_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     check.add_argument("file", metavar="FILE", help="an experiment (.yaml), or one file of records")

@@ -85,34 +85,81 @@ class Mix(Strict):
 
 
 class Stage(Strict):
-    """A mixture in an order, trained with one optimiser and one schedule."""
+    """A mixture in an order, trained with one optimiser and one schedule.
+
+    A field that is added here with a default leaves every existing plan and stage key as it is (tests/data/test_plan_language.py).
+    """
 
     mix: Mix
-    order: Literal["shuffled", "sequential", "questions_first", "documents_first", "questions_grouped", "documents_grouped"] = "shuffled"
+    order: Literal[
+        "shuffled", "sequential", "questions_first", "documents_first", "questions_grouped", "documents_grouped", "by_level", "spaced"
+    ] = "shuffled"
     """`questions_first`: in each epoch the questions of a document just before it ("q d q d");
     `questions_grouped`: of each document first the questions of all epochs, then the document ("q q q d d d");
-    `documents_…`: the other way round. All four need questions with a doc_id."""
+    `documents_…`: the other way round. All four need questions with a doc_id.
+    `by_level`: in each epoch the questions from the lowest level to the highest, then the documents;
+    `spaced`: items begin one after another and come back, each gap three times the one before."""
     sample_questions: Annotated[int, Field(ge=0)] = 0
     """So many train questions ride along in every epoch (PIT keeps the QA format alive with 64)."""
-    epochs: Annotated[int, Field(ge=1)]
-    batch_items: Annotated[int, Field(ge=1)]
-    """Items a step, over all ranks; questions that ride along are not counted."""
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """Passes over the mixture; or give steps."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimiser steps instead of epochs: as many passes as that takes, the last one cut."""
+    batch_items: Annotated[int, Field(ge=1)] | None = None
+    """Items a step, over all ranks; questions that ride along are not counted. Or give batch_tokens."""
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens a step, over all ranks: a step closes before the item that would exceed it; a longer item stands alone."""
     rate: Annotated[float, Field(gt=0)]
     """Initial learning rate."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """`cosine` ends at final_rate_share; `linear` at 0."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """`cosine` ends at final_rate_share; `linear` at 0; `wsd` (warm-up, stable, decay) keeps the rate until the last
+    decay_share of the steps and falls in a line to final_rate_share."""
+    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Of the stage's steps, for `wsd`."""
     final_rate_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     loss: Literal["example", "token"] = "example"
     """Mean per item, then over items (the paper's), or over all target tokens of the step."""
+    loss_on: Literal["answers", "everything"] = "answers"
+    """Which tokens of a question are learnt: the answer and its end, or the prompt too. Of a document always all."""
+    other_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Weight of document tokens that occur in no answer of a train question (`weighted_cpt`: 0.5); the others weigh 1.
+    Answers of the exam are never looked at."""
+    template: Literal["pit", "alpaca"] = "pit"
+    """Wording of questions. The exam asks in `pit` always."""
+    prefix: Literal["none", "title", "url"] = "none"
+    """A line before each document that has one; it is read, not learnt."""
+    input_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each document's input tokens that are replaced by random ones; the targets stay (arXiv 2402.12170: 0.2)."""
+    sentence_shuffle: bool = False
+    """The sentences of a document stand in another order each time it is trained."""
 
     @model_validator(mode="after")
-    def not_empty(self) -> "Stage":
+    def makes_sense(self) -> "Stage":
         if not self.mix.kinds():
             raise ValueError(
                 "a stage must mix at least one of train_documents, train_questions, test_documents, replay_documents, replay_questions"
             )
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        if (self.batch_items is None) == (self.batch_tokens is None):
+            raise ValueError("give either batch_items or batch_tokens")
+        if self.steps and self.order in ("questions_grouped", "documents_grouped", "spaced"):
+            raise ValueError(f"order {self.order} lays out all repeats of an item over the stage, so it needs epochs, not steps")
+        self._refuse_without_effect()
         return self
+
+    def _refuse_without_effect(self) -> None:
+        documents = any(kind.endswith("documents") for kind in self.mix.kinds())
+        questions = self.sample_questions or any(kind.endswith("questions") for kind in self.mix.kinds())
+        for name in ("other_weight", "prefix", "input_noise", "sentence_shuffle"):
+            if not documents and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} acts on documents, and the stage mixes none")
+        for name in ("template", "loss_on"):
+            if not questions and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} acts on questions, and the stage mixes none")
+        if self.order == "by_level" and not any(kind.endswith("questions") for kind in self.mix.kinds()):
+            raise ValueError("order by_level needs questions in the mix")
 
 
 class Dials(Strict):

@@ -2,18 +2,16 @@
 
 import hashlib
 from dataclasses import dataclass
+from itertools import count
 from math import ceil
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from console import UserError
 from data.catalogue import Catalogue
 from data.config import Stage
-
-Items = npt.NDArray[np.int64]
-_LINKED = ("questions_first", "documents_first", "questions_grouped", "documents_grouped")
+from data.orders import WHOLE_STAGE, Items, check_order, sequence
 
 
 @dataclass(frozen=True)
@@ -41,24 +39,26 @@ def load_plan(path: Path) -> Plan:
         return Plan(arrays["items"], arrays["starts"], str(arrays["sha256"]))
 
 
-def compile_plan(stage: Stage, catalogue: Catalogue, seed: int) -> Plan:
+def compile_plan(stage: Stage, catalogue: Catalogue, seed: int, lengths: Items | None = None) -> Plan:
     """The plan of one stage. UserError where the stage asks for what the data cannot give.
 
+    `lengths`: tokens of each item of the catalogue; only batch_tokens needs them.
     Order depends on the seed and on the stage's data settings only (not on its rate or loss), so that
-    two rates are compared on the same batches.
+    two rates are compared on the same batches; and two numbers of epochs or steps begin alike.
     """
-    _check(stage, catalogue)
+    _check(stage, catalogue, lengths)
     sampled = _sampled_questions(stage, catalogue, seed)
-    grouped = stage.order.endswith("_grouped")
-    sequences = []
-    for epoch in range(1 if grouped else stage.epochs):
+    epochs, repeats = (1, stage.epochs or 1) if stage.order in WHOLE_STAGE else (stage.epochs, 1)
+    steps: list[Items] = []
+    for epoch in count() if epochs is None else range(epochs):
         rng = _rng(seed, stage, f"epoch {epoch}")
-        sequence = _sequence(stage, catalogue, rng, repeats=stage.epochs if grouped else 1)
-        riders = np.tile(sampled, stage.epochs if grouped else 1)
-        steps = ceil(len(sequence) / stage.batch_items)
-        sequences += np.array_split(_scatter(sequence, riders, rng), steps)  # steps of an epoch differ by one item at most
-    starts = np.concatenate([[0], np.cumsum([len(step) for step in sequences])]).astype(np.int64)
-    items = np.concatenate(sequences).astype(np.int64)
+        items = _scatter(sequence(stage, catalogue, rng, repeats), np.tile(sampled, repeats), rng)
+        steps += _batches(stage, items, len(items) - repeats * len(sampled), lengths)
+        if stage.steps and len(steps) >= stage.steps:
+            del steps[stage.steps :]
+            break
+    starts = np.concatenate([[0], np.cumsum([len(step) for step in steps])]).astype(np.int64)
+    items = np.concatenate(steps).astype(np.int64)
     _prove_coverage(stage, catalogue, items, sampled)
     digest = hashlib.sha256(catalogue.digests[items].tobytes() + starts.tobytes())
     return Plan(items, starts, digest.hexdigest())
@@ -75,18 +75,22 @@ def coverage(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, int]]:
     return report
 
 
-def _check(stage: Stage, catalogue: Catalogue) -> None:
+def _check(stage: Stage, catalogue: Catalogue, lengths: Items | None) -> None:
     for kind in stage.mix.kinds():
         if not len(catalogue.ranges[kind]):
-            raise UserError(f"a stage mixes {kind}, but the data hold none; leave it out of the mix or add a source for it")
+            raise UserError(f"the stage mixes {kind}, but the data hold none; leave it out of the mix or add a source for it")
     available = len(catalogue.ranges["train_questions"])
     if stage.sample_questions > available:
         raise UserError(f"sample_questions asks for {stage.sample_questions} train questions, but the data hold {available}")
-    if stage.order in _LINKED:
-        for kind in stage.mix.kinds():
-            numbers = catalogue.ranges[kind]
-            if kind.endswith("questions") and (lost := int((catalogue.document_of[numbers.start : numbers.stop] < 0).sum())):
-                raise UserError(f"order {stage.order} needs every question linked to a document; {lost} of {len(numbers)} {kind} have none")
+    if stage.other_weight != 1 and not available:
+        raise UserError("other_weight goes by the answers of train questions, but the data hold none")
+    if stage.prefix != "none" and catalogue.records:
+        documents = [d for kind in stage.mix.kinds() if kind.endswith("documents") for d in catalogue.records[kind]]
+        if not any(getattr(document, stage.prefix) for document in documents):
+            raise UserError(f"prefix {stage.prefix}: none of the {len(documents)} documents has a {stage.prefix}")
+    if stage.batch_tokens and lengths is None:
+        raise UserError("batch_tokens needs the items' lengths, and without data there are none: give data.root, or use batch_items")
+    check_order(stage, catalogue)
 
 
 def _rng(seed: int, stage: Stage, purpose: str) -> np.random.Generator:
@@ -99,46 +103,33 @@ def _sampled_questions(stage: Stage, catalogue: Catalogue, seed: int) -> Items:
     return _rng(seed, stage, "sample").choice(np.arange(numbers.start, numbers.stop), stage.sample_questions, replace=False)
 
 
-def _sequence(stage: Stage, catalogue: Catalogue, rng: np.random.Generator, repeats: int) -> Items:
-    """One pass over the mixture in the stage's order."""
-    if stage.order in _LINKED:
-        return _by_document(stage, catalogue, rng, repeats)
-    parts = [
-        np.tile(np.arange(catalogue.ranges[kind].start, catalogue.ranges[kind].stop), times) for kind, times in stage.mix.kinds().items()
-    ]
-    sequence = np.concatenate(parts)
-    return rng.permutation(sequence) if stage.order == "shuffled" else sequence
+def _scatter(items: Items, riders: Items, rng: np.random.Generator) -> Items:
+    """`riders` at random places of `items`, whose own order stays."""
+    places = np.sort(rng.integers(0, len(items) + 1, len(riders)))
+    return np.insert(items, places, rng.permutation(riders))
 
 
-def _by_document(stage: Stage, catalogue: Catalogue, rng: np.random.Generator, repeats: int) -> Items:
-    """Documents in random order, each with its own questions before or after it.
-
-    A sort by (random rank of the document, questions or document, random): no loop over a million items.
-    """
-    kinds = stage.mix.kinds()
-    parts, documents, is_question = [], [], []
-    for kind, times in kinds.items():
-        numbers = np.tile(np.arange(catalogue.ranges[kind].start, catalogue.ranges[kind].stop), times * repeats)
-        question = kind.endswith("questions")
-        parts.append(numbers)
-        documents.append(catalogue.document_of[numbers] if question else numbers)
-        is_question.append(np.full(len(numbers), question))
-    items, document, question = np.concatenate(parts), np.concatenate(documents), np.concatenate(is_question)
-    rank = rng.permutation(len(catalogue))[document]
-    first = question if stage.order.startswith("questions") else ~question
-    return items[np.lexsort((rng.random(len(items)), ~first, rank))]
-
-
-def _scatter(sequence: Items, riders: Items, rng: np.random.Generator) -> Items:
-    """`riders` at random places of `sequence`, whose own order stays."""
-    places = np.sort(rng.integers(0, len(sequence) + 1, len(riders)))
-    return np.insert(sequence, places, rng.permutation(riders))
+def _batches(stage: Stage, items: Items, num_own: int, lengths: Items | None) -> list[Items]:
+    """A pass cut into steps. `num_own`: items without the riders, whose count alone sets the number of steps."""
+    if stage.batch_items:
+        return np.array_split(items, ceil(num_own / stage.batch_items))  # steps of an epoch differ by one item at most
+    assert lengths is not None and stage.batch_tokens
+    ends = np.cumsum(lengths[items])
+    cuts, begin = [], 0
+    while begin < len(items):
+        used = ends[begin - 1] if begin else 0
+        begin = max(begin + 1, int(np.searchsorted(ends, used + stage.batch_tokens, side="right")))
+        cuts.append(begin)
+    return np.split(items, cuts[:-1])
 
 
 def _prove_coverage(stage: Stage, catalogue: Catalogue, items: Items, sampled: Items) -> None:
-    expected = np.zeros(len(catalogue), dtype=np.int64)
+    """Each item exactly as often as asked; where steps cut the last pass, no less than in the passes before and no more than in it."""
+    once = np.zeros(len(catalogue), dtype=np.int64)
     for kind, times in stage.mix.kinds().items():
         numbers = catalogue.ranges[kind]
-        expected[numbers.start : numbers.stop] = times * stage.epochs
-    expected[sampled] += stage.epochs
-    assert np.array_equal(np.bincount(items, minlength=len(catalogue)), expected), "each item exactly as often as asked"
+        once[numbers.start : numbers.stop] = times
+    once[sampled] += 1
+    times_trained = np.bincount(items, minlength=len(catalogue))
+    whole, cut = (stage.epochs, 0) if stage.epochs else divmod(len(items), int(once.sum()))
+    assert np.all(times_trained >= once * whole) and np.all(times_trained <= once * (whole + (cut > 0))), "each item as often as asked"

@@ -1,56 +1,157 @@
 """A row: the flat micro-batch of one rank, with everything the loss needs in it."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
+from data.config import Stage
 from data.packing import Piece, pack
-from data.plan import Items, Plan
+from data.plan import Plan
+from data.templates import PLAIN, Wording, wording_of
 from data.tokens import TokenStore
 
 Row = dict[str, Any]
 Loss = Literal["example", "token"]
 
 
-def step_rows(plan: Plan, store: TokenStore, step: int, rank: int, world_size: int, capacity: int, loss: Loss) -> list[Row]:
+@dataclass(frozen=True)
+class Reading:
+    """How a stage reads its items: which tokens carry loss, and the aids. The default is the paper's.
+
+    The store given to step_rows must be in this wording (TokenStore.worded).
+    """
+
+    wording: Wording = PLAIN
+    loss_on_everything: bool = False
+    other_weight: float = 1.0
+    input_noise: float = 0.0
+    sentence_shuffle: bool = False
+    seed: int = 0
+
+
+PAPER = Reading()
+
+
+def reading_of(stage: Stage, seed: int) -> Reading:
+    """What of a stage the rows must know, besides its loss."""
+    return Reading(wording_of(stage), stage.loss_on == "everything", stage.other_weight, stage.input_noise, stage.sentence_shuffle, seed)
+
+
+def step_rows(
+    plan: Plan, store: TokenStore, step: int, rank: int, world_size: int, capacity: int, loss: Loss, reading: Reading = PAPER
+) -> list[Row]:
     """The rows of one rank for one optimiser step, one per micro-step.
 
     Each row: step, micro_step, num_micro_steps; input_ids, position_ids (restart at each item) and loss_weight, all (T,);
-    cu_seqlens (pieces + 1,) with the items' boundaries. Summed over all ranks and micro-steps of a step, Σ weight × nll
-    is the step's loss: the division is done here, once, with the whole step's counts.
+    cu_seqlens (pieces + 1,) with the items' boundaries; with input noise also target_ids (T,), the ids without noise.
+    Summed over all ranks and micro-steps of a step, Σ weight × nll is the step's loss: the division is done here, once,
+    with the whole step's counts. With weights of their own on tokens, counts are sums of weights: a weighted mean.
     """
     items = plan.step(step)
     grid = pack(store.lengths[items], world_size, capacity)
-    targets = store.lengths[items] - store.loss_start[items]  # (items of the step,)
+    mine = {piece.item for ranks in grid for piece in ranks[rank]}
+    weighted = reading.loss_on_everything or reading.other_weight != 1
+    tokens = {n: _read(int(items[n]), step, store, reading) for n in (range(len(items)) if weighted else mine)}
+    targets = _sums(tokens) if weighted else store.lengths[items] - store.loss_start[items]  # (items of the step,)
     item_weight = 1.0 / (targets * len(items)) if loss == "example" else np.full(len(items), 1.0 / targets.sum())
     return [
-        {"step": step, "micro_step": n, "num_micro_steps": len(grid), **_row(ranks[rank], items, item_weight, store)}
+        {"step": step, "micro_step": n, "num_micro_steps": len(grid), **_row(ranks[rank], tokens, item_weight, reading)}
         for n, ranks in enumerate(grid)
     ]
 
 
-def rank_rows(plan: Plan, store: TokenStore, rank: int, world_size: int, capacity: int, loss: Loss, first_step: int = 0) -> Iterator[Row]:
+def rank_rows(
+    plan: Plan,
+    store: TokenStore,
+    rank: int,
+    world_size: int,
+    capacity: int,
+    loss: Loss,
+    first_step: int = 0,
+    reading: Reading = PAPER,
+) -> Iterator[Row]:
     """Every row of one rank from `first_step` on: the stream without Ray."""
     for step in range(first_step, plan.num_steps):
-        yield from step_rows(plan, store, step, rank, world_size, capacity, loss)
+        yield from step_rows(plan, store, step, rank, world_size, capacity, loss, reading)
 
 
-def _row(pieces: list[Piece], items: Items, item_weight: Any, store: TokenStore) -> Row:
-    input_ids, position_ids, loss_weight = [], [], []
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """One item as it is read in one step; all (tokens of the item,)."""
+
+    input_ids: npt.NDArray[Any]
+    target_ids: npt.NDArray[Any]
+    share: npt.NDArray[np.float64]
+    """Of each target token, before the division: 0 where no loss is."""
+
+
+def _read(item: int, step: int, store: TokenStore, reading: Reading) -> _Tokens:
+    ids = store.item(item)
+    is_document = store.aids is not None and bool(store.aids.is_document[item])
+    if is_document and reading.sentence_shuffle:
+        ids = ids[_shuffled(item, step, store, reading)]
+    share = _weights(ids, store, reading) if is_document else np.ones(len(ids))
+    share[: 1 if reading.loss_on_everything and not is_document else store.loss_start[item]] = 0.0
+    noisy = _with_noise(ids, item, step, store, reading) if is_document and reading.input_noise else ids
+    return _Tokens(noisy, ids, share)
+
+
+def _sums(tokens: dict[int, _Tokens]) -> npt.NDArray[np.float64]:
+    """Sums of weights; a hair where all are 0, so that nothing divides by 0."""
+    return np.maximum([item.share.sum() for item in tokens.values()], 1e-9)
+
+
+def _weights(ids: npt.NDArray[Any], store: TokenStore, reading: Reading) -> npt.NDArray[np.float64]:
+    """1 for tokens that occur in an answer of a train question, other_weight for the rest."""
+    if reading.other_weight == 1:
+        return np.ones(len(ids))
+    assert store.aids is not None
+    return np.where(store.aids.in_answers[ids], 1.0, reading.other_weight)
+
+
+def _rng(purpose: int, step: int, item: int, reading: Reading) -> np.random.Generator:
+    return np.random.default_rng([reading.seed % 2**63, step, item, purpose])
+
+
+def _shuffled(item: int, step: int, store: TokenStore, reading: Reading) -> npt.NDArray[np.int64]:
+    """The order of an item's tokens with its sentences permuted; what stands before the first sentence stays."""
+    assert store.aids is not None
+    starts = store.aids.sentences(item)
+    bounds = np.append(starts, store.lengths[item])
+    order = _rng(1, step, item, reading).permutation(len(starts))
+    return np.concatenate([np.arange(starts[0]), *(np.arange(bounds[n], bounds[n + 1]) for n in order)])
+
+
+def _with_noise(ids: npt.NDArray[Any], item: int, step: int, store: TokenStore, reading: Reading) -> npt.NDArray[Any]:
+    """Exactly input_noise of the tokens replaced, never what stands before the first target; random ones occur somewhere in the texts."""
+    assert store.aids is not None
+    rng = _rng(2, step, item, reading)
+    first = int(store.loss_start[item])
+    places = first + rng.choice(len(ids) - first, round(reading.input_noise * (len(ids) - first)), replace=False)
+    noisy = ids.copy()
+    noisy[places] = rng.choice(store.aids.vocabulary, len(places))
+    return noisy
+
+
+def _row(pieces: list[Piece], tokens: dict[int, _Tokens], item_weight: Any, reading: Reading) -> Row:
+    input_ids, target_ids, position_ids, loss_weight = [], [], [], []
     for piece in pieces:
-        number = int(items[piece.item])
-        input_ids.append(store.item(number)[piece.start : piece.end])
+        item = tokens[piece.item]
+        input_ids.append(item.input_ids[piece.start : piece.end])
+        target_ids.append(item.target_ids[piece.start : piece.end])
         position_ids.append(np.arange(len(piece)))
         weight = np.zeros(len(piece), dtype=np.float32)
-        first = max(int(store.loss_start[number]) - piece.start, 1)  # a piece's first token has nothing to be predicted from
-        if piece.counts:
-            weight[first:] = item_weight[piece.item]
+        if piece.counts:  # a piece's first token has nothing to be predicted from
+            weight[1:] = item_weight[piece.item] * item.share[piece.start + 1 : piece.end]
         loss_weight.append(weight)
     lengths = [len(piece) for piece in pieces]
-    return {
+    row = {
         "input_ids": np.concatenate(input_ids).astype(np.int64),
         "position_ids": np.concatenate(position_ids).astype(np.int64),
         "loss_weight": np.concatenate(loss_weight),
         "cu_seqlens": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
     }
+    return {**row, "target_ids": np.concatenate(target_ids).astype(np.int64)} if reading.input_noise else row

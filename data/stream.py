@@ -19,7 +19,8 @@ import ray.train
 
 from console import RunError
 from data.plan import Plan, load_plan
-from data.rows import Loss, Row, step_rows
+from data.rows import PAPER, Loss, Reading, Row, step_rows
+from data.templates import Wording
 from data.tokens import TokenStore, open_store
 
 STREAM_CPUS = 0.25
@@ -34,11 +35,12 @@ class StreamSpec:
     plan: str
     """Path of the plan on storage that all nodes share."""
     tokens: str
-    """Folder of the token store."""
+    """Folder of the token store, in the plain wording."""
     num_steps: int
     capacity: int
     loss: Loss
     first_step: int = 0
+    reading: Reading = PAPER
 
 
 class RankShares(ray.train.DataConfig):
@@ -65,11 +67,11 @@ def share(spec: StreamSpec, steps: ray.data.Dataset, rank: int, world_size: int)
     """One rank's rows, in the order of steps and micro-steps."""
 
     def rows(block: dict[str, np.ndarray]) -> dict[str, Any]:
-        plan, store = _opened(spec.plan, spec.tokens)
+        plan, store = _opened(spec.plan, spec.tokens, spec.reading.wording)
         made = [
             row
             for step in block["id"]
-            for row in step_rows(plan, store, int(step) + spec.first_step, rank, world_size, spec.capacity, spec.loss)
+            for row in step_rows(plan, store, int(step) + spec.first_step, rank, world_size, spec.capacity, spec.loss, spec.reading)
         ]
         # Arrays of different lengths travel as bytes: no ragged-tensor conversion, and the types are exact on arrival.
         return {key: [value.tobytes() if isinstance(value, np.ndarray) else value for value in (r[key] for r in made)] for key in made[0]}
@@ -109,7 +111,7 @@ def iterate(iterator: Any, timeout_s: float, ahead: int = 8) -> Iterator[Row]:
         yield row
 
 
-_TYPES = {"input_ids": np.int64, "position_ids": np.int64, "loss_weight": np.float32, "cu_seqlens": np.int32}
+_TYPES = {"input_ids": np.int64, "target_ids": np.int64, "position_ids": np.int64, "loss_weight": np.float32, "cu_seqlens": np.int32}
 
 
 def _from_bytes(row: dict[str, Any]) -> Row:
@@ -117,5 +119,5 @@ def _from_bytes(row: dict[str, Any]) -> Row:
 
 
 @lru_cache(maxsize=4)
-def _opened(plan: str, tokens: str) -> tuple[Plan, TokenStore]:
-    return load_plan(Path(plan)), open_store(Path(tokens))
+def _opened(plan: str, tokens: str, wording: Wording) -> tuple[Plan, TokenStore]:
+    return load_plan(Path(plan)), open_store(Path(tokens)).worded(wording)

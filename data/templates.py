@@ -1,16 +1,57 @@
 """How records become text (PIT, arXiv 2402.12847): the only place that knows the wording."""
 
+from dataclasses import dataclass
+from typing import Literal
+
+from data.config import Stage
 from data.records import Document, Question
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What of a stage changes the text of its items: one token store for each."""
+
+    template: Literal["pit", "alpaca"] = "pit"
+    prefix: Literal["none", "title", "url"] = "none"
+    sentences: bool = False
+    """Where sentences begin is kept too."""
+
+    @property
+    def name(self) -> str:
+        """For a folder's name: "alpaca-title"."""
+        return f"{self.template}-{self.prefix}{'-sentences' if self.sentences else ''}"
+
+
+PLAIN = Wording()
+
+
+def wording_of(stage: Stage) -> Wording:
+    return Wording(stage.template, stage.prefix, stage.sentence_shuffle)
 
 
 def document_text(document: Document) -> str:
     return document.text
 
 
-def question_prompt(question: str) -> str:
-    """Ends without a space: the space belongs to the answer's first token, in training and in the exam."""
+def document_prefix(document: Document, wording: Wording) -> str:
+    """The line before the text, with its line break; empty without a title or URL."""
+    value = {"none": None, "title": document.title, "url": document.url}[wording.prefix]
+    return f"{value}\n" if value else ""
+
+
+def question_prompt(question: str, template: str = "pit") -> str:
+    """Ends without a space: the space belongs to the answer's first token, in training and in the exam.
+
+    `alpaca`: the prompt of Stanford Alpaca for an instruction without input.
+    """
+    if template == "alpaca":
+        return (
+            "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+            f"### Instruction:\n{question}\n\n### Response:"
+        )
     return f"Question: {question} Answer:"
 
 
-def question_text(question: Question) -> str:
-    return f"{question_prompt(question.question)} {question.answers[0]}"
+def question_text(question: Question, template: str = "pit") -> str:
+    between = "\n" if template == "alpaca" else " "
+    return f"{question_prompt(question.question, template)}{between}{question.answers[0]}"

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,14 @@ import numpy.typing as npt
 from console import UserError
 from data.catalogue import Catalogue
 from data.records import Document, Question
-from data.templates import document_text, question_prompt, question_text
+from data.templates import PLAIN, Wording, document_prefix, document_text, question_prompt, question_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-STORE_FORMAT = 1
+STORE_FORMAT = 2
 _BATCH = 2048  # records encoded at once: bounds memory, keeps the tokenizer's threads busy
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s)")
 
 
 def load_tokenizer(path: str, revision: str | None = None, local_only: bool = False) -> "PreTrainedTokenizerFast":
@@ -45,8 +47,10 @@ class Encoder:
     A tokenizer without a beginning-of-sequence token (Qwen) gets none.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", wording: Wording = PLAIN) -> None:
         from tokenizers import Tokenizer
+
+        self.wording = wording
 
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # our own copy: the next line changes it
         self._backend.encode_special_tokens = True
@@ -58,30 +62,73 @@ class Encoder:
 
     def prompt(self, question: str) -> list[int]:
         """`<bos>Question: … Answer:`, what the exam shows and training masks."""
-        return self._start + self._backend.encode(question_prompt(question), add_special_tokens=False).ids
+        return self._start + self._backend.encode(question_prompt(question, self.wording.template), add_special_tokens=False).ids
 
     def document(self, document: Document) -> list[int]:
         """`<bos>` + text, no `<eos>`."""
         return self._start + self._backend.encode(document_text(document), add_special_tokens=False).ids
 
     def encode(self, records: list[Document] | list[Question]) -> list[tuple[list[int], int]]:
-        """(tokens, index of the first token that carries loss) of each record.
+        """(tokens, index of the first token that carries loss) of each record."""
+        return [(item.ids, item.loss_start) for item in self.encode_all(records)]
 
-        Documents: every token after the first. Questions: the tokens whose characters reach beyond the prompt, and `<eos>`;
-        found by character offsets, because re-encoding the prompt alone may cut tokens elsewhere.
+    def encode_all(self, records: list[Document] | list[Question]) -> "list[Encoded]":
+        """Tokens, loss span and sentences of each record.
+
+        Documents: every token after the first carries loss (with a prefix: after it). Questions: the tokens whose
+        characters reach beyond the prompt, and `<eos>`; found by character offsets, because re-encoding the prompt alone may
+        cut tokens elsewhere.
         """
-        texts = [question_text(r) if isinstance(r, Question) else document_text(r) for r in records]
-        encoded = self._backend.encode_batch(texts, add_special_tokens=False)
+        parts = [self._parts(record) for record in records]
+        encoded = self._backend.encode_batch([before + after for before, after in parts], add_special_tokens=False)
         result = []
-        for record, encoding in zip(records, encoded, strict=True):
-            if isinstance(record, Question):
-                ids = self._start + encoding.ids + [self.eos_id]
-                prompt_chars = len(question_prompt(record.question))
-                first = next((n for n, (_, end) in enumerate(encoding.offsets) if end > prompt_chars), len(encoding.ids))
-                result.append((ids, max(1, len(self._start) + first)))
-            else:
-                result.append((self._start + encoding.ids, 1))
+        for record, (before, after), encoding in zip(records, parts, encoded, strict=True):
+            first = next((n for n, (_, end) in enumerate(encoding.offsets) if end > len(before)), len(encoding.ids)) if before else 0
+            end = [self.eos_id] if isinstance(record, Question) else []
+            shift = len(self._start)
+            sentences = _sentence_starts(after, len(before), encoding.offsets, first, shift) if self.wording.sentences and not end else []
+            result.append(Encoded(self._start + encoding.ids + end, max(1, shift + first), sentences))
         return result
+
+    def _parts(self, record: Document | Question) -> tuple[str, str]:
+        """(what is only read, what is learnt)."""
+        if isinstance(record, Question):
+            text = question_text(record, self.wording.template)
+            prompt = question_prompt(record.question, self.wording.template)
+            return prompt, text[len(prompt) :]
+        return document_prefix(record, self.wording), document_text(record)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One record's tokens."""
+
+    ids: list[int]
+    loss_start: int
+    """The first token that carries loss."""
+    sentences: list[int]
+    """Of a document the tokens that begin its sentences; empty unless the wording asks for them."""
+
+
+def _sentence_starts(text: str, skip: int, offsets: list[tuple[int, int]], first: int, shift: int) -> list[int]:
+    """A sentence begins at the first token from the white space after ".", "!" or "?" on; the first one at token `first`."""
+    places = [skip + match.end() for match in _SENTENCE_END.finditer(text)]
+    starts = np.searchsorted([begin for begin, _ in offsets], places)
+    return [shift + first, *(shift + int(n) for n in np.unique(starts) if first < n < len(offsets))]
+
+
+@dataclass(frozen=True)
+class Aids:
+    """What the reading aids of a stage must know of a store's items."""
+
+    is_document: npt.NDArray[np.bool_]  # (items,)
+    vocabulary: npt.NDArray[np.int64]  # (token ids that occur in texts,), sorted; no control tokens
+    in_answers: npt.NDArray[np.bool_]  # (largest token id + 1,): occurs in an answer of a train question
+    sentence_offsets: npt.NDArray[np.int64]  # (items + 1,): of item i the sentences begin at
+    sentence_starts: npt.NDArray[np.int64]  # [sentence_offsets[i]:sentence_offsets[i + 1]], within the item
+
+    def sentences(self, item: int) -> npt.NDArray[np.int64]:
+        return self.sentence_starts[self.sentence_offsets[item] : self.sentence_offsets[item + 1]]
 
 
 @dataclass(frozen=True)
@@ -92,10 +139,19 @@ class TokenStore:
     offsets: npt.NDArray[np.int64]  # (items + 1,): item i is tokens[offsets[i]:offsets[i + 1]]
     loss_start: npt.NDArray[np.int32]  # (items,): within the item
     sha256: str
+    aids: Aids | None = None
+    folder: Path | None = None
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         return np.diff(self.offsets)
+
+    def worded(self, wording: Wording) -> "TokenStore":
+        """The store of the same items in another wording; write_wordings has made it."""
+        if wording == PLAIN:
+            return self
+        assert self.folder is not None
+        return open_store(self.folder / wording.name)
 
     def item(self, index: int) -> npt.NDArray[np.uint32]:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
@@ -112,22 +168,74 @@ def write_store(folder: Path, catalogue: Catalogue, encoder: Encoder, advance: C
         return open_store(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)
-    lengths, loss_start, digest = [], [], hashlib.sha256()
+    lengths: list[int] = []
+    loss_start: list[int] = []
+    digest, aids = hashlib.sha256(), _AidsWriter()
     with (folder / "tokens.bin").open("wb") as file:
-        for records in _batches(catalogue):
-            for ids, start in encoder.encode(records):
-                data = np.asarray(ids, dtype=np.uint32).tobytes()
-                file.write(data)
-                digest.update(data)
+        for kind, records in _batches(catalogue):
+            for item in encoder.encode_all(records):
+                ids = np.asarray(item.ids, dtype=np.uint32)
+                file.write(ids.tobytes())
+                digest.update(ids.tobytes())
                 lengths.append(len(ids))
-                loss_start.append(start)
+                loss_start.append(item.loss_start)
+                aids.add(kind, ids, item)
             advance(len(records))
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     np.save(folder / "offsets.npy", offsets)
     np.save(folder / "loss_start.npy", np.asarray(loss_start, dtype=np.int32))
+    aids.save(folder / "aids.npz", encoder)
     digest.update(offsets.tobytes() + np.asarray(loss_start, dtype=np.int32).tobytes())
     (folder / "manifest.json").write_text(json.dumps({"key": key, "sha256": digest.hexdigest(), "format": STORE_FORMAT}))
     return open_store(folder)
+
+
+def write_wordings(folder: Path, catalogue: Catalogue, tokenizer: "PreTrainedTokenizerFast", wordings: Iterable[Wording]) -> None:
+    """The stores that TokenStore.worded opens, below `folder`; the plain wording is write_store's own."""
+    for wording in sorted(set(wordings) - {PLAIN}, key=lambda w: w.name):
+        write_store(folder / wording.name, catalogue, Encoder(tokenizer, wording))
+
+
+class _AidsWriter:
+    """Gathers Aids item by item."""
+
+    def __init__(self) -> None:
+        self._is_document: list[bool] = []
+        self._seen = np.zeros(1, dtype=bool)
+        self._answers = np.zeros(1, dtype=bool)
+        self._num_sentences: list[int] = []
+        self._sentences: list[int] = []
+
+    def add(self, kind: str, ids: npt.NDArray[np.uint32], item: Encoded) -> None:
+        self._is_document.append(kind.endswith("documents"))
+        self._seen = _mark(self._seen, ids)
+        if kind == "train_questions":
+            self._answers = _mark(self._answers, ids[item.loss_start :])
+        self._num_sentences.append(len(item.sentences))
+        self._sentences += item.sentences
+
+    def save(self, path: Path, encoder: Encoder) -> None:
+        control = [encoder.eos_id, *encoder._start]
+        for flags in (self._seen, self._answers):
+            flags[[n for n in control if n < len(flags)]] = False
+        size = max(len(self._seen), len(self._answers))
+        np.savez(
+            path,
+            is_document=np.asarray(self._is_document, dtype=bool),
+            vocabulary=np.flatnonzero(self._seen),
+            in_answers=np.pad(self._answers, (0, size - len(self._answers))),
+            sentence_offsets=np.concatenate([[0], np.cumsum(self._num_sentences)]).astype(np.int64),
+            sentence_starts=np.asarray(self._sentences, dtype=np.int64),
+        )
+
+
+def _mark(flags: npt.NDArray[np.bool_], ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+    """`flags` with those of `ids` set, grown where they lie beyond its end."""
+    largest = int(ids.max(initial=0))
+    if largest >= len(flags):
+        flags = np.pad(flags, (0, 2 * largest + 1 - len(flags)))
+    flags[ids] = True
+    return flags
 
 
 def open_store(folder: Path) -> TokenStore:
@@ -138,20 +246,27 @@ def open_store(folder: Path) -> TokenStore:
         offsets=np.load(folder / "offsets.npy"),
         loss_start=np.load(folder / "loss_start.npy"),
         sha256=manifest["sha256"],
+        aids=_open_aids(folder / "aids.npz"),
+        folder=folder,
     )
 
 
-def _batches(catalogue: Catalogue) -> Iterator[Any]:
-    for records in catalogue.records.values():
+def _open_aids(path: Path) -> Aids:
+    with np.load(path, allow_pickle=False) as arrays:
+        return Aids(**{field.name: arrays[field.name] for field in fields(Aids)})
+
+
+def _batches(catalogue: Catalogue) -> Iterator[tuple[str, Any]]:
+    for kind, records in catalogue.records.items():
         rows = iter(records)
         while batch := list(islice(rows, _BATCH)):
-            yield batch
+            yield kind, batch
 
 
 def _store_key(catalogue: Catalogue, encoder: Encoder) -> str:
     digest = hashlib.sha256(f"{STORE_FORMAT}".encode())
     digest.update(encoder._backend.to_str().encode())
-    digest.update(repr((encoder._start, encoder.eos_id)).encode())
+    digest.update(repr((encoder._start, encoder.eos_id, encoder.wording)).encode())
     for kind, records in catalogue.records.items():
         digest.update(kind.encode())
         for record in records:

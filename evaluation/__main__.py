@@ -21,7 +21,7 @@ Examine the trained arms of an experiment and compare them.
 Every arm that `python -m trainer X.yaml` left in runs/<name>/ and that has no score yet answers the exam questions
 with vLLM: the test questions (never trained on), a sample of train questions and of replay questions; the loss
 of the test documents is measured too. A table comes on stdout, the rest in runs/<name>/report.md and report.json.
-What has a score is not examined again: run it as often as you like, also while other arms are still training.
+What has a score is not examined again, so run it as often as you like: with nothing new it takes a second.
 """
 EXAMPLES = """\
 examples:
@@ -76,7 +76,7 @@ def _examine(arms: list[TrainedArm], exam: Exam, folder: Path, config: ExamConfi
 
 def _print(report: dict[str, Any]) -> None:
     out.print(summary(report), markup=False, soft_wrap=True)
-    out.print(terminal_table(report))
+    out.print(terminal_table(report, out.width))
     for line in baseline_lines(report):
         out.print(line, markup=False, soft_wrap=True)
 

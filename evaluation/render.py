@@ -46,8 +46,8 @@ def summary(report: dict[str, Any]) -> str:
     return f"{text}; {named} {_em(arms[other])} %: {verdict}.{tail}"
 
 
-def table_cells(report: dict[str, Any], brief: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the comparison, as text; one row per arm, in the experiment's order. `brief`: what fits 80 columns."""
+def table_cells(report: dict[str, Any], left_out: tuple[str, ...] = ()) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the comparison, as text; one row per arm, in the experiment's order. Columns without any value are left out too."""
     to = report["differences"]["compare_to"]
     heads = [
         "arm",
@@ -63,8 +63,7 @@ def table_cells(report: dict[str, Any], brief: bool = False) -> tuple[list[str],
         "steps",
     ]
     rows = [_cells(name, arm, report["differences"]["to"].get(name)) for name, arm in report["arms"].items()]
-    left_out = ("", "F1", "ended", "steps") if brief else ("",)
-    keep = [i for i, head in enumerate(heads) if head not in left_out and any(row[i] for row in rows)]
+    keep = [i for i, head in enumerate(heads) if head and head not in left_out and any(row[i] for row in rows)]
     return [heads[i] for i in keep], [[row[i] for i in keep] for row in rows]
 
 
@@ -85,8 +84,9 @@ def _cells(name: str, arm: dict[str, Any], gap: dict[str, float] | None) -> list
     ]
 
 
-def terminal_table(report: dict[str, Any]) -> Table:
-    heads, rows = table_cells(report, brief=True)
+def terminal_table(report: dict[str, Any], width: int) -> Table:
+    """What fits `width` columns; report.md has the rest."""
+    heads, rows = table_cells(report, ("F1", "ended", "steps") if width >= 95 else ("F1", "ended", "steps", "recall", "ROUGE-L"))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for i, head in enumerate(heads):
         table.add_column("\n".join(head.rsplit(" ", 1)), justify="right" if i else "left", no_wrap=True, style=None if i else "bold")

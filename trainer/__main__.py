@@ -8,7 +8,7 @@ import sys
 from contextlib import nullcontext
 
 from console import RunError, chatter_to, door, out, say, write_result
-from experiment import Experiment, load_experiment
+from experiment import Experiment, load_experiment, located
 
 _ABOUT = """\
 Trains every arm of an experiment and examines the result with `python -m evaluation`.
@@ -41,11 +41,12 @@ def main(argv: list[str] | None) -> int:
     arguments = _arguments(argv)
     experiment = load_experiment(arguments.experiment, arguments.overrides)
     arms = {"base": experiment.stages("base"), **{arm: experiment.stages(arm) for arm in experiment.arms}}
-    if arguments.dry_run:
-        _dry_run(experiment, arms, arguments.json)
-        return 0
-    _train(experiment, arms, arguments.no_ray)
-    if arguments.no_exam:
+    with located(arguments.experiment):
+        if arguments.dry_run:
+            _dry_run(experiment, arms, arguments.json)
+        else:
+            _train(experiment, arms, arguments.no_ray)
+    if arguments.dry_run or arguments.no_exam:
         return 0
     command = [sys.executable, "-m", "evaluation", arguments.experiment, *arguments.overrides, *(["--json"] if arguments.json else [])]
     return subprocess.run(command).returncode  # the rooms meet on disk; same Ray cluster where RAY_ADDRESS names one

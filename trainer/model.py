@@ -1,36 +1,18 @@
 """Models: the tiny Llama made on the spot, and any causal language model of transformers."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
 from console import UserError
+from data.tiny_tokenizer import make_tokenizer
 from trainer.config import TinyModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def make_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of these texts; special tokens <pad> 0, <s> 1, </s> 2. Deterministic."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    # A name at the start of a text must be the token it is in the middle of a question: tiny models cannot afford to learn each word twice.
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=1,
-        special_tokens=["<pad>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
 def make_tiny_model(folder: Path, tiny: TinyModel, texts: Iterable[str], seed: int) -> None:
@@ -77,13 +59,3 @@ def matrices_and_rest(model: torch.nn.Module) -> tuple[list[torch.nn.Parameter],
     trained = [p for p in model.parameters() if p.requires_grad]
     shape = [tuple(getattr(p, "ds_shape", p.shape)) for p in trained]  # under ZeRO-3 p itself is empty
     return [p for p, s in zip(trained, shape, strict=True) if len(s) > 1], [p for p, s in zip(trained, shape, strict=True) if len(s) <= 1]
-
-
-def texts_for_tokenizer(records: dict[str, list[Any]]) -> Iterator[str]:
-    """Every text that training shows, as templates word it."""
-    from data.records import Question
-    from data.templates import document_text, question_text
-
-    for rows in records.values():
-        for record in rows:
-            yield question_text(record) if isinstance(record, Question) else document_text(record)

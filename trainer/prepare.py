@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import numpy as np
 from console import UserError
 from data.catalogue import Catalogue
 from data.config import Stage
-from data.plan import Plan, compile_plan
+from data.plan import Plan
+from data.templates import wording_of
 from data.tokens import TokenStore
 from trainer.config import ModelConfig, TrainerConfig
 from trainer.store import stage_key
@@ -32,28 +32,6 @@ class Job:
     plan_path: str
     plan_sha256: str
     capacity: int
-
-
-def compile_arms(
-    arms: dict[str, list[Stage]],
-    catalogue: Catalogue,
-    seed: int,
-    describe: Callable[[str, int], str] = lambda arm, n: f"arms.{arm}, stage {n + 1}",
-) -> dict[str, list[Plan]]:
-    """The plans of every arm's stages; equal stages are compiled once. UserError names the arm and the stage."""
-    done: dict[str, Plan] = {}
-    plans: dict[str, list[Plan]] = {}
-    for arm, stages in arms.items():
-        plans[arm] = []
-        for n, stage in enumerate(stages):
-            identity = stage.model_dump_json()
-            if identity not in done:
-                try:
-                    done[identity] = compile_plan(stage, catalogue, seed)
-                except UserError as error:
-                    raise UserError(f"{describe(arm, n)}: {error}") from None
-            plans[arm].append(done[identity])
-    return plans
 
 
 def initial_identity(model: ModelConfig, seed: int, tokens_sha256: str) -> str:
@@ -77,12 +55,13 @@ def make_jobs(
     jobs: dict[str, Job] = {}
     keys: dict[str, list[str]] = {}
     plan_folder.mkdir(parents=True, exist_ok=True)
-    cut = capacity if int(store.lengths.max(initial=0)) > capacity else None
     for arm, stages in arms.items():
         parent: str | None = None
         keys[arm] = []
         for n, (stage, plan) in enumerate(zip(stages, plans[arm], strict=True)):
-            key = stage_key(parent or initial, stage, plan.sha256, store.sha256, trainer, precision, cut, seed)
+            worded = store.worded(wording_of(stage))
+            cut = capacity if int(worded.lengths.max(initial=0)) > capacity else None
+            key = stage_key(parent or initial, stage, plan.sha256, worded.sha256, trainer, precision, cut, seed)
             if key not in jobs:
                 path = plan_folder / f"{plan.sha256[:16]}.npz"
                 if not path.exists():

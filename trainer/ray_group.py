@@ -11,7 +11,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from console import RunError
-from data.rows import Row
+from data.rows import Row, reading_of
 from data.stream import STREAM_CPUS, RankShares, StreamSpec, iterate, step_numbers
 from trainer.prepare import Job
 
@@ -37,7 +37,12 @@ def train_on_ray(settings: Any, jobs: list[Job], tokens_folder: str, num_workers
 
 
 def _fit(settings: Any, jobs: list[Job], tokens_folder: str, num_workers: int, use_gpu: bool) -> None:
-    specs = {job.key: StreamSpec(job.plan_path, tokens_folder, job.num_steps, job.capacity, job.stage.loss) for job in jobs}
+    specs = {
+        job.key: StreamSpec(
+            job.plan_path, tokens_folder, job.num_steps, job.capacity, job.stage.loss, reading=reading_of(job.stage, settings.seed)
+        )
+        for job in jobs
+    }
     trainer = TorchTrainer(
         _worker_main,
         train_loop_config={"settings": settings, "jobs": jobs},

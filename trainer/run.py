@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from console import UserError, progress, say
+from data.arms import compile_arms
 from data.catalogue import Catalogue, catalogue_of
 from data.config import DataConfig, Stage
 from data.load import load_corpus
 from data.plan import Plan
 from data.records import Corpus
-from data.tokens import Encoder, TokenStore, load_tokenizer, write_store
+from data.templates import wording_of
+from data.tokens import Encoder, TokenStore, load_tokenizer, write_store, write_wordings
 from trainer.config import ModelConfig, TrainerConfig
-from trainer.prepare import Job, check_lengths, compile_arms, initial_identity, make_jobs
+from trainer.prepare import Job, check_lengths, initial_identity, make_jobs
 from trainer.store import StageStore, write_json
 from trainer.worker_settings import Precision, WorkerSettings
 
@@ -43,16 +45,20 @@ def prepare(
     corpus = load_corpus(data, seed, folder / "refused.jsonl")
     catalogue = catalogue_of(corpus)
     model_folder = resolve_model(folder, model, catalogue, seed)
-    encoder = Encoder(load_tokenizer(model_folder))
+    tokenizer = load_tokenizer(model_folder)
     with progress() as bar:
         task = bar.add_task("tokens", total=len(catalogue))
-        store = write_store(folder / "tokens", catalogue, encoder, lambda n: bar.advance(task, n))
+        store = write_store(folder / "tokens", catalogue, Encoder(tokenizer), lambda n: bar.advance(task, n))
     capacity = min(trainer.row_tokens, _positions(model_folder))
+    wordings = {wording_of(stage) for stages in arms.values() for stage in stages}
+    write_wordings(folder / "tokens", catalogue, tokenizer, wordings)
     split_documents = check_lengths(store, catalogue, capacity, trainer.long_documents)
+    for wording in wordings:
+        check_lengths(store.worded(wording), catalogue, capacity, trainer.long_documents)
     precision: Precision = ("bf16" if has_gpu else "fp32") if trainer.precision == "auto" else trainer.precision
     if precision == "bf16" and trainer.zero_stage == 0:
         raise UserError("trainer.zero_stage: ZeRO 0 gives no access to the fp32 masters of a bf16 model; use 1, 2 or 3")
-    plans = compile_arms(arms, catalogue, seed)
+    plans = compile_arms(arms, catalogue, seed, lambda stage: store.worded(wording_of(stage)).lengths)
     initial = initial_identity(model, seed, store.sha256)
     jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, seed, initial, folder / "plans")
     return Prepared(corpus, catalogue, store, folder / "tokens", model_folder, plans, jobs, keys, capacity, precision, split_documents)
@@ -74,14 +80,15 @@ def resolve_model(folder: Path, model: ModelConfig, catalogue: Catalogue, seed: 
             raise UserError(
                 f"model.name: {model.name} is neither a folder nor reachable on the hub: {str(error).splitlines()[0]}"
             ) from None
-    from trainer.model import make_tiny_model, texts_for_tokenizer
+    from data.tiny_tokenizer import texts_for_tokenizer
+    from trainer.model import make_tiny_model
 
     assert model.tiny is not None
     records = {kind: rows for kind, rows in catalogue.records.items() if rows}
     target = folder / "model"
     stamp = {"tiny": model.tiny.model_dump(), "seed": seed, "texts": _fingerprint(records)}
     if not (target / "made.json").exists() or json.loads((target / "made.json").read_text()) != stamp:
-        make_tiny_model(target, model.tiny, texts_for_tokenizer(records), seed)  # type: ignore[arg-type]
+        make_tiny_model(target, model.tiny, texts_for_tokenizer(records), seed)
         write_json(target / "made.json", stamp)
     return str(target.resolve())
 
@@ -125,7 +132,7 @@ def train_without_ray(folder: Path, prepared: Prepared, trainer: TrainerConfig, 
     os.environ.setdefault("MASTER_PORT", "0")
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", rank=0, world_size=1)
-    from data.rows import rank_rows
+    from data.rows import rank_rows, reading_of
     from trainer.worker import train_jobs
 
     try:
@@ -133,7 +140,13 @@ def train_without_ray(folder: Path, prepared: Prepared, trainer: TrainerConfig, 
             _worker_settings(folder, prepared, trainer, seed),
             pending(folder, prepared),
             lambda job, rank, world_size: rank_rows(
-                _plan_of(prepared, job), prepared.store, rank, world_size, job.capacity, job.stage.loss
+                _plan_of(prepared, job),
+                prepared.store.worded(wording_of(job.stage)),
+                rank,
+                world_size,
+                job.capacity,
+                job.stage.loss,
+                reading=reading_of(job.stage, seed),
             ),
         )
     finally:

@@ -8,7 +8,8 @@ from data.config import Stage
 def learning_rate(stage: Stage, step: int, num_steps: int) -> float:
     """Rate of optimiser step `step` (0-based) out of `num_steps`.
 
-    `cosine`: from rate to rate × final_rate_share (PIT: 10 %, no warm-up); `linear`: to 0; the last step's rate is one
+    `cosine`: from rate to rate × final_rate_share (PIT: 10 %, no warm-up); `linear`: to 0; `wsd`: the rate until
+    the last decay_share of the steps, then in a line to rate × final_rate_share (MiniCPM, arXiv 2404.06395). The last step's rate is one
     step before the end of the curve, so that no step is wasted on the final value.
     """
     if step < stage.warmup_steps:
@@ -18,4 +19,8 @@ def learning_rate(stage: Stage, step: int, num_steps: int) -> float:
         return stage.rate
     if stage.schedule == "linear":
         return stage.rate * (1 - done)
+    if stage.schedule == "wsd":
+        decay_steps = max(1, round(num_steps * stage.decay_share))
+        fallen = max(0, step - (num_steps - decay_steps)) / decay_steps
+        return stage.rate * (1 - (1 - stage.final_rate_share) * fallen)
     return stage.rate * (stage.final_rate_share + (1 - stage.final_rate_share) * 0.5 * (1 + cos(pi * done)))

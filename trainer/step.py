@@ -45,7 +45,8 @@ def row_loss(engine: Engine, row: Row, attention: str) -> Tensor:
     ).logits[0]
     if not keeps:
         logits = logits[predicting]
-    nll = cross_entropy(logits.float(), input_ids[1:][predicting], reduction="none")
+    target_ids = torch.as_tensor(row["target_ids"], device=engine.device) if "target_ids" in row else input_ids  # apart under input noise
+    nll = cross_entropy(logits.float(), target_ids[1:][predicting], reduction="none")
     return (nll * weight[predicting]).sum()
 
 

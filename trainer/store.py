@@ -16,6 +16,8 @@ STAGE_FORMAT = 1
 
 # What of a stage and the trainer changes the weights. The plan's hash stands for mixture, order, epochs and batch.
 _STAGE_KEYS = {"rate", "schedule", "final_rate_share", "warmup_steps", "loss"}
+# Settings that came later count only where they are not at their default: what is trained stays trained.
+_LATER_STAGE_KEYS = {"decay_share", "loss_on", "other_weight", "template", "prefix", "input_noise", "sentence_shuffle"}
 _TRAINER_KEYS = {"clip", "betas", "weight_decay"}
 
 
@@ -29,7 +31,7 @@ def stage_key(
     facts = {
         "format": STAGE_FORMAT,
         "parent": parent,
-        "stage": stage.model_dump(mode="json", include=_STAGE_KEYS),
+        "stage": stage_facts(stage),
         "plan": plan_sha256,
         "tokens": tokens_sha256,
         "trainer": trainer.model_dump(mode="json", include=_TRAINER_KEYS),
@@ -39,6 +41,14 @@ def stage_key(
         "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def stage_facts(stage: Stage) -> dict[str, Any]:
+    """What of a stage, besides its plan, decides which weights come out."""
+    later = stage.model_dump(mode="json", include=_LATER_STAGE_KEYS, exclude_defaults=True)
+    if stage.schedule != "wsd":
+        later.pop("decay_share", None)
+    return {**stage.model_dump(mode="json", include=_STAGE_KEYS), **later}
 
 
 class StageStore:

@@ -10,8 +10,8 @@ from data.catalogue import catalogue_of
 from data.config import Bios, Stage
 from data.plan import compile_plan
 from data.rows import rank_rows
+from data.tiny_tokenizer import make_tokenizer
 from data.tokens import Encoder, write_store
-from trainer.model import make_tokenizer
 
 CAPACITY = 96
 
@@ -50,6 +50,21 @@ def test_each_planned_item_once_through_ray(ray_cluster: str, stage_files, world
                     seen[row["input_ids"][start:end].tobytes()] += 1
         assert seen == Counter(store.item(int(n)).astype(np.int64).tobytes() for n in plan.step(step))
     assert len({len(share) for share in rows}) == 1  # as many micro-steps on every rank
+
+
+def test_noise_travels_with_its_targets(ray_cluster: str, stage_files) -> None:  # type: ignore[no-untyped-def]
+    import dataclasses
+
+    from data.rows import Reading
+    from data.stream import RankShares, iterate, step_numbers
+
+    plan, store, spec = stage_files
+    noisy = dataclasses.replace(spec, reading=Reading(input_noise=0.3, seed=5))
+    [only] = RankShares({"s": noisy}).configure({"s": step_numbers(noisy)}, 1, None, None)
+    expected = rank_rows(plan, store, 0, 1, CAPACITY, "example", reading=noisy.reading)
+    rows = list(zip(iterate(only["s"], timeout_s=60), expected, strict=True))
+    assert all(np.array_equal(a[key], b[key]) for a, b in rows for key in b) and all("target_ids" in a for a, _ in rows)
+    assert any(not np.array_equal(a["input_ids"], a["target_ids"]) for a, _ in rows)
 
 
 def test_starts_at_a_step(ray_cluster: str, stage_files) -> None:  # type: ignore[no-untyped-def]

@@ -10,8 +10,8 @@ from data.bios import make_bios
 from data.catalogue import catalogue_of
 from data.config import Bios
 from data.records import Document, Question
+from data.tiny_tokenizer import make_tokenizer
 from data.tokens import Encoder, open_store, write_store
-from trainer.model import make_tokenizer
 
 TEXTS = ["Question: Who wrote it? Answer: Ann Lee", "The film was directed by Ann Lee in 2023. Ünïcödé 日本"]
 

@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 
+from evaluation import examine
+from evaluation.config import ExamConfig
 from evaluation.engine import Answer, Engine, EngineFailure, EngineOptions, Examiner, network
+from evaluation.exam import build_exam
+from evaluation.score_files import TrainedArm, read_score, score_stem
+from tests.evaluation.test_exam import Letters, corpus
 
 EOS = 2
 OPTIONS = EngineOptions(timeout_s=240)
@@ -222,6 +227,32 @@ def test_a_hang_ends_in_a_named_failure(ray_cluster: Any) -> None:
 def test_a_model_that_cannot_start_says_why(ray_cluster: Any) -> None:
     with Engine(OPTIONS, Refuses) as engine, pytest.raises(EngineFailure, match="ValueError: this architecture is not supported"):
         engine.open("weights-5", "five", 64)
+
+
+class BadOnes(Fake):
+    def answer(self, prompts: list[list[int]], max_tokens: int, eos_id: int) -> list[Answer]:
+        if "bad" in self.path:
+            raise ValueError("CUDA out of memory")
+        return super().answer(prompts, max_tokens, eos_id)
+
+
+def test_an_arm_that_fails_is_missing_and_the_next_is_examined(ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = []
+    for name in ("bad-1", "good-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"max_position_embeddings": 256}')
+        arms.append(TrainedArm(name, str(tmp_path / name), name, None, False, {"hf": name}))
+    monkeypatch.setattr(examine, "load_tokenizer", lambda path, revision: None)
+    monkeypatch.setattr(examine, "Encoder", lambda tokenizer: Letters())
+    exam = build_exam(corpus(), ExamConfig(documents=1), seed=0)
+    reasons = examine.examine(arms, exam, tmp_path, 0, OPTIONS, BadOnes)
+    assert list(reasons) == ["bad-1"]
+    assert reasons["bad-1"].endswith("ValueError: CUDA out of memory")
+    bad, good = (read_score(score_stem(tmp_path, arm, exam.fingerprint())) for arm in arms)
+    assert bad is None
+    assert good is not None
+    assert good.about["fingerprint"] == -2
+    assert len(good.rows) == len(exam.questions)
 
 
 def test_network_ignores_weights_and_incidentals(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""How many tokens each item has, told without a token store: for dry runs and printed plans."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from console import UserError
+from data.catalogue import Catalogue
+from data.config import Stage
+from data.orders import Items
+from data.templates import Wording, wording_of
+from data.tiny_tokenizer import make_tokenizer, texts_for_tokenizer
+from data.tokens import Encoder, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_TOKENS_A_WORD = 1.4
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of items, by wording."""
+
+    of: Callable[[Stage], Items | None]
+    """(items,) as the stage words them; None without data."""
+    note: str
+    """How they were counted, for people."""
+
+
+def count_lengths(catalogue: Catalogue, name: str | None, revision: str | None, tiny_vocab_size: int | None) -> Lengths:
+    """Counted with the model's tokenizer where it is on this machine (`name`), or with a tiny model's own; else estimated from words."""
+    if not catalogue.records:
+        return Lengths(lambda stage: None, "not counted without data")
+    try:
+        tokenizer = _tokenizer(catalogue, name, revision, tiny_vocab_size)
+    except UserError:
+        words = [len(text.split()) for text in texts_for_tokenizer(catalogue.records)]
+        estimate = np.ceil(np.asarray(words) * _TOKENS_A_WORD).astype(np.int64)
+        return Lengths(lambda stage: estimate, f"estimated ({_TOKENS_A_WORD} a word; {name} is not on this machine)")
+    counted: dict[Wording, Items] = {}
+
+    def of(stage: Stage) -> Items:
+        wording = wording_of(stage)
+        if wording not in counted:
+            encoder = Encoder(tokenizer, wording)
+            lengths = [len(ids) for rows in catalogue.records.values() if rows for ids, _ in encoder.encode(rows)]
+            counted[wording] = np.asarray(lengths, dtype=np.int64)
+        return counted[wording]
+
+    return Lengths(of, "counted")
+
+
+def _tokenizer(catalogue: Catalogue, name: str | None, revision: str | None, tiny_vocab_size: int | None) -> "PreTrainedTokenizerFast":
+    if tiny_vocab_size:
+        return make_tokenizer(texts_for_tokenizer(catalogue.records), tiny_vocab_size)
+    assert name is not None
+    return load_tokenizer(name, revision, local_only=True)
