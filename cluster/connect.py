@@ -24,7 +24,9 @@ def connected(cpus_needed: float, gpus_needed: float = 0) -> Iterator[None]:
         have = ray.cluster_resources()
         for resource, needed in (("CPU", cpus_needed), ("GPU", gpus_needed)):
             if have.get(resource, 0) < needed:
-                raise RunError(f"the cluster has {have.get(resource, 0):g} {resource}s and this needs {needed:g}; set trainer.num_workers lower")
+                raise RunError(
+                    f"the cluster has {have.get(resource, 0):g} {resource}s and this needs {needed:g}; set trainer.num_workers lower"
+                )
         yield
     finally:
         if ours:

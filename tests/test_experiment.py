@@ -58,7 +58,11 @@ def test_good_one_loads(tmp_path: Path) -> None:
         ("tiny: {}", "tinny: {}", "x.yaml:5: model.tinny: unknown key; did you mean tiny?"),
         ("bios: {train_people: 5}", "bios: {train_poeple: 5}", "x.yaml:3: data.bios.train_poeple: unknown key; did you mean train_people?"),
         ("preset: pit", "preset: pitt", "x.yaml:8: arms.pit.preset: unknown preset 'pitt'; did you mean pit?"),
-        ("preset: pit", "preset: pit\n    dials: {epoch_pit: 3}", "x.yaml:9: arms.pit.dials.epoch_pit: unknown key; did you mean epochs_pit?"),
+        (
+            "preset: pit",
+            "preset: pit\n    dials: {epoch_pit: 3}",
+            "x.yaml:9: arms.pit.dials.epoch_pit: unknown key; did you mean epochs_pit?",
+        ),
         ("train_people: 5", "train_people: five", "x.yaml:3: data.bios.train_people: input should be a valid integer"),
         ("name: x", "name: x\nname: y", "x.yaml:2: name: given twice"),
         ("name: x", "name: ../x", "x.yaml:1: name: string should match pattern"),
@@ -89,7 +93,11 @@ def test_missing_file() -> None:
 
 
 def test_bad_input_is_one_line_and_exit_code_2(run_command) -> None:  # type: ignore[no-untyped-def]
-    for arguments in (["trainer", "nowhere.yaml"], ["evaluation", "experiments/bios_cpu.yaml", "name=never-trained"], ["data", "check", "nowhere.yaml"]):
+    for arguments in (
+        ["trainer", "nowhere.yaml"],
+        ["evaluation", "experiments/bios_cpu.yaml", "name=never-trained"],
+        ["data", "check", "nowhere.yaml"],
+    ):
         done = run_command(*arguments)
         assert done.returncode == 2, done
         assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: "), done.stderr

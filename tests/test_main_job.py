@@ -49,7 +49,7 @@ def first_run(ray_cluster: str, folder: Path):  # type: ignore[no-untyped-def]
 
 def test_trains_examines_and_prints_the_table(first_run, folder: Path) -> None:  # type: ignore[no-untyped-def]
     done, _ = first_run
-    assert done.returncode == 0, done.stderr + "".join((p.read_text()[-3000:] for p in (folder / "runs/small/logs").glob("*.log")))
+    assert done.returncode == 0, done.stderr + "".join(p.read_text()[-3000:] for p in (folder / "runs/small/logs").glob("*.log"))
     assert "pit" in done.stdout and "standard" in done.stdout and "report.md" in done.stdout + done.stderr
     report = json.loads((folder / "runs/small/report.json").read_text())
     assert set(report["arms"]) == {"base", "standard", "pit"}
@@ -65,7 +65,7 @@ def test_memorises_through_the_whole_stack(first_run, folder: Path) -> None:  # 
 
 
 def test_a_second_run_trains_nothing(first_run, folder: Path) -> None:  # type: ignore[no-untyped-def]
-    done, run = first_run
+    _done, run = first_run
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs/small/stages").rglob("*") if path.is_file()}
     again = run()
     assert again.returncode == 0, again.stderr
@@ -156,7 +156,9 @@ def test_zero_3_trains_the_same(first_run, folder: Path) -> None:  # type: ignor
     assert done.returncode == 0, done.stderr
     for stage in (folder / "three/small/stages").iterdir():
         manifest = json.loads((stage / "manifest.json").read_text())
-        ours, twos = (json.loads((f / "metrics.jsonl").read_text().splitlines()[0]) for f in (stage, folder / "runs/small/stages" / stage.name))
+        ours, twos = (
+            json.loads((f / "metrics.jsonl").read_text().splitlines()[0]) for f in (stage, folder / "runs/small/stages" / stage.name)
+        )
         assert manifest["zero_stage"] == 3
         if manifest["job"]["parent"] is None:
             assert ours["loss"] == pytest.approx(twos["loss"], rel=1e-5) and ours["grad_norm"] == pytest.approx(twos["grad_norm"], rel=1e-4)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 
-from console import RunError, chatter_to, door, out, say, write_result
+from console import RunError, chatter_to, door, say, write_result
 from experiment import Experiment, load_experiment, located
 
 _ABOUT = """\
@@ -53,13 +53,13 @@ def main(argv: list[str] | None) -> int:
 
 
 def _dry_run(experiment: Experiment, arms: dict[str, list], as_json: bool) -> None:  # type: ignore[type-arg]
-    from trainer.dry_run import dry_run, table_of
+    from trainer.dry_run import dry_run, in_lines
 
     report = {"experiment": experiment.name, **dry_run(experiment.data, experiment.model, arms, experiment.seed)}
     if as_json:
         write_result(json.dumps(report, indent=1))
     else:
-        out.print(table_of(report))
+        write_result("\n".join(in_lines(report)))
 
 
 def _train(experiment: Experiment, arms: dict[str, list], no_ray: bool) -> None:  # type: ignore[type-arg]

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from rich.table import Table
-
 from data.arms import compile_arms
 from data.config import DataConfig, Stage
 from data.lengths import count_lengths
@@ -19,26 +17,16 @@ def dry_run(data: DataConfig, model: ModelConfig, arms: dict[str, list[Stage]], 
     return {"records": origin, "tokens": lengths.note, "arms": arms_report(arms, plans, catalogue, lengths)}
 
 
-def table_of(report: dict[str, Any]) -> Table:
-    """The report for people; an item count such as "1,720 × 3" reads "1,720 items, each three times"."""
-    table = Table(title=f"{report['records']}; tokens: {report['tokens']}", title_justify="left")
-    for column, justify in (("arm", "left"), ("stage", "left"), ("order", "left"), ("rate", "right"), ("steps", "right"), ("tokens", "right"), ("coverage", "left"), ("plan", "left")):  # fmt: skip
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+def in_lines(report: dict[str, Any]) -> list[str]:
+    """The report for people: two lines a stage; the base's stages once."""
+    lines = [f"{report['records']}; tokens: {report['tokens']}"]
+    num_base = len(report["arms"]["base"])
     for arm, stages in report["arms"].items():
-        for n, stage in enumerate(stages):
-            table.add_row(
-                arm if n == 0 else "",
-                f"{n + 1}. {' + '.join(stage['mix'])}",
-                stage["order"],
-                f"{stage['rate']:g}",
-                f"{stage['steps']:,}",
-                f"{stage['tokens']:,}" if stage["tokens"] is not None else "?",
-                ", ".join(_times(kind, c) for kind, c in stage["coverage"].items()),
-                stage["plan_hash"][:12],
-            )
-    return table
-
-
-def _times(kind: str, c: dict[str, int]) -> str:
-    times = f"{c['least']}" if c["least"] == c["most"] else f"{c['least']} to {c['most']}"
-    return f"{c['items']:,} of {c['of']:,} {kind} × {times}"
+        first = 0 if arm == "base" else num_base
+        if stages[first:]:
+            lines.append(arm + (", after base" if first else ""))
+        for n, stage in enumerate(stages[first:], first):
+            tokens = f"{stage['tokens']:,} tokens" if stage["tokens"] is not None else "? tokens"
+            lines.append(f"  {n + 1}. {' + '.join(stage['mix'])}, {stage['order']}: {stage['in_words']}")
+            lines.append(f"     {stage['steps']:,} steps, {tokens}, rate {stage['rate']:g} {stage['schedule']}, plan {stage['plan_hash'][:12]}")
+    return lines
