@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from console import UserError, progress, say
+from console import UserError, err, progress, say
 from data.arms import compile_arms
 from data.catalogue import Catalogue, catalogue_of
 from data.config import DataConfig, Stage
@@ -101,6 +101,7 @@ def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, n
     todo = pending(folder, prepared)
     steps_before = {job.key: sum(j.num_steps for j in todo[:n]) for n, job in enumerate(todo)}
     labels = {job.key: job.label for job in todo}
+    announced: set[str] = set()
     (folder / "progress.json").unlink(missing_ok=True)
     with progress() as bar:
         task = bar.add_task("training: starting workers", total=sum(job.num_steps for job in todo))
@@ -108,6 +109,9 @@ def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, n
         def poll() -> None:
             latest = _read_progress(folder / "progress.json")
             if latest and latest["key"] in steps_before:
+                if latest["key"] not in announced and not err.is_terminal:  # a bar shows nothing in a job's log until it ends
+                    say(f"training {labels[latest['key']]}")
+                announced.add(latest["key"])
                 bar.update(
                     task,
                     completed=steps_before[latest["key"]] + latest["step"] + 1,
