@@ -9,7 +9,7 @@ from console import RunError, say
 
 
 @contextmanager
-def connected(cpus_needed: float, gpus_needed: float = 0) -> Iterator[None]:
+def connected(cpus_needed: float, gpus_needed: float = 0, remedy: str = "use a larger cluster") -> Iterator[None]:
     """Connects to the cluster of RAY_ADDRESS (set in every submitted job), else starts Ray on this machine and stops it at the end.
 
     Inside another `connected` it only checks. CPUs of a local Ray are logical: as many as asked for, so that two cores hold two workers,
@@ -24,9 +24,7 @@ def connected(cpus_needed: float, gpus_needed: float = 0) -> Iterator[None]:
         have = ray.cluster_resources()
         for resource, needed in (("CPU", cpus_needed), ("GPU", gpus_needed)):
             if have.get(resource, 0) < needed:
-                raise RunError(
-                    f"the cluster has {have.get(resource, 0):g} {resource}s and this needs {needed:g}; set trainer.num_workers lower"
-                )
+                raise RunError(f"the cluster has {have.get(resource, 0):g} {resource}s and this needs {needed:g}; {remedy}")
         yield
     finally:
         if ours:
@@ -39,7 +37,10 @@ def _start(cpus_needed: float) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True)
+        try:
+            ray.init(log_to_driver=True)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise RunError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray cluster answers there: {str(error).splitlines()[0]}") from None
         return
     # Workers import the rooms from this checkout, whatever their working directory; in a submitted job it is the job's own copy.
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -162,7 +162,7 @@ def write_store(folder: Path, catalogue: Catalogue, encoder: Encoder, advance: C
 
     A store that is already there for the same records and tokenizer is opened, not made again.
     """
-    key = _store_key(catalogue, encoder)
+    key = store_key(catalogue, encoder)
     if (folder / "manifest.json").exists() and json.loads((folder / "manifest.json").read_text())["key"] == key:
         advance(len(catalogue))
         return open_store(folder)
@@ -263,7 +263,8 @@ def _batches(catalogue: Catalogue) -> Iterator[tuple[str, Any]]:
             yield kind, batch
 
 
-def _store_key(catalogue: Catalogue, encoder: Encoder) -> str:
+def store_key(catalogue: Catalogue, encoder: Encoder) -> str:
+    """Identity of the store of these records in this tokenizer and wording."""
     digest = hashlib.sha256(f"{STORE_FORMAT}".encode())
     digest.update(encoder._backend.to_str().encode())
     digest.update(repr((encoder._start, encoder.eos_id, encoder.wording)).encode())

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from console import RunError, chatter_to, door, out, say, write_result
+from console import RunError, UserError, chatter_to, door, out, say, write_result
 from data.load import load_corpus
 from evaluation.config import ExamConfig
 from evaluation.exam import Exam, build_exam
@@ -38,8 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     experiment = load_experiment(args.experiment, args.overrides)
     folder, config, seed = experiment.folder, experiment.exam, experiment.seed
-    arms = read_arms(folder)
+    if not folder.is_dir():
+        raise UserError(f"no trained arms in {folder}; run python -m trainer X.yaml first")
     corpus = load_corpus(experiment.data, seed)
+    arms = read_arms(folder, corpus.fingerprint())
     exam = build_exam(corpus, config, seed)
     stems = {arm.name: score_stem(folder, arm, exam.fingerprint()) for arm in arms}
     todo = [arm for arm in arms if not is_scored(stems[arm.name])]

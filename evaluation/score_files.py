@@ -64,15 +64,18 @@ class Score:
     """documents: [{id, tokens, nll}]; weights_sha256, fingerprint, dtype, seconds, …"""
 
 
-def read_arms(folder: Path) -> list[TrainedArm]:
-    """The arms of a run in their order. Raises UserError where nothing was trained yet."""
+def read_arms(folder: Path, records_sha256: str) -> list[TrainedArm]:
+    """The arms of a run in their order. Raises UserError where nothing was trained yet, or on other records than these."""
     path = folder / "arms.json"
     if not path.is_file():
         raise UserError(f"no trained arms in {folder}; run python -m trainer X.yaml first")
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["arms"]
+        trained = json.loads(path.read_text(encoding="utf-8"))
+        entries, records = trained["arms"], trained["records_sha256"]
     except (json.JSONDecodeError, KeyError) as error:
         raise UserError(f"{path}: not a list of arms ({error}); run python -m trainer X.yaml again") from None
+    if records != records_sha256:
+        raise UserError(f"{path}: these arms were trained on other records or another seed; repeat the overrides of their training")
     return [_trained_arm(folder, name, entry) for name, entry in entries.items()]
 
 

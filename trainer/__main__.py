@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
-from console import RunError, chatter_to, door, say, write_result
+from console import RunError, UserError, chatter_to, door, say, write_result
 from experiment import Experiment, load_experiment, located
 
 _ABOUT = """\
@@ -20,7 +21,7 @@ examples:
   python -m trainer experiments/bios_cpu.yaml
   python -m trainer experiments/wiki2023_cpu.yaml data.root=/data/wiki2023_film
   python -m trainer experiments/wiki2023_llama2_7b.yaml --dry-run
-  ray job submit --working-dir . -- python -m trainer experiments/bios_cpu.yaml
+  ray job submit --working-dir . -- python -m trainer experiments/bios_cpu.yaml runs=/shared/runs
 """
 
 
@@ -74,26 +75,34 @@ def _train(experiment: Experiment, arms: dict[str, list], no_ray: bool) -> None:
         say(f"{experiment.name}: reading records, making tokens and plans (chatter: {log})")
         # A submitted job asks its cluster for GPUs; a run of its own asks this machine, and needs no Ray when nothing is left to train.
         in_cluster = bool(os.environ.get("RAY_ADDRESS"))
+        if in_cluster and not Path(experiment.runs).is_absolute():
+            raise UserError(
+                f"runs: {experiment.runs} is inside the job's temporary copy; give storage that every node shares, e.g. runs=/shared/runs"
+            )
         with connected(cpus_needed=1) if in_cluster else nullcontext():
             num_gpus = gpus_here() if in_cluster else _local_gpus()
             num_workers = 1 if no_ray else experiment.trainer.num_workers or num_gpus or 2
-            use_gpu = 0 < num_workers <= num_gpus
+            if 0 < num_gpus < num_workers:
+                raise UserError(f"trainer.num_workers: {num_workers} is more than the {num_gpus} GPUs there are")
+            use_gpu = num_gpus > 0
             prepared = run.prepare(experiment.folder, experiment.data, experiment.model, experiment.trainer, arms, experiment.seed, use_gpu)
             todo = run.pending(experiment.folder, prepared)
             run.announce(prepared, todo)
+            say(f"{num_workers} {'GPU' if use_gpu else 'CPU'} worker(s), {prepared.precision}, ZeRO-{experiment.trainer.zero_stage}")
             if prepared.split_documents:
                 say(f"{prepared.split_documents} documents are longer than a row of {prepared.capacity} tokens and are split")
-            if todo and no_ray:
-                run.train_without_ray(experiment.folder, prepared, experiment.trainer, experiment.seed)
-            elif todo:
-                say("starting Ray" if not in_cluster else "using the job's Ray cluster")
-                with connected(cpus_for(num_workers), num_workers if use_gpu else 0):
-                    announce_cluster()
-                    try:
+            try:
+                if todo and no_ray:
+                    run.train_without_ray(experiment.folder, prepared, experiment.trainer, experiment.seed)
+                elif todo:
+                    say("starting Ray" if not in_cluster else "using the job's Ray cluster")
+                    with connected(cpus_for(num_workers), num_workers if use_gpu else 0, "set trainer.num_workers lower"):
+                        announce_cluster()
                         run.train(experiment.folder, prepared, experiment.trainer, experiment.seed, num_workers, use_gpu)
-                    except RunError as error:
-                        raise RunError(f"{error} (details: {log}; what is committed stays)") from error
-        run.write_arms(experiment.folder, experiment.name, prepared)
+            except RunError as error:
+                raise RunError(f"{error} (details: {log}; what is committed stays)") from error
+            finally:  # arms that are complete can be examined, whatever became of the others
+                run.write_arms(experiment.folder, experiment.name, prepared)
 
 
 def _local_gpus() -> int:

@@ -18,11 +18,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 _PLAIN_FAMILIES = {"llama", "qwen2", "qwen3", "mistral"}
 
 
-def choose_attention(wanted: str, model_type: str, sliding_window: int | None, device: torch.device) -> str:
+def choose_attention(wanted: str, model_type: str, sliding_window: int | None, device: torch.device, precision: str) -> str:
     """Name of the attention implementation for transformers; `auto` resolved."""
     if wanted != "auto":
         return wanted
-    if device.type == "cuda" and importlib.util.find_spec("flash_attn"):
+    if device.type == "cuda" and precision == "bf16" and importlib.util.find_spec("flash_attn"):
         return "flash_attention_2"
     return "padded_sdpa" if model_type in _PLAIN_FAMILIES and not sliding_window else "sdpa"
 

@@ -28,5 +28,7 @@ def in_lines(report: dict[str, Any]) -> list[str]:
         for n, stage in enumerate(stages[first:], first):
             tokens = f"{stage['tokens']:,} tokens" if stage["tokens"] is not None else "? tokens"
             lines.append(f"  {n + 1}. {' + '.join(stage['mix'])}, {stage['order']}: {stage['in_words']}")
-            lines.append(f"     {stage['steps']:,} steps, {tokens}, rate {stage['rate']:g} {stage['schedule']}, plan {stage['plan_hash'][:12]}")
+            lines.append(
+                f"     {stage['steps']:,} steps, {tokens}, rate {stage['rate']:g} {stage['schedule']}, plan {stage['plan_hash'][:12]}"
+            )
     return lines

@@ -5,7 +5,7 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import safe_get_local_fp32_param, safe_set_full_fp32_param
+from deepspeed.utils import safe_get_local_fp32_param, safe_set_full_fp32_param, safe_set_local_fp32_param
 from torch import Tensor
 
 from trainer.config import TrainerConfig
@@ -73,9 +73,18 @@ class DeepSpeedEngine:
 
     def set_fp32(self, name_to_weight: Any) -> None:
         """Gives the fp32 masters their exact values: wrapping rounded them to bf16. `name_to_weight(name)` → full tensor."""
+        rank = torch.distributed.get_rank()
         for name, parameter in self.module.named_parameters():
-            if parameter.requires_grad:
-                safe_set_full_fp32_param(parameter, name_to_weight(name).to(torch.float32).to(self.device))
+            if not parameter.requires_grad:
+                continue
+            weight = name_to_weight(name).float()
+            if self.zero_stage < 3:
+                safe_set_full_fp32_param(parameter, weight.to(self.device))
+                continue
+            # DeepSpeed's setter of a whole parameter fails where its size does not divide by the world size: the last share is padded.
+            share = parameter.ds_tensor.numel()
+            flat = torch.nn.functional.pad(weight.flatten(), (0, share * self._world_size - weight.numel()))
+            safe_set_local_fp32_param(parameter, flat[rank * share : (rank + 1) * share].to(self.device))
 
     def fragments(self) -> Iterator[tuple[str, int, Tensor]]:
         """This rank's share of the fp32 weights: (parameter, offset in the flattened parameter, values (n,)).

@@ -1,5 +1,6 @@
 """The loop over a stage's steps: rows in, optimiser steps, metrics out. Runs under Ray and without it."""
 
+import math
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -8,12 +9,14 @@ from typing import Any
 
 import torch
 
+from console import RunError
 from data.config import Stage
 from data.rows import Row
 from trainer.schedule import learning_rate
 from trainer.step import Engine, optimiser_step
 
 Metrics = dict[str, Any]
+_MAX_BAD_STEPS = 10
 
 
 def run_stage(
@@ -26,13 +29,13 @@ def run_stage(
     report: Callable[[Metrics], None],
     first_step: int = 0,
 ) -> Metrics:
-    """Trains steps [first_step, num_steps) and returns the totals {steps, tokens, seconds, loss}.
+    """Trains steps [first_step, num_steps) and returns the totals {steps, tokens, seconds, loss, bad_steps}.
 
     `report` gets the metrics of every step on every rank: loss (of the whole step), grad_norm, rate, tokens (all ranks), tokens_per_s,
     flops_per_s (all ranks, model FLOPs), step_s, data_wait_s (this rank), memory_gib (this rank).
     """
     started = time.monotonic()
-    total_tokens, loss, next_step = 0, float("nan"), first_step
+    total_tokens, loss, next_step, bad_steps, bad_in_a_row = 0, float("nan"), first_step, 0, 0
     clock = _Clock()
     for step, group in groupby(clock.waits(rows), key=lambda row: row["step"]):
         assert step == next_step, f"the stream gave step {step}, the plan says {next_step}"
@@ -43,6 +46,11 @@ def run_stage(
         tokens = sum(len(row["input_ids"]) for row in micro_rows if row["loss_weight"].any())
         loss, step_tokens, flops = _sum_over_ranks([float(share), tokens, sum(map(flops_of_row, micro_rows))], engine.device)
         total_tokens += int(step_tokens)
+        # DeepSpeed skips a step whose gradient norm is no number (ZeRO 1 to 3), without a word; the sum makes all ranks agree here.
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        bad_steps, bad_in_a_row = bad_steps + (not finite), 0 if finite else bad_in_a_row + 1
+        if bad_in_a_row == _MAX_BAD_STEPS:
+            raise RunError(f"loss or gradient is no number for {_MAX_BAD_STEPS} steps up to step {step}: lower the rate (now {rate:g})")
         step_s, data_wait_s = clock.lap()
         report(
             {
@@ -60,7 +68,7 @@ def run_stage(
         )
         next_step += 1
     assert next_step == num_steps, f"the stream ended after {next_step} of {num_steps} steps"
-    return {"steps": num_steps, "tokens": total_tokens, "seconds": time.monotonic() - started, "loss": loss}
+    return {"steps": num_steps, "tokens": total_tokens, "seconds": time.monotonic() - started, "loss": loss, "bad_steps": bad_steps}
 
 
 class _Clock:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig
+from transformers.initialization import no_init_weights
 
 from console import UserError
 from data.tiny_tokenizer import make_tokenizer
@@ -41,15 +42,17 @@ def make_tiny_model(folder: Path, tiny: TinyModel, texts: Iterable[str], seed: i
 
 
 def build_model(folder: str, attention: str, dtype: torch.dtype) -> "PreTrainedModel":
-    """The architecture of `folder` or hub id with random weights; trainer/weights.py fills them in.
+    """The architecture of `folder` or hub id without its weights; trainer/weights.py fills them in.
 
     UserError where the model needs code of its own: remote code is never run.
     """
     try:
         config = AutoConfig.from_pretrained(folder)
-        model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
+        with no_init_weights():  # saves minutes at 7B, and under ZeRO-3 there is nothing to initialise yet
+            model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
     except (OSError, ValueError) as error:
         raise UserError(f"model {folder}: cannot be built: {str(error).splitlines()[0]}") from None
+    model.tie_weights()
     model.config.use_cache = False
     return model  # type: ignore[no-any-return]
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,19 @@ class Job:
     capacity: int
 
 
-def initial_identity(model: ModelConfig, seed: int, tokens_sha256: str) -> str:
-    """What stands for the initial weights in the first stage's key. A tiny model follows from its settings, seed and texts."""
-    facts = {"model": model.model_dump(mode="json"), **({"seed": seed, "tokens": tokens_sha256} if model.tiny else {})}
+def initial_identity(model: ModelConfig, model_folder: Path, seed: int, tokens_sha256: str) -> str:
+    """What stands for the initial weights in the first stage's key.
+
+    A tiny model follows from its settings, seed and texts; any other is known by its files' sizes and times: weights that were put
+    in the place of others are other weights.
+    """
+    files = sorted([*model_folder.glob("*.safetensors"), model_folder / "config.json"])
+    facts: dict[str, Any] = {"model": model.model_dump(mode="json")}
+    facts |= (
+        {"seed": seed, "tokens": tokens_sha256}
+        if model.tiny
+        else {"files": [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]}
+    )
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -63,14 +74,23 @@ def make_jobs(
             cut = capacity if int(worded.lengths.max(initial=0)) > capacity else None
             key = stage_key(parent or initial, stage, plan.sha256, worded.sha256, trainer, precision, cut, seed)
             if key not in jobs:
-                path = plan_folder / f"{plan.sha256[:16]}.npz"
-                if not path.exists():
-                    plan.save(path)
+                path = _write_plan(plan, worded.sha256, plan_folder)
                 label = f"{arm} {n + 1}/{len(stages)}: {' + '.join(stage.mix.kinds())}"
                 jobs[key] = Job(key, parent, label, stage, plan.num_steps, str(path.resolve()), plan.sha256, capacity)
             keys[arm].append(key)
             parent = key
     return list(jobs.values()), keys
+
+
+def _write_plan(plan: Plan, tokens_sha256: str, folder: Path) -> Path:
+    """The hash of a plan names items by id, its file by number: the name of the file follows both, so that no file outlives its numbering."""
+    numbering = hashlib.sha256(plan.items.tobytes() + tokens_sha256.encode()).hexdigest()[:8]
+    path = folder / f"{plan.sha256[:16]}-{numbering}.npz"
+    if not path.exists():
+        draft = path.with_suffix(f".{os.getpid()}.npz")
+        plan.save(draft)
+        draft.replace(path)
+    return path
 
 
 def check_lengths(store: TokenStore, catalogue: Catalogue, capacity: int, long_documents: str) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from trainer.prepare import Job
 
 ROWS_TIMEOUT_S = 300.0
 _WORKER_CPUS = 1
+_COLLECTIVE_TIMEOUT_S = 6 * 3600  # ranks wait while rank 0 writes hf/: 140 GB at 70B
 
 
 def cpus_for(num_workers: int) -> float:
@@ -46,7 +48,7 @@ def _fit(settings: Any, jobs: list[Job], tokens_folder: str, num_workers: int, u
     trainer = TorchTrainer(
         _worker_main,
         train_loop_config={"settings": settings, "jobs": jobs},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": _WORKER_CPUS, **({"GPU": 1} if use_gpu else {})}
         ),
@@ -59,10 +61,15 @@ def _fit(settings: Any, jobs: list[Job], tokens_folder: str, num_workers: int, u
             failure_config=ray.train.FailureConfig(max_failures=settings.trainer.max_failures),
         ),
     )
+    before = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
+    except SystemExit:  # Ray's own way to end on Ctrl-C, with exit code 0
+        raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError as error:
         raise RunError(f"training failed: {_cause(error)}") from error
+    finally:
+        signal.signal(signal.SIGINT, before)  # Ray leaves its own there
 
 
 def _cause(error: BaseException) -> str:
@@ -73,18 +80,19 @@ def _cause(error: BaseException) -> str:
 
 
 def _worker_main(config: dict[str, Any]) -> None:
+    settings = config["settings"]
+    if not settings.use_gpu:  # before torch and DeepSpeed look: Ray does not hide GPUs from workers that asked for none
+        os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
     import torch
 
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before DeepSpeed is imported
-        context = ray.train.get_context()
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    if not settings.use_gpu or settings.trainer.offload_optimizer:  # the optimiser of offloaded states runs on the CPU
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
     from trainer.worker import train_jobs
 
     def rows_of(job: Job, rank: int, world_size: int) -> Iterator[Row]:
         return iterate(ray.train.get_dataset_shard(job.key), ROWS_TIMEOUT_S)
 
-    train_jobs(config["settings"], config["jobs"], rows_of)
+    train_jobs(settings, config["jobs"], rows_of)
 
 
 def while_polling(work: Callable[[], None], poll: Callable[[], None], every_s: float = 0.5) -> None:

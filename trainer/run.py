@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from data.load import load_corpus
 from data.plan import Plan
 from data.records import Corpus
 from data.templates import wording_of
-from data.tokens import Encoder, TokenStore, load_tokenizer, write_store, write_wordings
+from data.tokens import Encoder, TokenStore, load_tokenizer, store_key, write_store, write_wordings
 from trainer.config import ModelConfig, TrainerConfig
 from trainer.prepare import Job, check_lengths, initial_identity, make_jobs
 from trainer.store import StageStore, write_json
 from trainer.worker_settings import Precision, WorkerSettings
+
+_TELL_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,14 @@ def prepare(
     catalogue = catalogue_of(corpus)
     model_folder = resolve_model(folder, model, catalogue, seed)
     tokenizer = load_tokenizer(model_folder)
+    encoder = Encoder(tokenizer)
+    tokens_folder = folder / "tokens" / store_key(catalogue, encoder)[:16]  # workers may still read the store of other records
     with progress() as bar:
         task = bar.add_task("tokens", total=len(catalogue))
-        store = write_store(folder / "tokens", catalogue, Encoder(tokenizer), lambda n: bar.advance(task, n))
+        store = write_store(tokens_folder, catalogue, encoder, lambda n: bar.advance(task, n))
     capacity = min(trainer.row_tokens, _positions(model_folder))
     wordings = {wording_of(stage) for stages in arms.values() for stage in stages}
-    write_wordings(folder / "tokens", catalogue, tokenizer, wordings)
+    write_wordings(tokens_folder, catalogue, tokenizer, wordings)
     split_documents = check_lengths(store, catalogue, capacity, trainer.long_documents)
     for wording in wordings:
         check_lengths(store.worded(wording), catalogue, capacity, trainer.long_documents)
@@ -59,9 +64,9 @@ def prepare(
     if precision == "bf16" and trainer.zero_stage == 0:
         raise UserError("trainer.zero_stage: ZeRO 0 gives no access to the fp32 masters of a bf16 model; use 1, 2 or 3")
     plans = compile_arms(arms, catalogue, seed, lambda stage: store.worded(wording_of(stage)).lengths)
-    initial = initial_identity(model, seed, store.sha256)
+    initial = initial_identity(model, Path(model_folder), seed, store.sha256)
     jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, seed, initial, folder / "plans")
-    return Prepared(corpus, catalogue, store, folder / "tokens", model_folder, plans, jobs, keys, capacity, precision, split_documents)
+    return Prepared(corpus, catalogue, store, tokens_folder, model_folder, plans, jobs, keys, capacity, precision, split_documents)
 
 
 def resolve_model(folder: Path, model: ModelConfig, catalogue: Catalogue, seed: int) -> str:
@@ -72,9 +77,14 @@ def resolve_model(folder: Path, model: ModelConfig, catalogue: Catalogue, seed: 
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+        say(f"fetching {model.name}")
         try:
             return snapshot_download(
-                model.name, revision=model.revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+                model.name,
+                revision=model.revision,
+                local_dir=folder / "hub" / model.name.replace("/", "--"),  # beside the run, where every node can read it
+                allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
+                ignore_patterns=["consolidated*", "original/*"],
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             raise UserError(
@@ -101,7 +111,7 @@ def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, n
     todo = pending(folder, prepared)
     steps_before = {job.key: sum(j.num_steps for j in todo[:n]) for n, job in enumerate(todo)}
     labels = {job.key: job.label for job in todo}
-    announced: set[str] = set()
+    told: dict[str, float] = {}
     (folder / "progress.json").unlink(missing_ok=True)
     with progress() as bar:
         task = bar.add_task("training: starting workers", total=sum(job.num_steps for job in todo))
@@ -109,17 +119,21 @@ def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, n
         def poll() -> None:
             latest = _read_progress(folder / "progress.json")
             if latest and latest["key"] in steps_before:
-                if latest["key"] not in announced and not err.is_terminal:  # a bar shows nothing in a job's log until it ends
-                    say(f"training {labels[latest['key']]}")
-                announced.add(latest["key"])
+                note = f"loss {latest['loss']:.3f}, {latest['tokens_per_s']:,.0f} tokens/s"
+                if not err.is_terminal and (latest["key"] not in told or time.monotonic() - told[latest["key"]] > _TELL_EVERY_S):
+                    # A bar shows nothing in a job's log until it ends.
+                    told[latest["key"]] = time.monotonic()
+                    say(
+                        f"training {labels[latest['key']]}, step {latest['step'] + 1}, rate {latest['rate']:.2g}, gradient {latest['grad_norm']:.2g}, {note}"
+                    )
                 bar.update(
                     task,
                     completed=steps_before[latest["key"]] + latest["step"] + 1,
                     description=f"training {labels[latest['key']]}",
-                    note=f"loss {latest['loss']:.3f}, {latest['tokens_per_s']:,.0f} tokens/s",
+                    note=note,
                 )
 
-        settings = _worker_settings(folder, prepared, trainer, seed)
+        settings = _worker_settings(folder, prepared, trainer, seed, use_gpu)
         while_polling(lambda: train_on_ray(settings, todo, str(prepared.tokens_folder.resolve()), num_workers, use_gpu), poll)
     assert all(store.manifest(job.key) for job in todo)
 
@@ -141,7 +155,7 @@ def train_without_ray(folder: Path, prepared: Prepared, trainer: TrainerConfig, 
 
     try:
         train_jobs(
-            _worker_settings(folder, prepared, trainer, seed),
+            _worker_settings(folder, prepared, trainer, seed, torch.cuda.is_available()),
             pending(folder, prepared),
             lambda job, rank, world_size: rank_rows(
                 _plan_of(prepared, job),
@@ -164,11 +178,16 @@ def pending(folder: Path, prepared: Prepared) -> list[Job]:
 
 
 def write_arms(folder: Path, name: str, prepared: Prepared) -> None:
-    """arms.json: what the exam reads. The base stands first; an arm's cost counts its own stages, not the base's."""
+    """arms.json: what the exam reads: every arm whose stages are all committed, the base first.
+
+    An arm's cost counts its own stages, not the base's.
+    """
     store = StageStore(folder)
     base = prepared.keys["base"]
     arms: dict[str, Any] = {}
     for arm, keys in prepared.keys.items():
+        if any(store.manifest(key) is None for key in keys):
+            continue
         own = [store.manifest(key) for key in keys if arm == "base" or key not in base]
         totals = [manifest["totals"] for manifest in own if manifest]
         plan_hashes = [plan.sha256 for plan in prepared.plans[arm]]
@@ -182,7 +201,7 @@ def write_arms(folder: Path, name: str, prepared: Prepared) -> None:
             "plan_hash": plan_hashes[-1] if plan_hashes else "",
             "plan_hashes": plan_hashes,
         }
-    write_json(folder / "arms.json", {"experiment": name, "arms": arms})
+    write_json(folder / "arms.json", {"experiment": name, "records_sha256": prepared.corpus.fingerprint(), "arms": arms})
 
 
 @contextmanager
@@ -192,13 +211,13 @@ def locked(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(f"{folder}: another run is at work here; wait for it, or give this one another name=…") from None
         yield
 
 
-def _worker_settings(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int) -> Any:
-    return WorkerSettings(str(folder.resolve()), prepared.model_folder, trainer, prepared.precision, seed)
+def _worker_settings(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, use_gpu: bool) -> WorkerSettings:
+    return WorkerSettings(str(folder.resolve()), prepared.model_folder, trainer, prepared.precision, seed, use_gpu)
 
 
 def _plan_of(prepared: Prepared, job: Job) -> Plan:

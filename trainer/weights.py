@@ -8,6 +8,7 @@ what any other wrote.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,8 @@ _SHARD_BYTES = 5 * 2**30
 
 class Weights(Protocol):
     def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> list[int]: ...
 
     def read(self, name: str) -> Tensor:
         """The whole parameter."""
@@ -44,6 +47,10 @@ class FolderWeights:
     def names(self) -> list[str]:
         return list(self._file_of)
 
+    def shape(self, name: str) -> list[int]:
+        with safe_open(self._file_of[name], framework="pt") as file:
+            return list(file.get_slice(name).get_shape())
+
     def read(self, name: str) -> Tensor:
         with safe_open(self._file_of[name], framework="pt") as file:
             return file.get_tensor(name)
@@ -52,16 +59,19 @@ class FolderWeights:
 class FragmentWeights:
     """The rank fragments of a committed stage."""
 
-    def __init__(self, folder: Path, shapes: dict[str, list[int]]) -> None:
+    def __init__(self, folder: Path, shapes: dict[str, list[int]], world_size: int) -> None:
         self._shapes = shapes
         self._pieces: dict[str, list[tuple[Path, int]]] = {name: [] for name in shapes}
-        for path in sorted(folder.glob("rank-*.safetensors")):
+        for path in (_fragment_file(folder, rank) for rank in range(world_size)):  # by name: a listing may lag behind on NFS
             with safe_open(path, framework="pt") as file:
                 for name, offset in json.loads(file.metadata()["offsets"]).items():
                     self._pieces[name].append((path, offset))
 
     def names(self) -> list[str]:
         return list(self._shapes)
+
+    def shape(self, name: str) -> list[int]:
+        return self._shapes[name]
 
     def read(self, name: str) -> Tensor:
         flat = torch.full((int(torch.Size(self._shapes[name]).numel()),), float("nan"))
@@ -79,7 +89,11 @@ def write_fragments(folder: Path, rank: int, fragments: Iterable[tuple[str, int,
     tensors, offsets = {}, {}
     for name, offset, values in fragments:
         tensors[name], offsets[name] = values.cpu().contiguous().clone(), offset
-    save_file(tensors, folder / f"rank-{rank:05d}.safetensors", metadata={"offsets": json.dumps(offsets)})
+    save_file(tensors, _fragment_file(folder, rank), metadata={"offsets": json.dumps(offsets)})
+
+
+def _fragment_file(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:05d}.safetensors"
 
 
 def load_into(module: torch.nn.Module, weights: Weights, zero_stage: int = 0) -> None:
@@ -124,7 +138,7 @@ def _shards(weights: Weights, dtype: torch.dtype) -> Iterator[list[str]]:
     names: list[str] = []
     size = 0
     for name in sorted(weights.names()):
-        added = weights.read(name).numel() * dtype.itemsize
+        added = prod(weights.shape(name)) * dtype.itemsize
         if names and size + added > _SHARD_BYTES:
             yield names
             names, size = [], 0

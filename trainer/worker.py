@@ -30,9 +30,12 @@ def train_jobs(settings: WorkerSettings, jobs: list[Job], rows_of: RowsOf) -> No
     """Trains the jobs that are not committed yet, in order. Expects torch.distributed to be initialised."""
     store = StageStore(Path(settings.run_folder))
     for job in jobs:
-        if store.manifest(job.key) is None:
+        # Rank 0 decides for all: on shared storage ranks may see a manifest at different moments, and then wait for each other.
+        todo = [store.manifest(job.key) is None]
+        torch.distributed.broadcast_object_list(todo, src=0)
+        if todo[0]:
             _train_job(settings, job, store, rows_of)
-        torch.distributed.barrier()  # no rank looks for a manifest before rank 0 has put it there
+        torch.distributed.barrier()
 
 
 def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: RowsOf) -> None:
@@ -40,7 +43,7 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     if rank == 0:
         store.clear_partial(job.key)
     torch.distributed.barrier()
-    device = _device()
+    device = torch.device("cuda", torch.cuda.current_device()) if settings.use_gpu else torch.device("cpu")
     engine, shapes, attention = _make_engine(settings, job, store, device)
     config = AutoConfig.from_pretrained(settings.model_folder)
     reporter = _Reporter(settings, job, store.folder(job.key)) if rank == 0 else None
@@ -66,7 +69,9 @@ def _make_engine(
 ) -> tuple[DeepSpeedEngine, dict[str, list[int]], str]:
     """The engine with the parent's fp32 weights, the parameters' shapes, and the attention implementation."""
     config = AutoConfig.from_pretrained(settings.model_folder)
-    attention = choose_attention(settings.trainer.attention, config.model_type, getattr(config, "sliding_window", None), device)
+    attention = choose_attention(
+        settings.trainer.attention, config.model_type, getattr(config, "sliding_window", None), device, settings.precision
+    )
     torch.manual_seed(settings.seed)
     zero_stage = settings.trainer.zero_stage
     if zero_stage == 3:
@@ -96,7 +101,7 @@ def _parent_weights(settings: WorkerSettings, job: Job, store: StageStore) -> We
         return FolderWeights(Path(settings.model_folder))
     manifest = store.manifest(job.parent)
     assert manifest is not None, f"stage {job.parent} is not committed, so {job.key} cannot start"
-    return FragmentWeights(store.folder(job.parent) / "weights", manifest["shapes"])
+    return FragmentWeights(store.folder(job.parent) / "weights", manifest["shapes"], manifest["world_size"])
 
 
 def _refuse_leak(engine: DeepSpeedEngine, attention: str, vocab_size: int) -> None:
@@ -126,7 +131,7 @@ def _export_and_commit(
 ) -> None:
     folder = store.folder(job.key)
     dtype = _dtype(settings.precision)
-    sha256 = export(FragmentWeights(folder / "weights", shapes), folder / "hf", dtype)
+    sha256 = export(FragmentWeights(folder / "weights", shapes, world_size), folder / "hf", dtype)
     for file in Path(settings.model_folder).iterdir():  # tokenizer, chat template, generation config
         if file.suffix in {".json", ".txt", ".model", ".jinja"} and ".index." not in file.name:
             shutil.copy(file, folder / "hf" / file.name)
@@ -178,14 +183,6 @@ class _Reporter:
     def close(self) -> None:
         self._file.close()
         self._board.close()
-
-
-def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    from ray.train.torch import get_device
-
-    return get_device()
 
 
 def _dtype(precision: Precision) -> torch.dtype:

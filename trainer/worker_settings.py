@@ -16,3 +16,4 @@ class WorkerSettings:
     trainer: TrainerConfig
     precision: Precision
     seed: int
+    use_gpu: bool

@@ -129,28 +129,28 @@ def run_folder(tmp_path: Path) -> Path:
         "hub": {"hf": "someone/model", "stage": None, "steps": 0},
         "lost": {"hf": "stages/k9/hf", "stage": "k9", "steps": 5},
     }
-    (tmp_path / "arms.json").write_text(json.dumps({"experiment": "x", "arms": arms}))
+    (tmp_path / "arms.json").write_text(json.dumps({"experiment": "x", "records_sha256": "r", "arms": arms}))
     return tmp_path
 
 
 def test_arms_are_named_by_their_weights(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
-    base, pit, hub, lost = read_arms(folder)
+    base, pit, hub, lost = read_arms(folder, "r")
     assert (pit.weights, pit.path, pit.gone) == ("w1", str(folder / "stages/k1/hf"), False)
     assert (hub.weights, hub.path, hub.gone) == ("hub:someone/model@", "someone/model", False)
     assert lost.gone
     (folder / "foreign" / "model.safetensors").write_bytes(b"1234")
-    assert read_arms(folder)[0].weights != base.weights
-    assert read_arms(folder)[1].weights == pit.weights
+    assert read_arms(folder, "r")[0].weights != base.weights
+    assert read_arms(folder, "r")[1].weights == pit.weights
 
 
 def test_without_arms_the_remedy_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no trained arms in .*; run python -m trainer"):
-        read_arms(tmp_path)
+        read_arms(tmp_path, "r")
 
 
 def test_the_key_follows_weights_questions_and_settings_only(tmp_path: Path) -> None:
-    pit = read_arms(run_folder(tmp_path))[1]
+    pit = read_arms(run_folder(tmp_path), "r")[1]
     config = ExamConfig()
 
     def stem(config: ExamConfig = config, seed: int = 0, data: Corpus | None = None, weights: str = "w1") -> Path:
@@ -180,3 +180,8 @@ def test_a_score_is_whole_or_absent(tmp_path: Path) -> None:
     stem.with_name("pit-0123.json").unlink()  # killed between the two renames
     assert read_score(stem) is None
     assert not is_scored(stem)
+
+
+def test_arms_of_other_records_are_not_examined(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="other records"):
+        read_arms(run_folder(tmp_path), "another corpus")

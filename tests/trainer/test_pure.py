@@ -88,3 +88,21 @@ def test_key_follows_what_changes_the_weights(changes: dict) -> None:  # type: i
 @pytest.mark.parametrize("trainer", [TrainerConfig(num_workers=4), TrainerConfig(zero_stage=3), TrainerConfig(gradient_checkpointing=True)])
 def test_key_ignores_how_the_work_is_spread(trainer: TrainerConfig) -> None:
     assert key(trainer=trainer) == key()
+
+
+def test_a_plan_file_never_outlives_its_numbering(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """The same stage over more people: equal hash (items by id), other item numbers. Workers must not read the old file."""
+    import numpy as np
+
+    from data.bios import make_bios
+    from data.catalogue import catalogue_of
+    from data.config import Bios
+    from data.plan import compile_plan, load_plan
+    from trainer.prepare import _write_plan
+
+    stage = Stage(mix=Mix(replay_documents=1), epochs=1, batch_items=4, rate=1.0)
+    few, many = (catalogue_of(make_bios(Bios(replay_people=6, train_people=n, test_people=1), 0)) for n in (5, 9))
+    plans = [compile_plan(stage, catalogue, 0) for catalogue in (few, many)]
+    assert plans[0].sha256 == plans[1].sha256 and not np.array_equal(plans[0].items, plans[1].items)
+    paths = [_write_plan(plan, "tokens", tmp_path) for plan in plans]
+    assert all(np.array_equal(load_plan(path).items, plan.items) for path, plan in zip(paths, plans, strict=True))

@@ -31,7 +31,7 @@ def test_fragments_export_and_load_back(tmp_path: Path, world_size: int, tied: b
 
     model = made_model(tied=tied)
     shapes = fragments_of(model, world_size, tmp_path / "weights")
-    export(FragmentWeights(tmp_path / "weights", shapes), tmp_path / "hf", torch.float32)
+    export(FragmentWeights(tmp_path / "weights", shapes, world_size), tmp_path / "hf", torch.float32)
     model.config.save_pretrained(tmp_path / "hf")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     ids = torch.arange(3, 20)[None]
@@ -41,7 +41,7 @@ def test_fragments_export_and_load_back(tmp_path: Path, world_size: int, tied: b
 def test_bf16_export_is_the_rounding_of_fp32(tmp_path: Path) -> None:
     model = made_model()
     shapes = fragments_of(model, 2, tmp_path / "weights")
-    export(FragmentWeights(tmp_path / "weights", shapes), tmp_path / "hf", torch.bfloat16)
+    export(FragmentWeights(tmp_path / "weights", shapes, 2), tmp_path / "hf", torch.bfloat16)
     stored = FolderWeights(tmp_path / "hf")
     for name, p in model.named_parameters():
         assert torch.equal(stored.read(name), p.detach().bfloat16())
@@ -51,7 +51,7 @@ def test_export_in_shards_has_an_index(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("trainer.weights._SHARD_BYTES", 20_000)
     model = made_model()
     shapes = fragments_of(model, 2, tmp_path / "weights")
-    export(FragmentWeights(tmp_path / "weights", shapes), tmp_path / "hf", torch.float32)
+    export(FragmentWeights(tmp_path / "weights", shapes, 2), tmp_path / "hf", torch.float32)
     assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 1
     assert set(json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())["weight_map"]) == set(shapes)
     other = made_model()
@@ -65,15 +65,17 @@ def test_a_missing_rank_is_seen(tmp_path: Path) -> None:
     model = made_model()
     shapes = fragments_of(model, 2, tmp_path)
     (tmp_path / "rank-00001.safetensors").unlink()
-    with pytest.raises(AssertionError, match="a piece is missing"):
-        FragmentWeights(tmp_path, shapes).read("model.embed_tokens.weight")
+    with pytest.raises(FileNotFoundError):
+        FragmentWeights(tmp_path, shapes, 2)
+    with pytest.raises(AssertionError, match="a piece is missing"):  # told of one rank only, it sees the hole
+        FragmentWeights(tmp_path, shapes, 1).read("model.embed_tokens.weight")
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     model = made_model()
     write_fragments(tmp_path, 0, [("some.other.weight", 0, torch.zeros(4))])
     with pytest.raises(UserError, match="lack"):
-        load_into(model, FragmentWeights(tmp_path, {"some.other.weight": [4]}))
+        load_into(model, FragmentWeights(tmp_path, {"some.other.weight": [4]}, 1))
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
