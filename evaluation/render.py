@@ -30,11 +30,12 @@ def summary(report: dict[str, Any]) -> str:
     if best is None:
         return f"No arm has a score yet.{tail}"
     text = f"`{best}` answers {_em(arms[best])} % of the {arms[best]['sets']['test']['n']} exam questions exactly"
-    others = {name: lead for name, lead in differences["best_minus"].items() if name != "base"} or differences["best_minus"]
+    leads = differences["pairs"][best]
+    others = {name: lead for name, lead in leads.items() if name != "base"} or leads
     if not others:
         return f"{text}.{tail}"
-    if reference in differences["best_minus"]:
-        other, lead = reference, differences["best_minus"][reference]
+    if reference in leads:
+        other, lead = reference, leads[reference]
     else:  # the best is the reference itself, or there is none: the runner-up
         other, lead = min(others.items(), key=lambda item: item[1]["mean"])
     interval = f"95 % interval {_range(lead)}"
@@ -122,12 +123,13 @@ def markdown(report: dict[str, Any]) -> str:
     lines += [f"- {line}" for line in baseline_lines(report)]
     lines += [f"- `{name}` is missing: {arm['reason']}" for name, arm in report["arms"].items() if arm["status"] == MISSING]
     lines += ["", "## How to read it", HOW_TO_READ]
-    if report["differences"]["best_minus"]:
-        best = report["differences"]["best"]
-        lines += [f"## `{best}` against every other arm (test EM, points)", ""]
-        gaps = report["differences"]["best_minus"].items()
-        cells = [[name, _points(d["mean"]), _range(d)] for name, d in gaps]
-        lines += [*_markdown_table(["arm", "difference", "95 % interval"], cells), ""]
+    if pairs := report["differences"]["pairs"]:
+        lines += ["## Every arm against every other (test EM, points: row minus column, 95 % interval)", ""]
+        cells = [
+            [ours, *(f"{_points(d[other]['mean'])} ({_range(d[other])})" if other in d else "" for other in pairs)]
+            for ours, d in pairs.items()
+        ]
+        lines += [*_markdown_table(["", *pairs], cells), ""]
     if report["samples"]:
         lines += ["## Some exam questions, drawn at random", ""]
         lines += [line for item in report["samples"] for line in _sample_lines(item)]

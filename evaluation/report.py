@@ -111,9 +111,9 @@ def _document_loss(documents: list[dict[str, Any]], resamples: int, seed: int) -
 
 
 def _differences(rows: Mapping[str, list[dict[str, Any]]], compare_to: str, resamples: int, seed: int) -> dict[str, Any]:
-    """Paired differences of test EM: every arm minus `compare_to`, and the best arm minus every other."""
+    """Paired differences of test EM: every arm minus `compare_to`, and every arm minus every other (`pairs[a][b]` is a − b)."""
     if not rows:
-        return {"compare_to": None, "to": {}, "best": None, "best_minus": {}}
+        return {"compare_to": None, "to": {}, "best": None, "pairs": {}}
     ems = {name: sum(r["em"] for r in of) / len(of) for name, of in rows.items()}
     best = max(ems, key=lambda name: (ems[name], name == compare_to))
 
@@ -127,7 +127,7 @@ def _differences(rows: Mapping[str, list[dict[str, Any]]], compare_to: str, resa
         "compare_to": compare_to if known else None,
         "to": {name: minus(name, compare_to) for name in rows if name != compare_to} if known else {},
         "best": best,
-        "best_minus": {name: minus(best, name) for name in rows if name != best},
+        "pairs": {ours: {theirs: minus(ours, theirs) for theirs in rows if theirs != ours} for ours in rows},
     }
 
 

@@ -82,7 +82,10 @@ def test_values_by_hand() -> None:
         "compare_to": "standard",
         "to": {"pit": {"mean": 0.5, "low": 0.5, "high": 0.5}},
         "best": "pit",
-        "best_minus": {"standard": {"mean": 0.5, "low": 0.5, "high": 0.5}},
+        "pairs": {
+            "standard": {"pit": {"mean": -0.5, "low": -0.5, "high": -0.5}},
+            "pit": {"standard": {"mean": 0.5, "low": 0.5, "high": 0.5}},
+        },
     }
     assert made["baselines"]["commonest_train_answer"] == {"answer": "Rome", "em": 0.25}
     assert made["baselines"]["commonest_exam_answer"] == {"answer": "Oslo", "em": 0.5}
@@ -97,7 +100,7 @@ def test_a_missing_arm_is_missing_and_not_zero() -> None:
     mix = made["arms"]["mix"]
     assert (mix["status"], mix["reason"]) == ("missing", "no reply within 9 s")
     assert "sets" not in mix
-    assert "mix" not in made["differences"]["to"] and "mix" not in made["differences"]["best_minus"]
+    assert "mix" not in made["differences"]["to"] and "mix" not in made["differences"]["pairs"]
     _, rows = table_cells(made)
     assert [row[1] for row in rows] == ["25.0 (0–50)", "missing", "75.0 (50–100)"]
     assert "No score for `mix`." in summary(made)
@@ -131,7 +134,7 @@ def test_summary_in_plain_words() -> None:
 def test_no_arm_by_the_name_of_compare_to() -> None:
     made = report(["mix", "pit"], {"mix": STANDARD, "pit": PIT}, compare_to="standard")
     assert made["differences"]["compare_to"] is None
-    assert made["differences"]["best_minus"]["mix"]["mean"] == 0.5
+    assert made["differences"]["pairs"]["pit"]["mix"]["mean"] == 0.5
     assert "exactly; the next best, `mix`, 25.0 %: 50.0 points more" in summary(made)
     assert summary(report(["pit"], {"pit": PIT})) == "`pit` answers 75.0 % of the 4 exam questions exactly."
     assert not any("EM −" in head for head in table_cells(made)[0])
@@ -188,10 +191,11 @@ def test_command_with_nothing_new_starts_nothing(
     path.write_text(EXPERIMENT.format(runs=tmp_path))
     folder.mkdir()
     arms = {name: {"hf": f"someone/{name}", "stage": None, "steps": 3} for name in ("standard", "pit")}
-    (folder / "arms.json").write_text(json.dumps({"experiment": "demo", "arms": arms}))
     experiment = load_experiment(path)
-    exam = build_exam(load_corpus(experiment.data, 0), experiment.exam, 0)
-    for trained in read_arms(folder):
+    records = load_corpus(experiment.data, 0)
+    (folder / "arms.json").write_text(json.dumps({"experiment": "demo", "records_sha256": records.fingerprint(), "arms": arms}))
+    exam = build_exam(records, experiment.exam, 0)
+    for trained in read_arms(folder, records.fingerprint()):
         made = score(exam, {exam.questions[0][1].id} if trained.name == "pit" else set(), (1.0, 1.0))
         rows = [{**row, "prompt": "", "gold": [], "answer_tokens": 1} for row in made.rows]
         write_score(score_stem(folder, trained, exam.fingerprint()), trained.name, 0, rows, made.about)
