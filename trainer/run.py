@@ -192,7 +192,7 @@ def write_arms(folder: Path, name: str, prepared: Prepared) -> None:
         totals = [manifest["totals"] for manifest in own if manifest]
         plan_hashes = [plan.sha256 for plan in prepared.plans[arm]]
         arms[arm] = {
-            "hf": str(Path("stages") / keys[-1] / "hf") if keys else prepared.model_folder,
+            "hf": str(Path("stages") / keys[-1] / "hf") if keys else _relative(prepared.model_folder, folder),
             "stage": keys[-1] if keys else None,
             "stages": keys,
             "steps": sum(t["steps"] for t in totals),
@@ -214,6 +214,12 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{folder}: another run is at work here; wait for it, or give this one another name=…") from None
         yield
+
+
+def _relative(path: str, folder: Path) -> str:
+    """Below the run folder without its place, so that the folder can be moved; anything else as it is."""
+    inside = Path(path).is_relative_to(folder.resolve())
+    return str(Path(path).relative_to(folder.resolve())) if inside else path
 
 
 def _worker_settings(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, use_gpu: bool) -> WorkerSettings:
