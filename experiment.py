@@ -146,7 +146,7 @@ def _plain(error: Any) -> str:
 
 
 def _suggestion(word: str, known: Any) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(known))}"
 
 

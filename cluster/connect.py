@@ -2,6 +2,7 @@
 
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,7 +37,8 @@ def _start(cpus_needed: float) -> None:
 
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    if os.environ.get("RAY_ADDRESS"):
+    if address := os.environ.get("RAY_ADDRESS"):
+        _knock(address)
         try:
             ray.init(log_to_driver=True)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -53,6 +55,17 @@ def _start(cpus_needed: float) -> None:
         runtime_env={"env_vars": env_vars},
         log_to_driver=True,
     )
+
+
+def _knock(address: str) -> None:
+    """RunError where nobody listens at `host:port`: Ray itself would try for minutes without a word."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host or not port.isdigit():  # "auto", "ray://…": Ray knows them
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise RunError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {error.strerror or error}") from None
 
 
 def gpus_here() -> int:

@@ -113,3 +113,9 @@ def test_refusing_imports_nothing_heavy() -> None:
     code = "import sys, experiment; experiment.load_experiment('experiments/bios_cpu.yaml'); print({'torch', 'ray', 'vllm', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60)
     assert done.stdout.strip() == "set()", done
+
+
+def test_no_cluster_at_the_address_is_one_line(run_command, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    done = run_command("trainer", "experiments/bios_cpu.yaml", f"runs={tmp_path}", env={"RAY_ADDRESS": "127.0.0.1:1"}, timeout_s=60)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: RAY_ADDRESS=127.0.0.1:1: no Ray cluster answers there")
