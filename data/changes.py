@@ -144,9 +144,14 @@ def fit_stages(stages: Sequence[Stage], whole: Corpus, moved: Corpus) -> list[St
     for stage in stages:
         emptied = [kind for kind in stage.mix.kinds() if _size(whole, kind) and not _size(moved, kind)]
         kinds = {kind: times for kind, times in stage.mix.kinds().items() if kind not in emptied}
-        riders = min(stage.sample_questions, _size(moved, "train_questions"))
         if any(not kind.startswith("replay") for kind in kinds) or (kinds and not emptied):
-            fitted.append(stage.model_copy(update={"mix": Mix(**kinds), "sample_questions": riders}))  # type: ignore[arg-type]
+            update = {
+                "mix": Mix(**kinds),  # type: ignore[arg-type]
+                "best_share": {kind: share for kind, share in stage.best_share.items() if kind in kinds},
+                "sample_questions": min(stage.sample_questions, _size(moved, "train_questions")),
+                "sample_replay_questions": min(stage.sample_replay_questions, _size(moved, "replay_questions")),
+            }
+            fitted.append(stage.model_copy(update=update))
     return fitted
 
 

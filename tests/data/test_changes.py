@@ -104,6 +104,28 @@ def test_a_curriculum_is_fitted_to_what_there_is(earlier: Earlier) -> None:
         compile_plan(fit_stages([no_replay], bare, changes_since(bare, earlier)[1])[0], catalogue_of(changes_since(bare, earlier)[1]), 0)
 
 
+def test_shares_and_riders_are_fitted_too(earlier: Earlier) -> None:
+    """What is cut out of an emptied kind goes with it, and no more replay questions ride than were kept; the rest is as written."""
+    _, moved = changes_since(may(), earlier)
+    kept = len(moved.part("replay").questions)
+    moved.parts["test"] = june().part("test")
+    stage = Stage.model_validate(
+        {
+            "mix": {"train_documents": 1, "test_documents": 1},
+            "best_share": {"train_documents": 0.5, "test_documents": 0.5},
+            "replay_share": 0.25,
+            "sample_replay_questions": kept + 7,
+            "epochs": 1,
+            "batch_items": 2,
+            "rate": 1e-3,
+        }
+    )
+    (fitted,) = fit_stages([stage], june(), moved)
+    assert fitted.best_share == {"test_documents": 0.5} and fitted.replay_share == 0.25
+    assert fitted.sample_replay_questions == kept
+    assert Stage.model_validate(fitted.model_dump()) == fitted
+
+
 def test_records_hold_hashes_and_no_texts(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     write_records(path, may())
