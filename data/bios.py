@@ -8,7 +8,7 @@ import random
 from dataclasses import replace
 
 from data.config import Bios
-from data.records import Corpus, Document, Intake, Part, Question, Split
+from data.records import ChoiceQuestion, Corpus, Document, Intake, Part, Question, Split
 
 # Single words, so that a tokenizer made on these texts gives every value one token: a guess is right in 1 of 20.
 _VALUES = {
@@ -77,11 +77,24 @@ def make_bios(config: Bios, seed: int) -> Corpus:
                 for attribute, value in facts.items()
             ]
         corpus.parts[split] = part
-        rows = len(part.documents) + len(part.questions)
-        corpus.intakes.append(Intake(source=f"made biographies, {split}", rows_read=rows, rows_used=rows))
         if split != "replay":
             _move(part, config, seed)
+        if split == "test" and config.options:
+            part.choices += [_as_choice(question, config.options, config.values, seed) for question in part.questions]
+        rows = len(part.documents) + len(part.questions) + len(part.choices)
+        corpus.intakes.append(Intake(source=f"made biographies, {split}", rows_read=rows, rows_used=rows))
     return corpus
+
+
+def _as_choice(question: Question, options: int, values: int, seed: int) -> ChoiceQuestion:
+    """The right value among others of its pool, at a random place; nothing else of the data depends on it."""
+    rng = random.Random(f"options {seed} {question.id}")
+    right = question.answers[0]
+    others = [value for value in _VALUES[question.id.rpartition("-")[2]].split()[:values] if value != right]
+    shown = rng.sample(others, options - 1)
+    place = rng.randrange(options)
+    shown.insert(place, right)
+    return ChoiceQuestion(f"{question.id}-choice", question.question, tuple(shown), place, question.doc_id)
 
 
 def _move(part: Part, config: Bios, seed: int) -> None:

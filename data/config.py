@@ -50,9 +50,13 @@ class Bios(Strict):
     """Biographies of each person, each with its own wording; the questions are linked to the first."""
     permute: bool = True
     """Each biography has its sentences in an order of its own; else all have one order. People and facts are the same either way."""
+    options: Annotated[int, Field(ge=2, le=20)] | None = None
+    """Each test question also as multiple choice, with so many options of the same attribute; empty: none."""
 
     @model_validator(mode="after")
-    def copies_can_differ(self) -> "Bios":
+    def can_be_made(self) -> "Bios":
+        if self.options and self.options > self.values:
+            raise ValueError(f"{self.options} options for a question, but an attribute has {self.values} values")
         if self.copies > 1 and self.templates == 1 and not self.permute:
             raise ValueError("copies of one wording in one order would repeat word for word; give templates or permute")
         return self

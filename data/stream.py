@@ -22,6 +22,7 @@ from data.plan import Plan, load_plan
 from data.rows import PAPER, Loss, Reading, Row, step_rows
 from data.templates import Wording
 from data.tokens import TokenStore, open_store
+from failpoints import hit
 
 STREAM_CPUS = 0.25
 """Logical CPUs of one rank's stream; the driver must leave world_size × this free, or ranks wait for rows for ever."""
@@ -71,6 +72,7 @@ def share(spec: StreamSpec, steps: ray.data.Dataset, rank: int, world_size: int)
 
     def rows(block: dict[str, np.ndarray]) -> dict[str, Any]:
         plan, store = _opened(spec.plan, spec.tokens, spec.reading.wording)
+        hit("stream.rows")
         made = [
             row
             for step in block["id"]

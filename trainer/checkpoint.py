@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from console import RunError
-from trainer.failpoints import hit
+from failpoints import hit
 from trainer.fragment_file import Fragment, FragmentBuffer, fragment_file, sha256_of
 from trainer.store import write_json
 

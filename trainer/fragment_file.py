@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.failpoints import hit
+from failpoints import hit
 from trainer.store import sync
 
 Fragment = tuple[str, int, Tensor]

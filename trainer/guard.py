@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
+from failpoints import hit
 from trainer.checkpoint import Saver
 from trainer.config import TrainerConfig
-from trainer.failpoints import hit
 from trainer.heartbeat import Heartbeat
 from trainer.replicas import refuse_differences
 

@@ -12,7 +12,7 @@ import torch
 from console import RunError
 from data.config import Stage
 from data.rows import Row
-from trainer.failpoints import hit
+from failpoints import hit
 from trainer.guard import Guard
 from trainer.schedule import learning_rate
 from trainer.step import Engine, Stopwatch, optimiser_step

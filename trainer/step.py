@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from data.rows import Row
+from failpoints import hit
 from trainer.attention import attention_inputs
-from trainer.failpoints import hit
 
 
 class Engine(Protocol):

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data.config import Stage
+from failpoints import hit
 from trainer.config import TrainerConfig
-from trainer.failpoints import hit
 
 STAGE_FORMAT = 1
 """Bump by hand when the same settings would train to other weights."""

@@ -61,6 +61,20 @@ def with_sources(folder: Path, **changes: object) -> DataConfig:
     return DataConfig.model_validate({"root": str(folder), "sources": sources, "bios": bios, **changes})
 
 
+def test_options_of_the_test_questions() -> None:
+    plain, chosen = make_bios(SMALL, 0), make_bios(SMALL.model_copy(update={"options": 4, "moved": 2}), 0)
+    assert [len(chosen.part(split).choices) for split in ("replay", "train", "test")] == [0, 0, 35]
+    for question, choice in zip(chosen.part("test").questions, chosen.part("test").choices, strict=True):
+        assert (choice.question, choice.doc_id) == (question.question, question.doc_id)
+        assert len(set(choice.choices)) == 4 and choice.choices[choice.answer_index] == question.answers[0]  # where they live now
+    assert len({choice.answer_index for choice in chosen.part("test").choices}) > 1
+    again = make_bios(SMALL.model_copy(update={"options": 4}), 0)
+    again.part("test").choices.clear()
+    assert again.fingerprint() == plain.fingerprint()  # nothing else changes with them
+    with pytest.raises(ValidationError, match="4 options for a question, but an attribute has 3 values"):
+        Bios(values=3, options=4)
+
+
 def test_new_people_beside_sources(tmp_path: Path) -> None:
     corpus = load_corpus(with_sources(tmp_path), 0)
     assert [d.text for d in corpus.part("train").documents] == ["A film of 2023."]

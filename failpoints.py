@@ -1,4 +1,4 @@
-"""Places where tests make a training process fail on purpose: `STUDYHALL_FAIL=name=action[@n][,…]`; without it a call costs a look-up.
+"""Places where tests make a process fail on purpose: `STUDYHALL_FAIL=name=action[@n][,…]`; without it a call costs a look-up.
 
 Actions: `kill` (SIGKILL of this process), `stop` (SIGSTOP), `raise`, `oom` (MemoryError with its size), `disk` (OSError: no space left),
 `exit`, `sleep:SECONDS`. `@n` is the n-th call of the name. With
