@@ -106,24 +106,29 @@ def pending(arms: Sequence[TrainedArm], measures: Measures, config: ExamConfig, 
 def measure(
     arms: Sequence[TrainedArm], todo: Mapping[str, list[str]], measures: Measures, config: ExamConfig, folder: Path, seed: int, gpus: int
 ) -> dict[str, dict[str, str]]:
-    """Runs what is to do, one arm after the other; returns reasons by arm and task. Needs a running Ray."""
+    """Runs what is to do, as many arms at once as there are GPUs or cores; returns reasons by arm and task. Needs a running Ray."""
     import ray
 
     missing: dict[str, dict[str, str]] = {}
     run: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_job)
+    waiting = [arm for arm in arms if todo.get(arm.name)]
+    at_once = len(waiting) if gpus else os.cpu_count() or 1  # Ray itself holds back what finds no free GPU
+    running: dict[Any, TrainedArm] = {}
     with progress() as bars:
         bar = bars.add_task("benchmarks and multiple choice", total=sum(map(len, todo.values())), note="")
-        for arm in arms:
-            names = todo.get(arm.name, [])
-            if not names:
-                continue
-            bars.update(bar, note=arm.name)
-            job = job_of(arm, [t for t in measures.tasks if t["name"] in names], config, seed, gpus)
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                arm = waiting.pop(0)
+                job = job_of(arm, [t for t in measures.tasks if t["name"] in todo[arm.name]], config, seed, gpus)
+                running[run.remote(job, config.benchmarks.timeout_s)] = arm
+            bars.update(bar, note=", ".join(arm.name for arm in running.values()))
+            (done,), _ = ray.wait(list(running))
+            arm = running.pop(done)
             try:
-                result, failure = ray.get(run.remote(job, config.benchmarks.timeout_s))
+                result, failure = ray.get(done)
             except ray.exceptions.RayError as error:
                 result, failure = {}, str(error).splitlines()[-1]
-            for name in names:
+            for name in todo[arm.name]:
                 found = (result.get("tasks") or {}).get(name)
                 if found is None or "error" in found:
                     reason = found["error"] if found else failure or "the harness ended without a result"
@@ -133,7 +138,7 @@ def measure(
                 draft = path.with_name(f".{path.name}.{os.getpid()}")
                 draft.write_text(json.dumps(found), encoding="utf-8")
                 draft.replace(path)
-            bars.advance(bar, len(names))
+            bars.advance(bar, len(todo[arm.name]))
             for name, reason in missing.get(arm.name, {}).items():
                 say(f"{arm.name}: {name}: missing: {reason}")
     return missing

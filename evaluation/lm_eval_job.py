@@ -8,12 +8,15 @@ import importlib
 import json
 import os
 import sys
+import threading
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 
 def main(argv: list[str]) -> int:
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     job = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
     result_path = Path(argv[1])
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -52,6 +55,13 @@ def main(argv: list[str]) -> int:
         draft.write_text(json.dumps(result), encoding="utf-8")
         draft.replace(result_path)
     return 0
+
+
+def _end_with(parent: int) -> None:
+    """Ray kills its workers outright, at Ctrl-C too: without this, a benchmark of hours would go on and hold its GPU."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _prepare_vllm(job: dict[str, Any]) -> None:

@@ -1,9 +1,13 @@
 """lm-evaluation-harness for real, on a tiny random model: benchmarks from local files, multiple choice, failures that are missing."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from console import UserError
@@ -11,6 +15,7 @@ from data.records import ChoiceQuestion, Corpus, OverlapReport, Part
 from evaluation.config import ExamConfig
 from evaluation.harness import _path, blocks, job_of, measure, pending, plan_measures, run_job
 from evaluation.score_files import TrainedArm
+from tests.conftest import ROOT
 
 CHOICES = [ChoiceQuestion(f"c{i}", f"Where was {i}?", ("A) Oslo", "B) Rome", "C) Bern", "D) Paris"), i % 4) for i in range(12)]
 TASK = """
@@ -125,3 +130,18 @@ def test_paper_shots_and_what_asks_for_a_new_measure(place: Path, tmp_path: Path
     changed = {name for name in measures.identity if measures.identity[name] != again.identity[name]}
     assert changed == {"capitals"}
     assert not plan_measures(Corpus({}), ExamConfig(), tmp_path, 0).tasks
+
+
+def test_ends_with_the_process_that_started_it(place: Path, tmp_path: Path) -> None:
+    """As when Ray kills its worker: nobody is left to stop the child."""
+    job = job_of(arm(place, "base"), [{"name": "capitals", "shots": 0, "limit": 10}], config(place), 0, gpus=0)
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    start = "import subprocess as s, sys, time; print(s.Popen(sys.argv[1:]).pid, flush=True); time.sleep(120)"
+    command = [sys.executable, "-m", "evaluation.lm_eval_job", str(tmp_path / "job.json"), "-"]
+    with subprocess.Popen([sys.executable, "-c", start, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        time.sleep(3)  # its first line has run
+        assert child.is_running()
+        parent.kill()
+    assert psutil.wait_procs([child], timeout=20)[0] == [child]
