@@ -49,7 +49,9 @@ def _stage(folder: Path) -> dict[str, Any] | None:
         "rate": job["stage"]["rate"],
         "epochs": job["stage"]["epochs"],
         **{key: totals.get(key) for key in ("steps", "tokens", "seconds", "loss")},
-        **{key: manifest.get(key) for key in ("world_size", "hosts", "devices", "zero_stage", "precision", "attention")},
+        **{key: manifest.get(key) for key in ("world_size", "zero_stage", "precision", "attention")},
+        "hosts": len(manifest.get("hosts", [])) or None,  # how many: their names are nobody's business
+        "devices": ", ".join(f"{count} × {name}" for name, count in manifest.get("devices", {}).items()) or None,
         "curve": thinned([json.loads(line) for line in lines], _POINTS),
     }
 

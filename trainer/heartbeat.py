@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,13 @@ def stop_file(run_folder: Path) -> Path:
 class Heartbeat:
     """A thread that beats until close(). SIGUSR1 makes the process write all its stacks to logs/stacks-<rank>.txt."""
 
-    def __init__(self, run_folder: Path, rank: int, node: str, first_limit_s: float) -> None:
+    def __init__(self, run_folder: Path, rank: int, node: str, first_limit_s: float, leaving: Callable[[], bool] = lambda: False) -> None:
         self._path = heartbeat_folder(run_folder) / f"rank-{rank:05d}.json"
         self._stop_file = stop_file(run_folder)
         self._about = {"rank": rank, "pid": os.getpid(), "node": node, "host": socket.gethostname()}
         self._phase: tuple[str, int, float, float] = ("start", -1, time.monotonic(), first_limit_s)
         self.stop_requested = False
+        self._leaving = leaving
         self._beats = 0
         self._events = (run_folder / "logs" / f"events-{rank:05d}.jsonl").open("a")
         self._stacks = (run_folder / "logs" / f"stacks-{rank:05d}.txt").open("a")
@@ -65,6 +67,10 @@ class Heartbeat:
                 self._beat()
 
     def _beat(self) -> None:
+        if not self.stop_requested and self._leaving():
+            if self._about["rank"] == 0:
+                self.tell("a node of this group is to be taken away: saving at the next step, then going on with the nodes that stay")
+            self.stop_requested = True
         self.stop_requested = self.stop_requested or self._stop_file.exists()
         phase, step, since, limit_s = self._phase
         self._beats += 1

@@ -87,12 +87,20 @@ def _worker_main(config: dict[str, Any]) -> None:
 
     if not settings.use_gpu or settings.trainer.offload_optimizer:  # the optimiser of offloaded states runs on the CPU
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
+    from ray.train.v2._internal.execution.context import get_train_context
+
     from trainer.worker import train_jobs
 
     def rows_of(job: Job, rank: int, world_size: int, first_step: int) -> Iterator[Row]:
         return iterate(ray.train.get_dataset_shard(job.key), ROWS_TIMEOUT_S)  # begins at resume[job.key], which is first_step
 
-    train_jobs(settings, config["jobs"], rows_of, config["resume"], ray.get_runtime_context().get_node_id())
+    # ray.train.get_preemption_info() asks the same, with a barrier over all ranks; heartbeats of each look by themselves, and the loop agrees.
+    notice = get_train_context().preemption_context
+
+    def leaving() -> bool:
+        return notice.preemption_info is not None
+
+    train_jobs(settings, config["jobs"], rows_of, config["resume"], ray.get_runtime_context().get_node_id(), leaving)
 
 
 def write_stacks_and_kill(beats: list[dict[str, Any]], culprits: list[dict[str, Any]]) -> None:

@@ -1,8 +1,10 @@
 """What one training process does: for each job load the parent, train the stage, write its fragments, export, commit."""
 
 import json
+import os
 import shutil
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ from trainer.fragment_file import fragment_file, write_fragments
 from trainer.freeze import exact_fragments, freeze
 from trainer.guard import Guard, Stopped
 from trainer.heartbeat import Heartbeat
-from trainer.loop import Metrics, run_stage
+from trainer.loop import run_stage
 from trainer.model import build_model
 from trainer.prepare import Job, job_dict
 from trainer.reporter import Reporter
@@ -36,15 +38,22 @@ class CorruptFile(RuntimeError):
     """A checksum failed; what held the file is set aside, so that the next try does without it."""
 
 
-def train_jobs(settings: WorkerSettings, jobs: list[Job], rows_of: RowsOf, resume: dict[str, int], node: str = "") -> None:
+def train_jobs(
+    settings: WorkerSettings,
+    jobs: list[Job],
+    rows_of: RowsOf,
+    resume: dict[str, int],
+    node: str = "",
+    leaving: Callable[[], bool] = lambda: False,
+) -> None:
     """Trains the jobs that are not committed yet, in order. Expects torch.distributed to be initialised.
 
-    `resume`: key → step of the checkpoint to go on from (0: none); `node`: for the watchdog. Returns early, with what was done saved,
-    when a stop was asked for.
+    `resume`: key → step of the checkpoint to go on from (0: none); `node`: for the watchdog; `leaving`: whether a node of the group is about
+    to be taken away. Returns early, with what was done saved, then or when a stop was asked for.
     """
     store = StageStore(Path(settings.run_folder))
     rank = torch.distributed.get_rank()
-    beat = Heartbeat(Path(settings.run_folder), rank, node, settings.trainer.watch.start_s)
+    beat = Heartbeat(Path(settings.run_folder), rank, node, settings.trainer.watch.start_s, leaving)
     try:
         for job in jobs:
             todo, stop = rank_zero_says((store.manifest(job.key) is None, beat.stop_requested))
@@ -95,13 +104,19 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     if job.stage.freeze_share:
         fragments = exact_fragments(fragments, engine.module, _parent_weights(settings, job, store))
     written = {fragment_file(Path("weights"), rank).as_posix(): write_fragments(store.folder(job.key) / "weights", rank, fragments)}
-    files: list[dict[str, Any]] = [{}] * world_size
-    torch.distributed.all_gather_object(files, written)
+    ranks: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(ranks, (written, socket.gethostname(), _device_name(device)))
     engine.close()
     if reporter:
         reporter.close()
-        totals = {**totals, "save_blocked_s": saver.blocked_s}
-        _export_and_commit(settings, job, store, shapes, totals, world_size, attention, {k: v for part in files for k, v in part.items()})
+        facts = {
+            "totals": {**totals, "save_blocked_s": saver.blocked_s},
+            "world_size": world_size,
+            "attention": attention,
+            "hosts": sorted({host for _, host, _ in ranks}),
+            "devices": Counter(name for *_, name in ranks),
+        }
+        _export_and_commit(settings, job, store, shapes, facts, {k: v for part, *_ in ranks for k, v in part.items()})
 
 
 def _checkpoint(store: StageStore, job: Job, first_step: int) -> Checkpoint | None:
@@ -209,14 +224,13 @@ def _export_and_commit(
     job: Job,
     store: StageStore,
     shapes: dict[str, list[int]],
-    totals: Metrics,
-    world_size: int,
-    attention: str,
+    facts: dict[str, Any],
     files: dict[str, Any],
 ) -> None:
+    """`facts`: what of the manifest only the process group knows, with its world_size."""
     folder = store.folder(job.key)
     dtype = _dtype(settings.precision)
-    sha256, exported = export(FragmentWeights(folder / "weights", shapes, world_size), folder / "hf", dtype)
+    sha256, exported = export(FragmentWeights(folder / "weights", shapes, facts["world_size"]), folder / "hf", dtype)
     for file in Path(settings.model_folder).iterdir():  # tokenizer, chat template, generation config
         if file.suffix in {".json", ".txt", ".model", ".jinja"} and ".index." not in file.name:
             shutil.copy(file, folder / "hf" / file.name)
@@ -227,15 +241,16 @@ def _export_and_commit(
         "job": job_dict(job),
         "shapes": shapes,
         "weights_sha256": sha256,
-        "totals": totals,
-        "world_size": world_size,
+        **facts,
         "zero_stage": settings.trainer.zero_stage,
         "precision": settings.precision,
-        "attention": attention,
-        "host": socket.gethostname(),
         "files": {**files, **{f"hf/{name}": facts for name, facts in exported.items()}},
     }
     store.commit(job.key, manifest)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({os.cpu_count()} cores)"
 
 
 def _dtype(precision: Precision) -> torch.dtype:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ F4 = pytest.mark.fault("F4", "the driver dies: the same command resumes, no orph
 F5 = pytest.mark.fault("F5", "a stopped worker is noticed by its heartbeat, stacks written, restarted, ORACLE")
 F13 = pytest.mark.fault("F13", "a data file changed between kill and resume: refused, named")
 F14 = pytest.mark.fault("F14", "Ray Data task killed, 80 MB object store: retried, order unchanged, ORACLE")
-F15 = pytest.mark.fault("F15", "SIGTERM: a checkpoint at the next step, exit code 75, exact resume")
+F15 = pytest.mark.fault("F15", "SIGTERM or a preemption notice: a checkpoint at the next step, exit code 75, exact resume")
 
 Recovered = Callable[[float], None]
 
@@ -198,34 +198,69 @@ def test_ray_data_task_killed_in_a_small_object_store(calm: dict, tmp_path: Path
     assert oracle(run.run) == calm
 
 
-@pytest.mark.slow
-@F3
-def test_a_node_dies(calm: dict, tmp_path: Path, recovered: Recovered) -> None:  # type: ignore[type-arg]
-    """Nodes with one CPU each, so that the two workers are on two of them; one is removed hard. [1, 2] goes on with one worker, the
-    same items in every step."""
+@pytest.fixture
+def nodes() -> Iterator[Any]:
+    """Four nodes with one CPU each, so that two workers are on two of them, and one can be missed."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20})
+    small = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
     try:
-        others = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(3)]
-        run = Run(
-            write_experiment(tmp_path), "trainer.num_workers=[1,2]", address=cluster.address,
-            STUDYHALL_FAIL="step.begin=sleep:0.3", PYTHONPATH=str(ROOT),
-        )  # fmt: skip
-        run.wait_for_step(15)
-        nodes = [beat["node"] for beat in run.beats()]
-        lost = next(node for node in others if node.node_id in nodes)
-        cluster.remove_node(lost, allow_graceful=False)
-        assert run.wait(200) == 0, run.said()
-        assert len(set(nodes)) == 2, "the two workers were not on two nodes"
-        assert "2 workers of 1 to 2" in run.said() and "1 workers of 1 to 2" in run.said()
+        for _ in range(3):
+            cluster.add_node(**small)
+        yield cluster
     finally:
         cluster.shutdown()
-    for key, (steps, _, plan, totals) in oracle(run.run).items():
+
+
+def _elastic(cluster: Any, folder: Path) -> Run:
+    return Run(
+        write_experiment(folder), "trainer.num_workers=[1,2]", address=cluster.address,
+        STUDYHALL_FAIL="step.begin=sleep:0.3", PYTHONPATH=str(ROOT),
+    )  # fmt: skip
+
+
+def _one_of(cluster: Any, run: Run) -> Any:
+    """A node of the group that is not the head; the two workers are on two nodes."""
+    used = [beat["node"] for beat in run.beats()]
+    assert len(set(used)) == 2, "the two workers were not on two nodes"
+    return next(node for node in cluster.worker_nodes if node.node_id in used)
+
+
+def _same_but_for_rounding(run: Path, calm: dict[str, Any]) -> None:
+    """The same items in every step; with another number of workers sums are rounded otherwise."""
+    for key, (steps, _, plan, totals) in oracle(run).items():
         theirs, _, their_plan, their_totals = calm[key]
         assert (plan, totals) == (their_plan, their_totals)
         assert [(s, tokens) for s, _, _, tokens in steps] == [(s, tokens) for s, _, _, tokens in theirs]
+
+
+@pytest.mark.slow
+@F3
+def test_a_node_dies(nodes: Any, calm: dict, tmp_path: Path, recovered: Recovered) -> None:  # type: ignore[type-arg]
+    """Removed hard. [1, 2] goes on with one worker."""
+    run = _elastic(nodes, tmp_path)
+    run.wait_for_step(15)
+    nodes.remove_node(_one_of(nodes, run), allow_graceful=False)
+    assert run.wait(200) == 0, run.said()
+    assert "2 workers of 1 to 2" in run.said() and "1 workers of 1 to 2" in run.said()
+    _same_but_for_rounding(run.run, calm)
     recovered(longest_gap(run.run))
+
+
+@pytest.mark.slow
+@F15
+def test_a_preemption_notice(nodes: Any, calm: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    """As a cloud's notice reaches Ray: the node is drained, with a minute left. Nothing is lost, for it is saved at once."""
+    run = _elastic(nodes, tmp_path)
+    run.wait_for_step(15)
+    drain = ["drain-node", "--address", nodes.address, "--node-id", _one_of(nodes, run).node_id, "--deadline-remaining-seconds", "60"]
+    why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a better offer"]
+    ray = str(Path(sys.executable).parent / "ray")
+    subprocess.run([ray, *drain, *why], check=True, timeout=60, capture_output=True)
+    assert run.wait(200) == 0, run.said()
+    assert "a node of this group is to be taken away" in run.said() and "training failed" not in run.said()
+    _same_but_for_rounding(run.run, calm)
 
 
 @F13
