@@ -109,14 +109,14 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     engine.close()
     if reporter:
         reporter.close()
-        facts = {
+        made = {
             "totals": {**totals, "save_blocked_s": saver.blocked_s},
             "world_size": world_size,
             "attention": attention,
             "hosts": sorted({host for _, host, _ in ranks}),
             "devices": Counter(name for *_, name in ranks),
         }
-        _export_and_commit(settings, job, store, shapes, facts, {k: v for part, *_ in ranks for k, v in part.items()})
+        _export_and_commit(settings, job, store, shapes, made, {k: v for part, *_ in ranks for k, v in part.items()})
 
 
 def _checkpoint(store: StageStore, job: Job, first_step: int) -> Checkpoint | None:
