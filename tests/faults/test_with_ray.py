@@ -184,6 +184,7 @@ def _alive(pid: int) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @F14
 def test_ray_data_task_killed_in_a_small_object_store(calm: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
     """Three tasks die in the midst of their rows: the first of some process, and the second of two others (kill, retry, …)."""
@@ -236,11 +237,12 @@ def _same_but_for_rounding(run: Path, calm: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @F3
 def test_a_node_dies(nodes: Any, calm: dict, tmp_path: Path, recovered: Recovered) -> None:  # type: ignore[type-arg]
     """Removed hard. [1, 2] goes on with one worker."""
     run = _elastic(nodes, tmp_path)
-    run.wait_for_step(15)
+    run.wait_for_step(15, limit_s=200)
     nodes.remove_node(_one_of(nodes, run), allow_graceful=False)
     assert run.wait(200) == 0, run.said()
     assert "2 workers of 1 to 2" in run.said() and "1 workers of 1 to 2" in run.said()
@@ -249,11 +251,12 @@ def test_a_node_dies(nodes: Any, calm: dict, tmp_path: Path, recovered: Recovere
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @F15
 def test_a_preemption_notice(nodes: Any, calm: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
     """As a cloud's notice reaches Ray: the node is drained, with a minute left. Nothing is lost, for it is saved at once."""
     run = _elastic(nodes, tmp_path)
-    run.wait_for_step(15)
+    run.wait_for_step(15, limit_s=200)
     drain = ["drain-node", "--address", nodes.address, "--node-id", _one_of(nodes, run).node_id, "--deadline-remaining-seconds", "60"]
     why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a better offer"]
     ray = str(Path(sys.executable).parent / "ray")
