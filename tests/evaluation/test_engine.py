@@ -17,6 +17,7 @@ from evaluation.engine import Answer, Engine, EngineFailure, EngineOptions, Exam
 from evaluation.exam import build_exam
 from evaluation.score_files import TrainedArm, read_score, score_stem
 from tests.evaluation.test_exam import Letters, corpus
+from tests.faults.promises import F17
 
 EOS = 2
 OPTIONS = EngineOptions(timeout_s=240)
@@ -138,6 +139,7 @@ LONG = [[1] + [(7 * i + j) % 300 + 3 for j in range(140)] for i in range(2)]  # 
 
 
 @pytest.mark.timeout(600)
+@F17
 def test_a_cache_of_old_weights_is_never_used(ray_cluster: Any, checkpoints: dict[str, Path]) -> None:
     """Fault F17. The twin, without the salt, answers from the keys and values of the weights before."""
 
@@ -239,6 +241,7 @@ class Refuses(Fake):
         raise ValueError("this architecture is not supported")
 
 
+@F17
 def test_a_stale_engine_is_noticed_and_replaced(ray_cluster: Any) -> None:
     with Engine(OPTIONS, Stale) as engine:
         assert engine.open("weights-1", "one", 64) == -1
@@ -259,6 +262,7 @@ def test_an_honest_engine_is_kept(ray_cluster: Any) -> None:
         assert engine._actor is not actor
 
 
+@F17
 def test_a_crash_is_replaced_once(ray_cluster: Any, tmp_path: Path) -> None:
     path = tmp_path / "weights-3"
     path.mkdir()
@@ -267,6 +271,7 @@ def test_a_crash_is_replaced_once(ray_cluster: Any, tmp_path: Path) -> None:
         assert engine.answer([[1], [1]], 4, EOS)[1]["text"] == str(path)
 
 
+@F17
 def test_a_hang_ends_in_a_named_failure(ray_cluster: Any) -> None:
     with Engine(EngineOptions(timeout_s=6), Hangs) as engine:
         engine.open("weights-4", "four", 64)
@@ -286,6 +291,7 @@ class BadOnes(Fake):
         return super().answer(prompts, max_tokens, eos_id)
 
 
+@F17
 def test_an_arm_that_fails_is_missing_and_the_next_is_examined(ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arms = []
     for name in ("bad-1", "good-2"):
@@ -305,6 +311,7 @@ def test_an_arm_that_fails_is_missing_and_the_next_is_examined(ray_cluster: Any,
     assert len(good.rows) == len(exam.questions)
 
 
+@F17
 def test_an_engine_killed_mid_exam_costs_no_answer(ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault F17: 600 questions are three calls; the engine dies in the second."""
     folder = tmp_path / "weights-7"

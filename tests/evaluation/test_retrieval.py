@@ -16,6 +16,7 @@ from data.records import Document
 from evaluation.config import RetrievalConfig
 from evaluation.passages import cut_passages, token_spans
 from evaluation.retrieval import Embedder, open_store
+from tests.faults.promises import F18
 
 WORDS = ["red", "green", "blue", "white", "black", "brown", "grey", "pink", "gold", "teal"]
 
@@ -116,6 +117,7 @@ def many() -> dict[str, list[Document]]:
     return {"test": [*(Document(f"m{i}", text) for i, text in enumerate(texts)), *DOCUMENTS["test"]]}
 
 
+@F18
 @pytest.mark.parametrize("fault", ["deleted", "emptied", "scrambled", "pointer", "index"])
 def test_a_broken_store_is_built_anew(tmp_path: Path, fault: str, capfd: pytest.CaptureFixture[str]) -> None:
     documents = many() if fault == "index" else DOCUMENTS
@@ -147,6 +149,7 @@ def test_a_broken_store_is_built_anew(tmp_path: Path, fault: str, capfd: pytest.
     assert "built anew" not in capfd.readouterr().err
 
 
+@F18
 def test_a_locked_store_is_built_beside(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found(tmp_path)
     connection = sqlite3.connect(folder_of(tmp_path) / "chroma.sqlite3", isolation_level=None)

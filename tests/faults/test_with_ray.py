@@ -16,15 +16,9 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.faults.conftest import events_of, oracle, write_experiment
-from tests.faults.test_without_ray import F1, F2, newest
+from tests.faults.promises import F1, F2, F3, F4, F5, F11, F13, F14, F15
+from tests.faults.test_without_ray import newest
 from trainer.checkpoint import checkpoints
-
-F3 = pytest.mark.fault("F3", "a node dies: goes on with fewer workers and the same global batches, or waits and says so")
-F4 = pytest.mark.fault("F4", "the driver dies: the same command resumes, no orphans; a lock refuses a second driver")
-F5 = pytest.mark.fault("F5", "a stopped worker is noticed by its heartbeat, stacks written, restarted, ORACLE")
-F13 = pytest.mark.fault("F13", "a data file changed between kill and resume: refused, named")
-F14 = pytest.mark.fault("F14", "Ray Data task killed, 80 MB object store: retried, order unchanged, ORACLE")
-F15 = pytest.mark.fault("F15", "SIGTERM or a preemption notice: a checkpoint at the next step, exit code 75, exact resume")
 
 Recovered = Callable[[float], None]
 
@@ -303,6 +297,7 @@ def test_a_data_file_changes_between_kill_and_resume(run_command: Callable[..., 
 
 
 @pytest.mark.slow
+@F11
 def test_events_are_shown(ray_cluster: str, tmp_path: Path) -> None:
     run = Run(write_experiment(tmp_path), address=ray_cluster, STUDYHALL_FAIL="step.loss=nan@7", STUDYHALL_FAIL_RANK="0")
     assert run.wait() == 0, run.said()

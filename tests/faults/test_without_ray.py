@@ -14,17 +14,8 @@ import pytest
 
 from tests.faults.conftest import Groups, events_of, oracle, write_experiment
 from tests.faults.forked import EXIT_CORRUPT
+from tests.faults.promises import F1, F2, F6, F7, F8, F9, F10, F11, F12
 from trainer.checkpoint import checkpoints
-
-F1 = pytest.mark.fault("F1", "SIGKILL of a worker at any moment: at most one checkpoint interval lost, ORACLE")
-F2 = pytest.mark.fault("F2", "exception or out of memory in a worker: as F1, memory told apart with a remedy")
-F6 = pytest.mark.fault("F6", "a straggler is named: compute or data wait")
-F7 = pytest.mark.fault("F7", "kill at every point of a save: the newest committed checkpoint loads, partial ones are cleaned, ORACLE")
-F8 = pytest.mark.fault("F8", "disk full: training goes on with the old checkpoint, loud, ends with an error after three")
-F9 = pytest.mark.fault("F9", "damaged checkpoint: caught by checksum before loading, falls back, names the file, ORACLE")
-F10 = pytest.mark.fault("F10", "resume with other ranks or another ZeRO stage: same items, losses within 1e-6")
-F11 = pytest.mark.fault("F11", "a loss that is no number skips the step on all ranks alike; a spike is told with its items")
-F12 = pytest.mark.fault("F12", "a replicated weight differs: stop, name the rank")
 
 
 def stage_folders(run: Path) -> list[Path]:
