@@ -75,18 +75,24 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     checkpoint = settings.trainer.checkpoint
     facts = {"job": job_dict(job), "shapes": shapes, "zero_stage": settings.trainer.zero_stage, "precision": settings.precision}
     saver = Saver(store.folder(job.key), rank, world_size, facts, checkpoint.keep, checkpoint.failures)
-    totals = run_stage(
-        engine,
-        rows_of(job, rank, world_size, first_step),
-        job.stage,
-        job.num_steps,
-        attention,
-        lambda row: row_flops(config, row["cu_seqlens"]),
-        reporter.step if reporter else lambda metrics: None,
-        first_step=first_step,
-        before=saved.manifest["totals"] if saved else None,
-        guard=Guard(engine, saver, beat, settings.trainer, job.key, rank),
-    )
+    try:
+        totals = run_stage(
+            engine,
+            rows_of(job, rank, world_size, first_step),
+            job.stage,
+            job.num_steps,
+            attention,
+            lambda row: row_flops(config, row["cu_seqlens"]),
+            reporter.step if reporter else lambda metrics: None,
+            first_step=first_step,
+            before=saved.manifest["totals"] if saved else None,
+            guard=Guard(engine, saver, beat, settings.trainer, job.key, rank, settings.pause_after.get(job.key), settings.explodes_at),
+        )
+    except Exception:  # a pause or a failure: this process may go on with another stage (tune/)
+        if reporter:
+            reporter.close()
+        engine.close()
+        raise
     beat.enter("save", settings.trainer.watch.save_s)
     saver.wait()
     for notice in saver.notices:
