@@ -222,13 +222,7 @@ def _export_and_commit(
 ) -> None:
     folder = store.folder(job.key)
     dtype = _dtype(settings.precision)
-    sha256, exported = export(FragmentWeights(folder / "weights", shapes, world_size), folder / "hf", dtype)
-    for file in Path(settings.model_folder).iterdir():  # tokenizer, chat template, generation config
-        if file.suffix in {".json", ".txt", ".model", ".jinja"} and ".index." not in file.name:
-            shutil.copy(file, folder / "hf" / file.name)
-    config = AutoConfig.from_pretrained(settings.model_folder, trust_remote_code=False)
-    config.dtype = dtype
-    config.save_pretrained(folder / "hf")
+    sha256, exported = export_model(FragmentWeights(folder / "weights", shapes, world_size), settings.model_folder, folder / "hf", dtype)
     manifest = {
         "job": job_dict(job),
         "shapes": shapes,
@@ -242,6 +236,25 @@ def _export_and_commit(
         "files": {**files, **{f"hf/{name}": facts for name, facts in exported.items()}},
     }
     store.commit(job.key, manifest)
+
+
+def export_checkpoint(folder: Path, model_folder: str, target: Path) -> str:
+    """Writes a checkpoint's weights as a model folder, for an exam in the middle of a stage; returns their SHA-256."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    weights = FragmentWeights(folder, manifest["shapes"], manifest["world_size"])
+    return export_model(weights, model_folder, target, _dtype(manifest["precision"]))[0]
+
+
+def export_model(weights: Weights, model_folder: str, target: Path, dtype: torch.dtype) -> tuple[str, dict[str, Any]]:
+    """Weights, config and tokenizer for users and the exam; (SHA-256 of the weights, {file: {bytes, sha256}})."""
+    sha256, exported = export(weights, target, dtype)
+    for file in Path(model_folder).iterdir():  # tokenizer, chat template, generation config
+        if file.suffix in {".json", ".txt", ".model", ".jinja"} and ".index." not in file.name:
+            shutil.copy(file, target / file.name)
+    config = AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
+    config.dtype = dtype
+    config.save_pretrained(target)
+    return sha256, exported
 
 
 def _dtype(precision: Precision) -> torch.dtype:

@@ -1,0 +1,153 @@
+"""python -m tune X.yaml: searches the values that an experiment leaves open for the best knowledge score."""
+
+import argparse
+import json
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from console import UserError, chatter_to, door, out, say, write_result
+from data.records import Corpus
+from data.validation import split_validation
+from experiment import Experiment, located, read_experiment
+from tune.ledger import Ledger, identity
+from tune.objective import missing_for
+from tune.show import terminal_table
+from tune.space import arm_of, check_space, refusal
+
+_ABOUT = """\
+Trains and examines one arm of an experiment with the values that its section `search` names, and finds the best by what the model knows:
+the exam on questions that are set aside for choosing (exam.validation_share). The winner is examined once on the other test questions.
+
+The same command goes on where a search was stopped or killed; trials that have ended are not run again.
+exit codes: 0 done; 1 failed; 2 bad input; 75 stopped by SIGTERM, 130 by Ctrl-C, both with a table of what is known
+"""
+_EXAMPLES = """\
+examples:
+  python -m tune experiments/bios_cpu_search.yaml
+  python -m tune experiments/wiki2023_llama2_7b_search.yaml --dry-run
+  python -m tune experiments/bios_cpu_search.yaml search.trials=30 search.max_concurrent=1
+  python -m trainer runs/bios-cpu-search/search/winner.yaml
+
+Settings under search: are described in tune/config.py, and in docs/search.md.
+"""
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m tune", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("experiment", help="the experiment's YAML file, with a section search")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values to use instead of the file's, e.g. search.trials=30")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print trials, shared stages, steps, and cost where it can be planned; train nothing"
+    )
+    parser.add_argument("--retry-failed", action="store_true", help="try trials that raised once more")
+    parser.add_argument("--json", action="store_true", help="print the report (or the dry run) as JSON")
+    parser.add_argument("--insecure", action="store_true", help="use a cluster of several nodes that has no token authentication")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: list[str] | None) -> int:
+    arguments = _arguments(argv)
+    path = arguments.experiment
+    experiment, values = read_experiment(path, arguments.overrides)
+    _check(path, experiment, values)
+    with located(path):
+        if arguments.dry_run:
+            from tune.dry_run import dry_run, in_lines
+
+            report = dry_run(experiment, values)
+            write_result(json.dumps(report, indent=1) if arguments.json else "\n".join(in_lines(report)))
+            return 0
+        report = _search(path, experiment, values, arguments.retry_failed, arguments.insecure)
+    if arguments.json:
+        write_result(json.dumps(report, indent=1))
+    return 0
+
+
+def _check(path: str, experiment: Experiment, values: dict[str, Any]) -> None:
+    """What can be refused without looking at data or machines."""
+    if experiment.search is None:
+        raise UserError(f"{path}:1: search: is missing: the section says which values are searched (docs/search.md)")
+    if experiment.updates:
+        raise refusal(path, (), "an experiment with updates is searched round by round: give it without them, or with base: runs/NAME:ARM")
+    if not experiment.exam.validation_share:
+        raise refusal(
+            path, (), "exam.validation_share: is missing: a search needs questions to choose by that the final test does not ask; e.g. 0.5"
+        )
+    if experiment.trainer.checkpoint.mirror:
+        raise refusal(path, (), "trainer.checkpoint.mirror: a search keeps the weights of its best trials alone; leave the mirror out")
+    try:
+        arm_of(experiment)
+    except UserError as error:
+        raise refusal(path, ("arm",), str(error).removeprefix("search.arm: ")) from None
+    check_space(path, values, experiment)
+
+
+def _search(path: str, experiment: Experiment, values: dict[str, Any], retry_failed: bool, insecure: bool) -> dict[str, Any]:
+    from trainer.run import locked
+
+    folder = experiment.folder
+    log = folder / "logs" / "search.log"
+    arm, search = arm_of(experiment), experiment.search
+    assert search is not None
+    with locked(folder), chatter_to(log):
+        from cluster.connect import announce_cluster, connected, gpus_here
+        from data.load import load_corpus
+        from evaluation.examine import engine_options
+        from tune.search import Search, concurrency_note, lay_out, num_cpus
+
+        say(f"{experiment.name}: reading records (chatter: {log})")
+        in_cluster = bool(os.environ.get("RAY_ADDRESS"))
+        if in_cluster and not Path(experiment.runs).is_absolute():
+            raise UserError(
+                f"runs: {experiment.runs} is inside the job's temporary copy; give storage that every node shares, e.g. runs=/shared/runs"
+            )
+        corpus = load_corpus(experiment.data, experiment.seed)
+        validation, test = split_validation(corpus, experiment.exam.validation_share, experiment.seed)
+        if why := missing_for(search.metric, search, validation, experiment.exam):
+            key, _, reason = why.partition(": ")
+            raise refusal(path, (key,), reason)
+        ledger = Ledger(folder)
+        with connected(cpus_needed=1, insecure=insecure) if in_cluster else nullcontext():
+            gpus, cpus = (gpus_here(), num_cpus()) if in_cluster else (_local_gpus(), os.cpu_count() or 1)
+            try:
+                layout = lay_out(search, experiment.trainer.num_workers, experiment.trainer.zero_stage, experiment.exam.gpus, gpus, cpus)
+            except UserError as error:
+                key, _, reason = str(error).partition(": ")
+                raise refusal(
+                    path, (key,) if key in search.model_fields_set else (), reason if key in search.model_fields_set else str(error)
+                ) from None
+            ledger.check_identity(identity(values, arm, search, corpus.fingerprint()))
+            if retry_failed and (count := ledger.forget("failed")):
+                say(f"{count} trials that raised are tried once more")
+            say(
+                f"{sum(map(len, (validation.part('test').questions, validation.part('test').choices))):,} questions to choose by; {concurrency_note(layout)}"
+            )
+            needed = layout.cpus_needed(search)
+            ended = None
+            try:
+                with connected(needed, layout.gpus, "set search.max_concurrent lower", insecure):
+                    announce_cluster()
+                    options = engine_options(experiment.exam, gpus)
+                    ended = Search(experiment, values, arm, layout, validation, options).run()
+            finally:
+                out.print(terminal_table(search, ledger.rows()), soft_wrap=True)
+    del test, ended
+    return {}
+
+
+def _local_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+if __name__ == "__main__":
+    door(main)
+
+
+__all__ = ["Corpus", "sys"]
