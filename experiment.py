@@ -192,20 +192,25 @@ def with_changes(values: dict[str, Any], changes: dict[str, Any]) -> Experiment:
 
     Raises UserError "key: reason" where a place or a value cannot be.
     """
-    changed = copy.deepcopy(values)
-    for key, value in changes.items():
-        try:
-            _set(changed, tuple(key.split(".")), copy.deepcopy(value), key)
-        except ExperimentError as error:
-            raise UserError(str(error).removeprefix("override ")) from None
     try:
-        return Experiment.model_validate(changed)
+        return Experiment.model_validate(changed_values(values, changes))
     except ValidationError as error:
         first = error.errors()[0]
         loc = tuple(first["loc"])
         hint = _suggestion(str(loc[-1]), _siblings(loc)) if first["type"] == "extra_forbidden" else ""
         key = ".".join(map(_key, loc))
         raise UserError(f"{key + ': ' if key else ''}{_plain(first)}{hint}") from None
+
+
+def changed_values(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of an experiment's values with others in some places, not yet judged; UserError where there is no such place."""
+    changed = copy.deepcopy(values)
+    for key, value in changes.items():
+        try:
+            _set(changed, tuple(key.split(".")), copy.deepcopy(value), key)
+        except ExperimentError as error:
+            raise UserError(str(error).removeprefix("override ")) from None
+    return changed
 
 
 def _yaml(text: str, path: Path) -> tuple[yaml.Node | None, Any]:

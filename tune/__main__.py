@@ -3,19 +3,19 @@
 import argparse
 import json
 import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from console import UserError, chatter_to, door, out, say, write_result
+from console import EXIT_FAILED, RunError, UserError, chatter_to, door, say, write_result
 from data.records import Corpus
-from data.validation import split_validation
 from experiment import Experiment, located, read_experiment
-from tune.ledger import Ledger, identity
+from tune.ledger import identity
 from tune.objective import missing_for
-from tune.show import terminal_table
 from tune.space import arm_of, check_space, refusal
+
+if TYPE_CHECKING:
+    from tune.finish import Finish
 
 _ABOUT = """\
 Trains and examines one arm of an experiment with the values that its section `search` names, and finds the best by what the model knows:
@@ -65,7 +65,7 @@ def main(argv: list[str] | None) -> int:
         report = _search(path, experiment, values, arguments.retry_failed, arguments.insecure)
     if arguments.json:
         write_result(json.dumps(report, indent=1))
-    return 0
+    return 0 if report["winner"] else EXIT_FAILED
 
 
 def _check(path: str, experiment: Experiment, values: dict[str, Any]) -> None:
@@ -88,56 +88,77 @@ def _check(path: str, experiment: Experiment, values: dict[str, Any]) -> None:
 
 
 def _search(path: str, experiment: Experiment, values: dict[str, Any], retry_failed: bool, insecure: bool) -> dict[str, Any]:
+    """Everything from records to report; what is known is reported however it ends."""
     from trainer.run import locked
 
-    folder = experiment.folder
-    log = folder / "logs" / "search.log"
-    arm, search = arm_of(experiment), experiment.search
-    assert search is not None
-    with locked(folder), chatter_to(log):
-        from cluster.connect import announce_cluster, connected, gpus_here
+    log = experiment.folder / "logs" / "search.log"
+    with locked(experiment.folder), chatter_to(log):
         from data.load import load_corpus
-        from evaluation.examine import engine_options
-        from tune.search import Search, concurrency_note, lay_out, num_cpus
+        from tune.finish import Finish
 
         say(f"{experiment.name}: reading records (chatter: {log})")
-        in_cluster = bool(os.environ.get("RAY_ADDRESS"))
-        if in_cluster and not Path(experiment.runs).is_absolute():
+        if os.environ.get("RAY_ADDRESS") and not Path(experiment.runs).is_absolute():
             raise UserError(
                 f"runs: {experiment.runs} is inside the job's temporary copy; give storage that every node shares, e.g. runs=/shared/runs"
             )
         corpus = load_corpus(experiment.data, experiment.seed)
-        validation, test = split_validation(corpus, experiment.exam.validation_share, experiment.seed)
-        if why := missing_for(search.metric, search, validation, experiment.exam):
-            key, _, reason = why.partition(": ")
-            raise refusal(path, (key,), reason)
-        ledger = Ledger(folder)
-        with connected(cpus_needed=1, insecure=insecure) if in_cluster else nullcontext():
-            gpus, cpus = (gpus_here(), num_cpus()) if in_cluster else (_local_gpus(), os.cpu_count() or 1)
+        finish = Finish(experiment, values, arm_of(experiment), corpus)
+        _check_exam(path, experiment, finish.validation)
+        finish.ledger.check_identity(identity(values, finish.arm, finish.search, corpus.fingerprint()))
+        if retry_failed and (count := finish.ledger.forget("failed")):
+            say(f"{count} trials that raised are tried once more")
+        report: dict[str, Any] = {}
+        try:
+            _run(path, experiment, values, finish, insecure)
+        except UserError:
+            raise
+        except RunError as error:
+            report = finish.write()
+            raise RunError(f"{error} (details: {log}; what is known stays)") from error
+        except BaseException:
+            report = finish.write()
+            raise
+        else:
+            report = finish.write()
+    return report
+
+
+def _check_exam(path: str, experiment: Experiment, validation: Corpus) -> None:
+    search = experiment.search
+    assert search is not None
+    if why := missing_for(search.metric, search, validation, experiment.exam):
+        key, _, reason = why.partition(": ")
+        raise refusal(path, (key,), reason)
+
+
+def _run(path: str, experiment: Experiment, values: dict[str, Any], finish: "Finish", insecure: bool) -> None:
+    """Trials, then the winner's test; without anything to do it needs no Ray."""
+    from cluster.connect import announce_cluster, connected, gpus_here
+    from evaluation.examine import engine_options
+    from tune.search import Search, concurrency_note, lay_out, num_cpus
+
+    in_cluster = bool(os.environ.get("RAY_ADDRESS"))
+    with connected(cpus_needed=1, insecure=insecure) if in_cluster else nullcontext():
+        gpus, cpus = (gpus_here(), num_cpus()) if in_cluster else (_local_gpus(), os.cpu_count() or 1)
+        try:
+            trainer = experiment.trainer
+            layout = lay_out(finish.search, trainer.num_workers, trainer.zero_stage, experiment.exam.gpus, gpus, cpus)
+        except UserError as error:
+            key, _, reason = str(error).partition(": ")
+            raise refusal(path, (key,), reason) if key in finish.search.model_fields_set else UserError(f"{path}:1: {error}") from None
+        if finish.is_complete():
+            say("every trial has ended, and the winner has sat its test: nothing to do")
+            return
+        say(f"{finish.questions()['validation']:,} questions to choose by; {concurrency_note(layout)}")
+        with connected(layout.cpus_needed(finish.search), layout.gpus, "set search.max_concurrent lower", insecure):
+            announce_cluster()
+            options = engine_options(experiment.exam, gpus)
+            search = Search(experiment, values, finish.arm, layout, finish.validation, options)
             try:
-                layout = lay_out(search, experiment.trainer.num_workers, experiment.trainer.zero_stage, experiment.exam.gpus, gpus, cpus)
-            except UserError as error:
-                key, _, reason = str(error).partition(": ")
-                raise refusal(
-                    path, (key,) if key in search.model_fields_set else (), reason if key in search.model_fields_set else str(error)
-                ) from None
-            ledger.check_identity(identity(values, arm, search, corpus.fingerprint()))
-            if retry_failed and (count := ledger.forget("failed")):
-                say(f"{count} trials that raised are tried once more")
-            say(
-                f"{sum(map(len, (validation.part('test').questions, validation.part('test').choices))):,} questions to choose by; {concurrency_note(layout)}"
-            )
-            needed = layout.cpus_needed(search)
-            ended = None
-            try:
-                with connected(needed, layout.gpus, "set search.max_concurrent lower", insecure):
-                    announce_cluster()
-                    options = engine_options(experiment.exam, gpus)
-                    ended = Search(experiment, values, arm, layout, validation, options).run()
+                finish.ended = search.run()
             finally:
-                out.print(terminal_table(search, ledger.rows()), soft_wrap=True)
-    del test, ended
-    return {}
+                search.close()
+            finish.sit_test(options)
 
 
 def _local_gpus() -> int:
@@ -148,6 +169,3 @@ def _local_gpus() -> int:
 
 if __name__ == "__main__":
     door(main)
-
-
-__all__ = ["Corpus", "sys"]

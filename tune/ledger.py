@@ -2,6 +2,7 @@
 
 runs/<name>/search/search.json          what all trials have in common; other settings are another search
 runs/<name>/search/trials/<id>.json     one row a trial, written by the trial itself at every rung, whole or not at all
+runs/<name>/search/base.json            what trials start from, examined
 runs/<name>/search/scores/              answers of every exam, one Parquet file each (evaluation/score_files.py)
 runs/<name>/search/work/<id>/           where a trial works: heartbeats, logs; stages, tokens and plans are the run's own
 runs/<name>/stages/                     the stage store, shared by all trials and by python -m trainer
@@ -116,6 +117,11 @@ class Ledger:
         for row in found:
             (self._trials / f"{row.id}.json").unlink()
         return len(found)
+
+    def base(self) -> dict[str, Any] | None:
+        """What trials start from, once it has been examined: {"score", "guard", "hf", "weights", "template"}."""
+        path = self.folder / "base.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def check_identity(self, facts: dict[str, Any]) -> None:
         """UserError when this folder holds another search: scores of two exams or two models cannot stand in one table."""

@@ -1,10 +1,11 @@
 """The search in the terminal: a live table of what runs and what is best so far; plain lines where there is no terminal."""
 
+import io
 import json
 import time
 from pathlib import Path
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -47,7 +48,7 @@ def trial_table(search: SearchConfig, rows: list[Row], most: int | None = None) 
                 metric_text(search, last.score) if last else "",
                 f"{100 * last.share:g} %" if last else "",
                 f"{row.steps:,}",
-                f"{row.seconds:,.0f}",
+                f"{row.seconds:,.1f}",
                 row.state + (f": {row.reason}" if row.reason else ""),
             ]
         )
@@ -58,10 +59,18 @@ def terminal_table(search: SearchConfig, rows: list[Row], most: int | None = Non
     heads, cells = trial_table(search, rows, most)
     table = Table(box=None, pad_edge=False)
     for n, head in enumerate(heads):
-        table.add_column(head, justify="left" if n in (0, len(heads) - 1) else "right", overflow="fold")
+        last = n == len(heads) - 1
+        table.add_column(head, justify="left" if n == 0 or last else "right", no_wrap=not last, overflow="fold")
     for line in cells:
         table.add_row(*map(Text, line))
     return table
+
+
+def in_text(table: Table, width: int) -> str:
+    """As lines of text: rich would squeeze a table into a pipe's 80 characters."""
+    file = io.StringIO()
+    Console(file=file, width=width).print(table)
+    return file.getvalue().rstrip("\n")
 
 
 class Show:

@@ -163,11 +163,15 @@ def arm_of(experiment: Experiment) -> str:
 
 def for_trial(values: dict[str, Any], arm: str, changes: Values) -> Experiment:
     """The experiment of one trial: its arm alone, no search, no rounds. `values`: the file's, as read_experiment gives them."""
+    return with_changes(arm_alone(values, arm), changes)
+
+
+def arm_alone(values: dict[str, Any], arm: str) -> dict[str, Any]:
     alone = {key: value for key, value in values.items() if key not in ("search", "updates")}
     alone["arms"] = {arm: values["arms"][arm]}
     if alone.get("exam", {}).get("compare_to") not in (None, arm):
         alone["exam"] = {**alone["exam"], "compare_to": "base"}
-    return with_changes(alone, changes)
+    return alone
 
 
 def _effect(experiment: Experiment, arm: str) -> str:

@@ -5,19 +5,13 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import ray.tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from tune.config import SearchConfig
 from tune.ledger import Row
 from tune.objective import objective
-
-FEWEST = 4
-"""Trials that must have come before a signal may stop one."""
-QUARTER = 0.25
-BAD_SIDE = {"grad_norm": 1, "early_loss": -1}
-"""arXiv 2412.13337: a lower gradient norm and a higher early loss go with a better final model."""
+from tune.signals import BAD_SIDE, bad_signal
 
 
 def make_scheduler(search: SearchConfig, rows: list[Row]) -> TrialScheduler:
@@ -40,14 +34,6 @@ def make_scheduler(search: SearchConfig, rows: list[Row]) -> TrialScheduler:
             # Not public: without it a restarted search would let its first trials pass every rung, having nothing to compare with.
             scheduler._brackets[0].on_result(SimpleNamespace(trial_id=row.id), 100 * rung.share, sign * value)
     return scheduler
-
-
-def bad_signal(name: str, value: float, before: list[float]) -> bool:
-    """Whether `value` lies in the bad quarter of those that came before."""
-    if len(before) < FEWEST:
-        return False
-    side = BAD_SIDE[name]
-    return bool(side * value > np.quantile([side * other for other in before], 1 - QUARTER))
 
 
 class Ends(ray.tune.Stopper):  # type: ignore[misc]

@@ -15,7 +15,7 @@ from experiment import Experiment
 from trainer.drive import worker_settings
 from trainer.prepare import Job
 from trainer.run import Prepared, prepare
-from trainer.store import StageStore
+from trainer.store import StageStore, write_json
 from trainer.supervise import cause
 from tune.config import SearchConfig
 from tune.ledger import Ledger, Row, Rung
@@ -79,7 +79,7 @@ def _run_trial(values: Values, task: Task, desk: Any) -> None:
 
 
 def run_base(task: Task, desk: Any) -> dict[str, Any]:
-    """Trains what all trials share and has it examined: {"score", "guard", …}. Raises StoppedByRequest with what was done saved."""
+    """Trains what all trials share and has it examined: base.json. Raises StoppedByRequest with what was done saved."""
     place = workplace(Path(task.folder), BASE)
     experiment, prepared = _prepared(task, {}, place)
     jobs = _jobs(prepared, BASE)
@@ -91,7 +91,11 @@ def run_base(task: Task, desk: Any) -> dict[str, Any]:
         hf, weights = prepared.model_folder, "base"
     import ray
 
-    return ray.get(desk.examine.remote(BASE, hf, weights, exam_template([job.stage for job in jobs])))  # type: ignore[no-any-return]
+    template = exam_template([job.stage for job in jobs])
+    found = ray.get(desk.examine.remote(BASE, hf, weights, template))
+    told = {**found, "hf": hf, "weights": weights, "template": template}
+    write_json(Path(task.folder) / "search" / "base.json", told)
+    return told
 
 
 class _Trial:
