@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import replace
 
 from console import UserError
-from data.records import Corpus
+from data.records import ChoiceQuestion, Corpus, Question
 
 
 def split_validation(corpus: Corpus, share: float, seed: int) -> tuple[Corpus, Corpus]:
@@ -14,7 +14,8 @@ def split_validation(corpus: Corpus, share: float, seed: int) -> tuple[Corpus, C
     trained either way, so both parts ask about documents that the model has read. UserError where a side would be empty.
     """
     test = corpus.part("test")
-    owners = sorted({question.doc_id or question.id for question in [*test.questions, *test.choices]})
+    asked: list[Question | ChoiceQuestion] = [*test.questions, *test.choices]
+    owners = sorted({question.doc_id or question.id for question in asked})
     count = round(share * len(owners))
     if not 0 < count < len(owners):
         raise UserError(

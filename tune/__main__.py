@@ -156,9 +156,9 @@ def _run(path: str, experiment: Experiment, values: dict[str, Any], finish: "Fin
             search = Search(experiment, values, finish.arm, layout, finish.validation, options)
             try:
                 finish.ended = search.run()
+                finish.sit_test(search)
             finally:
                 search.close()
-            finish.sit_test(options)
 
 
 def _local_gpus() -> int:

@@ -71,9 +71,10 @@ class Stopping(Strict):
     """When a trial ends before its schedule does. A rung is a share of the trial's own schedule, never a number of steps:
     a cosine over E epochs cannot be compared at the same step with one over 2E."""
 
-    scheduler: Literal["asha", "none"] = "asha"
-    """asha: at each rung only the best 1/reduction of the trials that came so far goes on (Ray Tune's ASHA; arXiv 1810.05934).
-    none: rungs are examined and stop nothing."""
+    scheduler: Literal["asha", "halving", "none"] = "asha"
+    """asha: at each rung only the best 1/reduction of the trials that came so far goes on (Ray Tune's ASHA; arXiv 1810.05934): never
+    waits, but the first to come pass whatever they score. halving: all trials come to a rung before the best 1/reduction of them goes on
+    (successive halving, arXiv 1502.07943): spends least, needs trials that are known from the beginning. none: rungs stop nothing."""
     first_rung: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of the schedule; further rungs at × reduction, until 1. With 1 trials are examined at their end alone."""
     reduction: Annotated[float, Field(gt=1)] = 2
@@ -135,6 +136,10 @@ class SearchConfig(Strict):
             raise ValueError(f"mode: of {self.metric} the {self.direction}imum is best; leave mode out")
         if self.algorithm != "grid" and self.trials is None:
             raise ValueError(f"trials: is missing: {self.algorithm} draws without end")
+        if self.stopping.scheduler == "halving" and self.algorithm == "optuna":
+            raise ValueError(
+                "stopping.scheduler: halving compares trials that are known from the beginning, and optuna draws as it goes; take asha"
+            )
         if self.cost and not self.price_per_gpu_hour:
             raise ValueError("cost: needs price_per_gpu_hour")
         for path, axis in self.space.items():

@@ -77,6 +77,12 @@ class ExamDesk:
         scored = {one.id: [next(likelihoods) for _ in one.options] for one in asked}
         return [_judged(one, guess) for one, guess in zip(asked, predictions(asked, scored, "shuffled"), strict=True)]
 
+    def sit(self, arms: list[TrainedArm], exam: Exam, folder: str) -> None:
+        """Another exam, written to another folder; what has a score there is not asked again."""
+        for arm in arms:
+            if not is_scored(score_stem(Path(folder), arm, exam.fingerprint(arm.template))):
+                examine_one(arm, exam, Path(folder), self._sheet.seed, self._options, None, self._engine)
+
     def close(self) -> None:
         """Ends the engine; the next exam starts another."""
         self._engine.__exit__(None, None, None)

@@ -3,12 +3,11 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from console import out, say
 from data.records import Corpus
 from data.validation import split_validation
-from evaluation.engine import EngineOptions
 from evaluation.score_files import Score
 from experiment import Experiment
 from tune.keeping import sweep
@@ -18,8 +17,10 @@ from tune.proposals import num_left
 from tune.render import findings, markdown, summary
 from tune.report import build_report
 from tune.show import in_text, terminal_table
-from tune.winner import candidates, known_tests, sit_test, test_exam, write_winner
+from tune.winner import candidates, known_tests, test_exam, write_winner
 
+if TYPE_CHECKING:
+    from tune.search import Search
 
 _PIPE_WIDTH = 140
 """Characters of the table where no terminal says how many it has."""
@@ -46,14 +47,13 @@ class Finish:
         winner = self._winner(rows)
         return not num_left(self.search, self._experiment.seed, rows) and (winner is None or winner.id in self._tests(winner))
 
-    def sit_test(self, options: EngineOptions) -> None:
+    def sit_test(self, search: "Search") -> None:
         """The winner, and what it started from, sit the test; once."""
         winner, base = self._winner(self.ledger.rows()), self.ledger.base()
         if winner is None or base is None:
             return
         say(f"the winner {winner.id} and the base sit the test: {self.questions()['test']:,} questions that chose nothing")
-        arms = candidates(self._experiment.folder, winner, base)
-        sit_test(self.ledger.folder, arms, test_exam(self._experiment, self._test), self._experiment.seed, options)
+        search.sit_test(candidates(self._experiment.folder, winner, base), test_exam(self._experiment, self._test))
 
     def write(self) -> dict[str, Any]:
         """The report, the winner's file, and the table on stdout."""

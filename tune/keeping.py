@@ -19,7 +19,7 @@ def not_needed(search: SearchConfig, rows: list[Row], at_end: bool) -> list[str]
     """
     kept = {key for row in [*best(search, rows), *(row for row in rows if not row.finished)] for key in row.stages}
     users = [key for row in rows for key in row.stages]
-    found = {}
+    found: dict[str, None] = {}
     for row in rows:
         if row.finished:
             for key in row.stages if at_end else row.stages[-1:]:

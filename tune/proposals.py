@@ -14,12 +14,12 @@ from tune.space import Values, as_params, distributions, listed_trials, suggest,
 _STUDY = "search"
 
 
-def remaining(search: SearchConfig, seed: int, rows: list[Row]) -> list[Values] | None:
-    """Trials of a list that have not ended yet, those that were under way first; None for optuna."""
+def remaining(search: SearchConfig, seed: int, rows: list[Row], until: float = 1.0) -> list[Values] | None:
+    """Trials of a list that have neither ended nor come to this share of their schedule, those under way first; None for optuna."""
     trials = listed_trials(search, seed)
     if trials is None:
         return None
-    ended = {row.id for row in rows if row.finished}
+    ended = {row.id for row in rows if row.finished or any(rung.share >= until for rung in row.rungs)}
     begun = {row.id for row in rows}
     left = [values for values in trials if trial_id(values) not in ended]
     return sorted(left, key=lambda values: trial_id(values) not in begun)
@@ -63,9 +63,9 @@ def searcher(search: SearchConfig, seed: int, rows: list[Row]) -> Any:
     )
 
 
-def tune_settings(search: SearchConfig, seed: int, rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
+def tune_settings(search: SearchConfig, seed: int, rows: list[Row], until: float) -> tuple[dict[str, Any], dict[str, Any]]:
     """(param_space, what TuneConfig needs) of the trials that are left."""
-    listed = remaining(search, seed, rows)
+    listed = remaining(search, seed, rows, until)
     if listed is not None:
         return {"values": ray.tune.grid_search(listed)}, {}
     return {}, {"search_alg": searcher(search, seed, rows), "num_samples": num_left(search, seed, rows)}

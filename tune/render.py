@@ -115,7 +115,12 @@ def surface_caption(report: dict[str, Any]) -> str:
     names = report["names"]
     more = f"; the best over {', '.join(names[path] for path in surface['over'])}" if surface["over"] else ""
     by = f", a line for each {names[surface['by']]}" if surface["by"] else ""
-    return f"{report['metric']} against {names[surface['x']]}{by}{more}. Trials that came to their end."
+    where = (
+        "at the end of each trial's schedule"
+        if surface["share"] == 1
+        else f"after {100 * surface['share']:g} % of each trial's own schedule"
+    )
+    return f"{report['metric']} against {names[surface['x']]}{by}{more}, {where}."
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -132,7 +137,7 @@ def markdown(report: dict[str, Any]) -> str:
     if report["importances"]:
         parts += [
             "## What mattered",
-            "Share of the spread of scores that each value explains (functional ANOVA, trials that came to their end).",
+            "Share of the spread of scores that each value explains (functional ANOVA, the scores of the response surface).",
             _table(*importance_table(report)),
         ]
     if any(report["signals"].values()):

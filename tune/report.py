@@ -19,6 +19,8 @@ from tune.space import as_params, distributions, short_names
 
 _ORDERS = 1000
 _MOST_LINES = 8
+_FEWEST = 4
+"""Trials with a score that importances are worth computing of."""
 
 
 def build_report(
@@ -82,33 +84,51 @@ def _tied(best: Sequence[Row]) -> list[str]:
     return [row.id for row in best[1:] if row.last and interval["low"] <= row.last.score["mean"] <= interval["high"]]
 
 
+def common_share(rows: Sequence[Row]) -> float | None:
+    """The share of their own schedules at which trials can be compared: the end where at least half came to it, else the largest that all
+    with a score have reached; None where nothing has been examined."""
+    examined = [row for row in rows if row.rungs]
+    if not examined:
+        return None
+    if 2 * sum(row.rungs[-1].share == 1 for row in examined) >= len(examined):
+        return 1.0
+    shares = {rung.share for rung in examined[0].rungs}
+    for row in examined[1:]:
+        shares &= {rung.share for rung in row.rungs}
+    return max(shares, default=1.0)
+
+
+def scores_at(rows: Sequence[Row], share: float | None) -> list[tuple[Row, dict[str, float]]]:
+    return [(row, rung.score) for row in rows for rung in row.rungs if rung.share == share]
+
+
 def surface(search: SearchConfig, rows: Sequence[Row]) -> dict[str, Any] | None:
-    """The paper's Figure 5 of this search: {"x", "by", "lines": {value or range of `by`: [[x, score, low, high]]}, "over"}.
+    """The paper's Figure 5 of this search: {"x", "by", "share", "lines": {value or range of `by`: [[x, score, low, high]]}, "over"}.
 
     x: epochs or steps, by: a rate, where the space has them, else its first two numeric places. Where the space has more places, the
-    best over them is shown, and "over" names them. Trials that came to their end.
+    best over them is shown, and "over" names them. Scores are those at common_share.
     """
-    ended = [row for row in rows if row.state in ("done", "refused") and row.last]
-    numeric = [path for path in search.space if ended and all(_is_number(row.values.get(path)) for row in ended)]
+    share = common_share(rows)
+    seen = scores_at(rows, share)
+    numeric = [path for path in search.space if seen and all(_is_number(row.values.get(path)) for row, _ in seen)]
     if not numeric:
         return None
     x = next((path for path in numeric if path.rpartition(".")[2].startswith(("epochs", "steps"))), numeric[0])
     others = [path for path in numeric if path != x]
     by = next((path for path in others if "rate" in path.rpartition(".")[2]), others[0] if others else None)
-    groups = _groups([row.values[by] for row in ended]) if by else {"": (-math.inf, math.inf)}
+    groups = _groups([row.values[by] for row, _ in seen]) if by else {"": (-math.inf, math.inf)}
     better = max if search.direction == "max" else min
     lines: dict[str, list[list[float]]] = {}
     for name, (low, high) in groups.items():
         points: dict[float, list[float]] = {}
-        for row in ended:
+        for row, score in seen:
             if by is None or low <= row.values[by] <= high:
-                assert row.last
-                at, score = float(row.values[x]), row.last.score
+                at = float(row.values[x])
                 point = [at, score["mean"], score["low"], score["high"]]
                 points[at] = better(points.get(at, point), point, key=lambda p: p[1])
         if points:
             lines[name] = [points[at] for at in sorted(points)]
-    return {"x": x, "by": by, "lines": lines, "over": [path for path in search.space if path not in (x, by)]}
+    return {"x": x, "by": by, "share": share, "lines": lines, "over": [path for path in search.space if path not in (x, by)]}
 
 
 def _groups(values: Sequence[float]) -> dict[str, tuple[float, float]]:
@@ -126,24 +146,18 @@ def _is_number(value: Any) -> bool:
 
 
 def importances(search: SearchConfig, rows: Sequence[Row]) -> dict[str, float]:
-    """Share of the spread of scores that each place explains, by Optuna's functional ANOVA; {} where too few trials came to their end.
+    """Share of the spread of scores that each place explains, by Optuna's functional ANOVA; {} of too few trials.
 
-    Of trials that were stopped early nothing is used: their score is that of a rung. Places under a condition are left out.
+    Scores are those at common_share. Places under a condition are left out.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    ended = [row for row in rows if row.state in ("done", "refused") and row.last]
-    study = optuna.create_study(direction="maximize" if search.direction == "max" else "minimize")
-    for row in ended:
-        assert row.last
-        study.add_trial(
-            optuna.trial.create_trial(
-                value=row.last.score["mean"],
-                params=as_params(search.space, row.values),
-                distributions=distributions(search.space, row.values),
-            )
-        )
-    if len(ended) < 4 or len({row.last.score["mean"] for row in ended if row.last}) < 2:
+    seen = scores_at(rows, common_share(rows))
+    if len(seen) < _FEWEST or len({score["mean"] for _, score in seen}) < 2:
         return {}
+    study = optuna.create_study(direction="maximize" if search.direction == "max" else "minimize")
+    for row, score in seen:
+        params, known = as_params(search.space, row.values), distributions(search.space, row.values)
+        study.add_trial(optuna.trial.create_trial(value=score["mean"], params=params, distributions=known))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0))

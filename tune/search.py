@@ -19,20 +19,23 @@ import ray.tune
 from console import RunError, StoppedByRequest, UserError, say
 from data.records import Corpus
 from evaluation.engine import EngineOptions
-from evaluation.exam import build_exam
+from evaluation.exam import Exam, build_exam
 from evaluation.question_files import read_questions
+from evaluation.score_files import TrainedArm
 from experiment import Experiment
 from trainer.heartbeat import stop_file
-from trainer.ray_group import cpus_for
+from trainer.ray_group import cpus_for, our_environment
+from trainer.supervise import cause
 from tune.config import SearchConfig
 from tune.exam_desk import ExamDesk, Sheet
 from tune.keeping import sweep
 from tune.ledger import Ledger, Row
 from tune.objective import exam_for_search
-from tune.proposals import num_left, tune_settings
+from tune.proposals import num_left, remaining, tune_settings
 from tune.show import Show
-from tune.stopping import Cached, Ends, cap_reached, make_scheduler
+from tune.stopping import Cached, Ends, cap_reached, cut, make_scheduler
 from tune.trial import Task, run_base, run_trial
+from tune.winner import TEST
 
 _POLL_S = 0.5
 _SAVE_S = 120.0
@@ -91,7 +94,17 @@ class Search:
         self._folder = experiment.folder.resolve()
         self._ledger = Ledger(self._folder)
         self._rows: Callable[[], list[Row]] = Cached(self._ledger.rows)
-        self._task = Task(str(self._folder), values, arm, self._search, layout.gpus > 0, layout.gpus, layout.exam_gpus, layout.workers)
+        self._task = Task(
+            str(self._folder),
+            values,
+            arm,
+            self._search,
+            layout.gpus > 0,
+            layout.gpus,
+            layout.exam_gpus,
+            layout.workers,
+            environment=our_environment(),
+        )
         self._desk = self._open_desk(validation, options)
         self._signum: int | None = None
         self._ending: str | None = None
@@ -131,8 +144,15 @@ class Search:
             raise StoppedByRequest("stopped as asked; what was trained is saved, and the same command goes on from there")
         return self._ending
 
+    def sit_test(self, arms: list[TrainedArm], exam: Exam) -> None:
+        """The engine that has examined the trials examines these in another exam. Raises RunError."""
+        try:
+            ray.get(self._desk.sit.remote(arms, exam, str(self._ledger.folder / TEST)))
+        except ray.exceptions.RayError as error:
+            raise RunError(f"the test could not be taken: {cause(error)}") from error
+
     def close(self) -> None:
-        """Ends the exam's engine: the winner's test starts one of its own."""
+        """Ends the exam's engine."""
         with suppress(ray.exceptions.RayError):
             ray.get(self._desk.close.remote(), timeout=_SAVE_S)
             ray.kill(self._desk)
@@ -162,10 +182,10 @@ class Search:
         try:
             found: dict[str, Any] = ray.get(call)
         except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, StoppedByRequest):
+            why = error.cause
+            if isinstance(why, StoppedByRequest):
                 return None
-            raise cause if isinstance(cause, RunError | UserError) else RunError(f"the base failed: {cause}") from error
+            raise why if isinstance(why, RunError | UserError) else RunError(f"the base failed: {why}") from error
         return found
 
     def _resources(self) -> dict[str, Any]:
@@ -185,7 +205,27 @@ class Search:
         ends = Ends(self._search, self._rows, self._over)
         if not left or ends.stop_all():
             return
-        tuner = self._tuner(rows, ends)
+        with Show(self._folder, self._search, total) as show:
+            show.known(rows)
+            for until in self._rounds():
+                self._fit(until, ends, show)
+                if self._ending:
+                    return
+                for row, reason in cut(self._search, self._ledger.rows(), until) if until < 1 else ():
+                    row.state, row.reason = "stopped", reason
+                    self._ledger.write(row)
+
+    def _rounds(self) -> list[float]:
+        """Shares of the schedule at which all trials wait for each other; under every scheduler but halving the end alone."""
+        stopping = self._search.stopping
+        return [*stopping.rungs, 1.0] if stopping.scheduler == "halving" else [1.0]
+
+    def _fit(self, until: float, ends: Ends, show: Show) -> None:
+        """Ray Tune over the trials that are left, as far as this round goes."""
+        rows = self._ledger.rows()
+        if remaining(self._search, self._experiment.seed, rows, until) == []:
+            return
+        tuner = self._tuner(rows, ends, until)
         failure: list[BaseException] = []
 
         def work() -> None:
@@ -196,25 +236,23 @@ class Search:
 
         # In a thread, so that signals reach this one: Ray Tune would answer Ctrl-C by ending at once.
         thread = threading.Thread(target=work, daemon=True, name="ray-tune")
-        with Show(self._folder, self._search, total) as show:
-            show.known(rows)
-            thread.start()
-            while thread.is_alive():
-                thread.join(_POLL_S)
-                rows = self._rows()
-                show.poll(rows)
-                sweep(self._folder, self._search, rows, at_end=False)
-            show.poll(self._ledger.rows())
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            rows = self._rows()
+            show.poll(rows)
+            sweep(self._folder, self._search, rows, at_end=False)
+        show.poll(self._ledger.rows())
         if failure:
             raise RunError(f"Ray Tune failed: {str(failure[0]).strip().splitlines()[-1]}") from failure[0]
 
-    def _tuner(self, rows: list[Row], ends: Ends) -> ray.tune.Tuner:
+    def _tuner(self, rows: list[Row], ends: Ends, until: float) -> ray.tune.Tuner:
         storage = self._ledger.folder / "ray"
         shutil.rmtree(storage, ignore_errors=True)  # what is known stands in the ledger; Ray's own records would only grow
-        param_space, more = tune_settings(self._search, self._experiment.seed, rows)
+        param_space, more = tune_settings(self._search, self._experiment.seed, rows, until)
         resources = self._resources()
         trainable = ray.tune.with_resources(
-            ray.tune.with_parameters(run_trial, task=self._task, desk=self._desk),
+            ray.tune.with_parameters(run_trial, task=replace(self._task, until=until), desk=self._desk),
             {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]},
         )
         return ray.tune.Tuner(

@@ -1,5 +1,6 @@
 """Who ends trials before their time: Ray Tune's ASHA at rungs of their own schedule, early signals, and the caps of the search."""
 
+import math
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from tune.signals import BAD_SIDE, bad_signal
 def make_scheduler(search: SearchConfig, rows: list[Row]) -> TrialScheduler:
     """ASHA whose time is percent of a trial's schedule; what trials of an earlier start scored at its rungs is told to it."""
     stopping = search.stopping
-    if stopping.scheduler == "none" or not stopping.rungs:
+    if stopping.scheduler != "asha" or not stopping.rungs:
         return FIFOScheduler()
     scheduler = ASHAScheduler(
         time_attr="progress",
@@ -77,6 +78,16 @@ def cap_reached(search: SearchConfig, rows: list[Row]) -> str | None:
     if search.cost is not None and search.price_per_gpu_hour and gpu_hours * search.price_per_gpu_hour >= search.cost:
         return f"a cost of {gpu_hours * search.price_per_gpu_hour:.2f}; the cap is {search.cost:g} (search.cost)"
     return None
+
+
+def cut(search: SearchConfig, rows: list[Row], share: float) -> list[tuple[Row, str]]:
+    """Successive halving at a rung that all trials have come to: those that do not go on, and why. The same answer however often asked."""
+    reached = [(row, rung) for row in rows for rung in row.rungs if math.isclose(rung.share, share)]
+    sign = 1 if search.direction == "max" else -1
+    reached.sort(key=lambda pair: (-sign * pair[1].score["mean"], pair[0].started))
+    kept = max(1, math.ceil(len(reached) / search.stopping.reduction))
+    reason = f"not among the best {kept} of {len(reached)} at {100 * share:g} % of its schedule"
+    return [(row, reason) for row, _ in reached[kept:] if not row.finished]
 
 
 class Cached:

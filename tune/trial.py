@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,10 @@ class Task:
     """Of its Ray Train group; None: the trial's own process trains."""
     guard_base: float | None = None
     """The guarded set before the arm."""
+    until: float = 1.0
+    """Share of its schedule at which a trial waits for the others."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Our own variables: a process of Ray has its cluster's environment, not the driver's."""
 
 
 def run_trial(config: dict[str, Any], task: Task, desk: Any) -> None:
@@ -119,6 +123,8 @@ class _Trial:
                 rung = self._look(jobs, own, point)
             if rung is not None:
                 self._tell(rung, report)
+            if point.share >= self._task.until:
+                break
 
     def _look(self, jobs: list[Job], own: list[Job], point: Point) -> Rung | None:
         """Trains to the point and has it examined; None where another trial has trained past it and no checkpoint is left."""
@@ -156,6 +162,8 @@ class _Trial:
         refused = breaks_guard(self._task.search, rung.guard, self._task.guard_base)
         if not any(math.isclose(known.share, rung.share) for known in self._row.rungs):
             self._row.rungs.append(rung)
+        if rung.share == self._task.until < 1:
+            self._row.state = "paused"
         if rung.share == 1:
             self._row.state, self._row.reason = ("refused", refused) if refused else ("done", "")
         self._ledger.write(self._row)
@@ -166,6 +174,7 @@ class _Trial:
 def _prepared(task: Task, values: Values, place: Path) -> tuple[Experiment, Prepared]:
     experiment = for_trial(task.values, task.arm, values)
     arms = {BASE: experiment.stages(BASE), task.arm: experiment.stages(task.arm)}
+    os.environ.update(task.environment)
     if not task.use_gpu:  # before torch and DeepSpeed look
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
     prepared = prepare(

@@ -7,9 +7,7 @@ from typing import Any
 import yaml
 
 from data.records import Corpus
-from evaluation.engine import EngineOptions
 from evaluation.exam import Exam, build_exam
-from evaluation.examine import examine
 from evaluation.score_files import Score, TrainedArm, read_score, score_stem
 from experiment import Experiment, changed_values
 from trainer.store import StageStore
@@ -17,6 +15,9 @@ from tune.config import SearchConfig
 from tune.ledger import Row
 from tune.show import metric_text, unit
 from tune.space import arm_alone, in_words
+
+TEST = "test"
+"""The folder of the one look at the test, below the search's."""
 
 
 def write_winner(folder: Path, values: dict[str, Any], arm: str, search: SearchConfig, row: Row) -> Path:
@@ -52,13 +53,5 @@ def candidates(run_folder: Path, row: Row, base: dict[str, Any]) -> list[Trained
 
 def known_tests(folder: Path, arms: list[TrainedArm], exam: Exam) -> dict[str, Score]:
     """Exams on the test that have been written: nobody sits one twice."""
-    stems = {arm.name: score_stem(folder / "test", arm, exam.fingerprint(arm.template)) for arm in arms}
+    stems = {arm.name: score_stem(folder / TEST, arm, exam.fingerprint(arm.template)) for arm in arms}
     return {name: score for name, stem in stems.items() if (score := read_score(stem))}
-
-
-def sit_test(folder: Path, arms: list[TrainedArm], exam: Exam, seed: int, options: EngineOptions) -> dict[str, Score]:
-    """Examines what has no score yet; needs a running Ray."""
-    todo = [(arm, exam) for arm in arms if arm.name not in known_tests(folder, arms, exam)]
-    if todo:
-        examine(todo, folder / "test", seed, options)
-    return known_tests(folder, arms, exam)
