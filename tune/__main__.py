@@ -27,7 +27,7 @@ exit codes: 0 done; 1 failed; 2 bad input; 75 stopped by SIGTERM, 130 by Ctrl-C,
 _EXAMPLES = """\
 examples:
   python -m tune experiments/bios_cpu_search.yaml
-  python -m tune experiments/wiki2023_llama2_7b_search.yaml --dry-run
+  python -m tune experiments/wiki2023_llama2_7b_search.yaml --dry-run --gpus 8xA100-80G
   python -m tune experiments/bios_cpu_search.yaml search.trials=30 search.max_concurrent=1
   python -m trainer runs/bios-cpu-search/search/winner.yaml
 
@@ -44,6 +44,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="print trials, shared stages, steps, and cost where it can be planned; train nothing"
     )
+    parser.add_argument("--gpus", metavar="8xA100-80G", help="with --dry-run: the GPUs to plan for; default: this machine")
     parser.add_argument("--retry-failed", action="store_true", help="try trials that raised once more")
     parser.add_argument("--json", action="store_true", help="print the report (or the dry run) as JSON")
     parser.add_argument("--insecure", action="store_true", help="use a cluster of several nodes that has no token authentication")
@@ -59,7 +60,7 @@ def main(argv: list[str] | None) -> int:
         if arguments.dry_run:
             from tune.dry_run import dry_run, in_lines
 
-            report = dry_run(experiment, values)
+            report = dry_run(experiment, values, arguments.gpus)
             write_result(json.dumps(report, indent=1) if arguments.json else "\n".join(in_lines(report)))
             return 0
         report = _search(path, experiment, values, arguments.retry_failed, arguments.insecure)

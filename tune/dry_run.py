@@ -16,8 +16,11 @@ MOST_TRIALS = 200
 """Compiled one by one; of more the first so many stand for all."""
 
 
-def dry_run(experiment: Experiment, values: dict[str, Any]) -> dict[str, Any]:
-    """Plans of all trials as plain values. Of optuna, which decides as it goes, random draws of the space stand for its trials."""
+def dry_run(experiment: Experiment, values: dict[str, Any], gpus: str | None = None) -> dict[str, Any]:
+    """Plans of all trials as plain values. Of optuna, which decides as it goes, random draws of the space stand for its trials.
+
+    `gpus`: for the planner, e.g. "8xA100-80G"; None: this machine.
+    """
     search = experiment.search
     assert search is not None
     arm = arm_of(experiment)
@@ -62,7 +65,7 @@ def dry_run(experiment: Experiment, values: dict[str, Any]) -> dict[str, Any]:
         "each": [
             {"id": id, "values": changes, "steps": sum(s["steps"] for s in report[id][len(base) :])} for id, changes in trials.items()
         ],
-        "plan": plan_cost(experiment, stages),
+        "plan": plan_cost(experiment, {id: stages[len(base) :] for id, stages in arms.items()}, gpus),
     }
 
 
