@@ -4,6 +4,7 @@ Imports no torch, no ray, no vllm: a laptop refuses a bad experiment in a second
 The whole `Experiment` stops at the doors (the `__main__` files); inside the rooms a function gets the few values it uses.
 """
 
+import copy
 import difflib
 import re
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from data.config import Arm, DataConfig, Dials, Stage, Strict
 from data.curriculum import PRESETS, preset_stages
 from evaluation.config import ExamConfig
 from trainer.config import ModelConfig, TrainerConfig
+from tune.config import SearchConfig
 
 _MOST_VALUES = 100_000
 
@@ -56,6 +58,8 @@ class Experiment(Strict):
     """Rounds after the experiment, in their order; each starts from the weights and the records of the one before."""
     trainer: TrainerConfig = TrainerConfig()
     exam: ExamConfig = ExamConfig()
+    search: SearchConfig | None = None
+    """For `python -m tune`; the other commands do not look at it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -147,6 +151,11 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
 
     Raises ExperimentError with the file's line (or the override) and, for an unknown key, the likeliest one meant.
     """
+    return read_experiment(path, overrides)[0]
+
+
+def read_experiment(path: str | Path, overrides: list[str] | None = None) -> tuple[Experiment, dict[str, Any]]:
+    """As load_experiment, and the values that the experiment was made of, for with_changes."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -164,11 +173,11 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
         _set(values, keys, value, override)
         given[keys] = override
     try:
-        return Experiment.model_validate(values)
+        return Experiment.model_validate(values), values
     except ValidationError as error:
         first = error.errors()[0]
         message = _plain(first)
-        loc = tuple(first["loc"])
+        loc, message = _deeper(node, tuple(first["loc"]), message)
         if not loc and (named := re.match(r"[\w.-]+(?=: )", message)):  # our own validators name the key in the text
             loc, message = tuple(named[0].split(".")), message[named.end() + 2 :]
         blame = next((text for keys, text in given.items() if keys == tuple(map(str, loc[: len(keys)]))), None)
@@ -176,6 +185,32 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
         hint = _suggestion(str(loc[-1]), _siblings(loc)) if first["type"] == "extra_forbidden" else ""
         key = ".".join(map(_key, loc))
         raise ExperimentError(f"{at}: {key + ': ' if key else ''}{message}{hint}") from None
+
+
+def with_changes(values: dict[str, Any], changes: dict[str, Any]) -> Experiment:
+    """The experiment with other values in some places ({"dials.rate_documents": 1e-3}); `values` as read_experiment gives them, left alone.
+
+    Raises UserError "key: reason" where a place or a value cannot be.
+    """
+    try:
+        return Experiment.model_validate(changed_values(values, changes))
+    except ValidationError as error:
+        first = error.errors()[0]
+        loc = tuple(first["loc"])
+        hint = _suggestion(str(loc[-1]), _siblings(loc)) if first["type"] == "extra_forbidden" else ""
+        key = ".".join(map(_key, loc))
+        raise UserError(f"{key + ': ' if key else ''}{_plain(first)}{hint}") from None
+
+
+def changed_values(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of an experiment's values with others in some places, not yet judged; UserError where there is no such place."""
+    changed = copy.deepcopy(values)
+    for key, value in changes.items():
+        try:
+            _set(changed, tuple(key.split(".")), copy.deepcopy(value), key)
+        except ExperimentError as error:
+            raise UserError(str(error).removeprefix("override ")) from None
+    return changed
 
 
 def _yaml(text: str, path: Path) -> tuple[yaml.Node | None, Any]:
@@ -219,10 +254,11 @@ def _refuse_large(root: yaml.Node | None, path: Path) -> None:
         size(root)
 
 
-def line_of(path: str | Path, key: str) -> int:
-    """1-based line of the deepest part of `key` ("arms.mine.stages.0") that the file holds."""
+def line_of(path: str | Path, key: str | tuple[str | int, ...]) -> int:
+    """1-based line of the deepest part of `key` ("arms.mine.stages.0", or its parts where one has a dot) that the file holds."""
     node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    return _line(node, tuple(int(part) if part.isdecimal() else part for part in key.split(".")))
+    parts = tuple(int(part) if part.isdecimal() else part for part in key.split(".")) if isinstance(key, str) else key
+    return _line(node, parts)
 
 
 @contextmanager
@@ -291,6 +327,20 @@ def _line(node: yaml.Node | None, loc: tuple[Any, ...]) -> int:
         else:
             break
     return line + 1
+
+
+def _deeper(node: yaml.Node | None, loc: tuple[Any, ...], message: str) -> tuple[tuple[Any, ...], str]:
+    """Our own validators name keys below `loc` at the beginning of the text ("space.dials.rate: reason"): as far as the file has them."""
+    for key in loc:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        node = next((v for k, v in pairs if k.value == str(key)), None)
+    while loc and isinstance(node, yaml.MappingNode):
+        begins = [(k.value, v) for k, v in node.value if message.startswith((f"{k.value}.", f"{k.value}: "))]
+        if not begins:
+            break
+        key, node = max(begins, key=lambda pair: len(pair[0]))
+        loc, message = (*loc, key), message[len(key) :].removeprefix(".").removeprefix(": ")
+    return loc, message
 
 
 def _refuse_duplicate_keys(node: yaml.Node | None, path: Path) -> None:

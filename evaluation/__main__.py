@@ -13,6 +13,7 @@ from console import RunError, UserError, chatter_to, door, out, say, write_resul
 from data.bios import other_wordings
 from data.load import load_corpus
 from data.records import Corpus
+from data.validation import without_validation
 from evaluation import ask, sinks
 from evaluation.blocks import markdown_blocks
 from evaluation.changes import changes_markdown, changes_report, rounds_markdown, rounds_report, with_changes
@@ -110,6 +111,7 @@ def _examine_experiment(experiment: Experiment, insecure: bool) -> tuple[dict[st
     sinks.check(config.sinks)
     corpus, changes = with_changes(load_corpus(experiment.data, seed), folder, experiment.base_run)
     arms = read_arms(folder, corpus.fingerprint())
+    whole, corpus = corpus, without_validation(corpus, config.validation_share, seed)
     base_exam, exam = _exams(experiment, corpus)
     exams = {arm.name: base_exam if arm.name == "base" else exam for arm in arms}
     stages = trained_stages(folder, arms) if config.stages == "all" else []
@@ -130,7 +132,7 @@ def _examine_experiment(experiment: Experiment, insecure: bool) -> tuple[dict[st
     report["settings"].pop("sinks")  # an address may hold a password
     if changes is not None:
         report["changes"] = changes_report(experiment.base_run or "", changes, scores, config.resamples, seed)
-    return report, reasons, corpus
+    return report, reasons, whole
 
 
 def _exams(experiment: Experiment, corpus: Corpus) -> tuple[Exam, Exam]:

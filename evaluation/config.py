@@ -59,6 +59,8 @@ class ExamConfig(Strict):
     """So many questions of the replay split (forgotten?)."""
     test_questions: Annotated[int, Field(ge=1)] | None = None
     """Cut of the exam for trials; empty: all."""
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """This share of the documents has its test questions set aside for choosing settings by (python -m tune): no exam asks them."""
     documents: Annotated[int, Field(ge=0)] = 500
     """So many test documents have their loss measured."""
     resamples: Annotated[int, Field(ge=100)] = 2000

@@ -67,7 +67,7 @@ def examine(
         tasks = {arm.name: bars.add_task(arm.name, total=len(exam), note="waiting", start=False) for arm, exam in todo}
         for arm, exam in todo:
             try:
-                _examine_one(arm, exam, folder, seed, options, knowledge, engine, _Bar(bars, tasks[arm.name]))
+                examine_one(arm, exam, folder, seed, options, knowledge, engine, _Bar(bars, tasks[arm.name]))
             except EngineFailure as failure:
                 reasons[arm.name] = str(failure)
                 bars.update(tasks[arm.name], note="failed")
@@ -87,15 +87,24 @@ class _Bar:
         self._bars.update(self._task, advance=items, note="")
 
 
-def _examine_one(
-    arm: TrainedArm, exam: Exam, folder: Path, seed: int, options: EngineOptions, knowledge: Knowledge | None, engine: Engine, bar: _Bar
+def examine_one(
+    arm: TrainedArm,
+    exam: Exam,
+    folder: Path,
+    seed: int,
+    options: EngineOptions,
+    knowledge: Knowledge | None,
+    engine: Engine,
+    bar: _Bar | None = None,
 ) -> None:
+    """Writes the score of one arm with an engine that is kept for the next. Raises EngineFailure."""
     start = time.perf_counter()
-    bar.start("starting the engine")
+    if bar:
+        bar.start("starting the engine")
     encoder = Encoder(load_tokenizer(arm.path, arm.revision), Wording(arm.template))  # type: ignore[arg-type]
     paper = tokenise(exam, encoder, positions(arm.path, arm.revision), knowledge.found if knowledge else None)
     fingerprint = engine.open(arm.path, arm.weights, paper.max_model_len, arm.revision)
-    sitting = sit(exam, paper, engine, encoder.eos_id, bar.advance)
+    sitting = sit(exam, paper, engine, encoder.eos_id, bar.advance if bar else lambda items: None)
     seconds = time.perf_counter() - start
     about = {
         "format": SCORE_FORMAT,

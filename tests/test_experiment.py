@@ -68,7 +68,7 @@ def test_good_one_loads(tmp_path: Path) -> None:
         ("name: x", "name: ../x", "x.yaml:1: name: string should match pattern"),
         ("  bios: {train_people: 5}", "  overlap: allow", "x.yaml:2: data: give either data.sources or data.bios"),
         ("name: x", "name: [x", "x.yaml:2: not YAML"),
-        ("name: x", "name: x\nexam: {modes: [open]}", "x.yaml:2: exam: modes: closed is missing"),
+        ("name: x", "name: x\nexam: {modes: [open]}", "x.yaml:2: exam.modes: closed is missing"),
         (
             "  bios: {train_people: 5}",
             "  sources: [{path: a, split: test, holds: questions}]\nexam: {looks: [wordings]}",

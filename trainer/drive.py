@@ -1,6 +1,7 @@
 """The driver while training: progress, heartbeats, events, stops; with Ray, or without it in this process alone."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -29,19 +30,8 @@ def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, w
 
     `workers`: least and most; every (re)start takes as many as the cluster has room for.
     """
-    from trainer.ray_group import room, train_on_ray, write_stacks_and_kill
-
     store = StageStore(folder)
-    settings = _worker_settings(folder, prepared, trainer, seed, use_gpu)
-    tokens_folder = str(prepared.tokens_folder.resolve())
-
-    def attempt(todo: list[Job], points: dict[str, int]) -> None:
-        shutil.rmtree(heartbeat_folder(folder), ignore_errors=True)
-        watchdog[0] = Watchdog(folder, write_stacks_and_kill)
-        count = _wait_for_room(lambda: room(use_gpu), workers, trainer.wait_for_nodes_s)
-        train_on_ray(settings, todo, points, tokens_folder, count, use_gpu)
-
-    watchdog = [Watchdog(folder, write_stacks_and_kill)]
+    group = Group(folder, worker_settings(folder, prepared, trainer, seed, use_gpu), prepared.tokens_folder, workers)
     events = Events(folder)
     (folder / "progress.json").unlink(missing_ok=True)
     mirror = Mirror(trainer.checkpoint.mirror, folder) if trainer.checkpoint.mirror else nullcontext()
@@ -52,12 +42,39 @@ def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, w
             show.progress()
             for event in events.new():
                 say(event["message"] + prepared.items_of(event))
-            if acted := watchdog[0].poll():
+            if acted := group.watch():
                 say(acted)
 
-        supervise(store, lambda: pending(folder, prepared), attempt, poll, request, trainer.max_failures)
+        supervise(store, lambda: pending(folder, prepared), group.attempt, poll, request, trainer.max_failures)
         poll()
     assert all(store.manifest(job.key) for job in prepared.jobs)
+
+
+class Group:
+    """Ray Train worker groups of one run folder, one at a time, with the watchdog over them. Ray must be connected."""
+
+    def __init__(self, folder: Path, settings: WorkerSettings, tokens_folder: Path, workers: tuple[int, int]) -> None:
+        """`workers`: least and most; every attempt takes as many as the cluster has room for."""
+        from trainer.ray_group import write_stacks_and_kill
+
+        self._folder, self._settings, self._workers = folder, settings, workers
+        self._tokens_folder = str(tokens_folder.resolve())
+        self._kill = write_stacks_and_kill
+        self._watchdog = Watchdog(folder, self._kill)
+
+    def attempt(self, todo: list[Job], points: dict[str, int]) -> None:
+        """One try at these jobs from these steps on: trainer/supervise.py calls it again."""
+        from trainer.ray_group import room, train_on_ray
+
+        shutil.rmtree(heartbeat_folder(self._folder), ignore_errors=True)
+        self._watchdog = Watchdog(self._folder, self._kill)
+        use_gpu = self._settings.use_gpu
+        count = _wait_for_room(lambda: room(use_gpu), self._workers, self._settings.trainer.wait_for_nodes_s)
+        train_on_ray(self._settings, todo, points, self._tokens_folder, count, use_gpu)
+
+    def watch(self) -> str | None:
+        """To be called twice a second or so; a line when the watchdog acted."""
+        return self._watchdog.poll()
 
 
 def _wait_for_room(room: Callable[[], int], workers: tuple[int, int], wait_s: float) -> int:
@@ -125,16 +142,9 @@ def train_without_ray(folder: Path, prepared: Prepared, trainer: TrainerConfig, 
 
     Nothing supervises it: after a crash the same command goes on from the last checkpoint.
     """
-    import os
-
     import torch
 
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "0")
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", rank=0, world_size=1)
+    begin_alone()
     from trainer.worker import train_jobs
 
     events = Events(folder)
@@ -143,7 +153,7 @@ def train_without_ray(folder: Path, prepared: Prepared, trainer: TrainerConfig, 
         with mirror, stop_on_signals(folder) as request:
             todo = pending(folder, prepared)
             train_jobs(
-                _worker_settings(folder, prepared, trainer, seed, torch.cuda.is_available()),
+                worker_settings(folder, prepared, trainer, seed, torch.cuda.is_available()),
                 todo,
                 rows_without_ray(prepared, seed),
                 resume_points(StageStore(folder), todo),
@@ -155,7 +165,21 @@ def train_without_ray(folder: Path, prepared: Prepared, trainer: TrainerConfig, 
         torch.distributed.destroy_process_group()
 
 
-def _worker_settings(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, use_gpu: bool) -> WorkerSettings:
+def begin_alone() -> None:
+    """Makes this process a group of one rank, if it is none yet; before DeepSpeed is imported, which looks for GPUs then."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        return
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "0")
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", rank=0, world_size=1)
+
+
+def worker_settings(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, use_gpu: bool) -> WorkerSettings:
     parent = str(prepared.parent.stage) if prepared.parent and prepared.parent.stage else None
     return WorkerSettings(str(folder.resolve()), prepared.model_folder, trainer, prepared.precision, seed, use_gpu, parent)
 

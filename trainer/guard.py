@@ -1,6 +1,5 @@
 """What stands beside the training loop on every rank: heartbeat, checkpoints, comparison of replicas, bad and slow steps told."""
 
-import math
 import time
 from collections import deque
 from statistics import median
@@ -8,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
+from console import RunError
 from failpoints import hit
 from trainer.checkpoint import Saver
 from trainer.config import TrainerConfig
@@ -21,6 +21,8 @@ _DATA_LIMIT_S = 600.0  # the stream itself gives up before, and says why
 _STRAGGLER = 2.0
 _STRAGGLER_S = 0.1
 _COMPARE_STEPS = 10
+_MEDIAN_OF = 5
+"""Losses that one comparison of `explodes_at` takes together: a single bad batch is no explosion."""
 
 
 class Stopped(Exception):
@@ -40,8 +42,21 @@ class Saveable(Protocol):
 class Guard:
     """One stage on one rank. The loop calls it around every step; ranks agree through the loop's one all-reduce."""
 
-    def __init__(self, engine: Saveable, saver: Saver, beat: Heartbeat, config: TrainerConfig, key: str, rank: int) -> None:
+    def __init__(
+        self,
+        engine: Saveable,
+        saver: Saver,
+        beat: Heartbeat,
+        config: TrainerConfig,
+        key: str,
+        rank: int,
+        pause_after: int | None = None,
+        explodes_at: float | None = None,
+    ) -> None:
+        """`pause_after`, `explodes_at`: see WorkerSettings."""
         self._engine, self._saver, self._beat, self._config, self._key, self._rank = engine, saver, beat, config, key, rank
+        self._pause_after, self._explodes_at = pause_after, explodes_at
+        self._first_losses: list[float] = []
         self._times: deque[float] = deque(maxlen=_WINDOW)
         self._losses: deque[float] = deque(maxlen=_WINDOW)
         self._saved_at = time.monotonic()
@@ -64,7 +79,7 @@ class Guard:
         save = bool(checkpoint.every_steps and (step + 1) % checkpoint.every_steps == 0)
         if checkpoint.every_minutes and self._rank == 0:
             save = save or time.monotonic() - self._saved_at > 60 * checkpoint.every_minutes
-        return float(save), float(self._beat.stop_requested)
+        return float(save), float(self._beat.stop_requested or step + 1 == self._pause_after)
 
     def finished(self, step: int, step_s: float, loss: float, finite: bool) -> None:
         """Of every step, after it: limits, spikes, replicas."""
@@ -79,13 +94,26 @@ class Guard:
                 self._beat.tell(
                     f"step {step + 1}: loss {loss:.3g} is {loss / median(self._losses):.0f} times the median", key=self._key, step=step
                 )
-            if math.isfinite(loss):
-                self._losses.append(loss)
+            self._losses.append(loss)
+            self._refuse_explosion(step, loss)
         every = self._config.watch.replicas_every_steps
         if hit("step.end") == "flip":
             next(iter(self._engine.module.parameters())).data.view(-1)[0] += 1.0
         if every and (step + 1) % every == 0:
             refuse_differences(self._engine.module, step)
+
+    def _refuse_explosion(self, step: int, loss: float) -> None:
+        """The loss is summed over ranks, so all of them end alike. A resumed stage compares with the first steps after its resume."""
+        if self._explodes_at is None:
+            return
+        if len(self._first_losses) < _MEDIAN_OF:
+            self._first_losses.append(loss)
+            return
+        now, first = median(list(self._losses)[-_MEDIAN_OF:]), median(self._first_losses)
+        if now > self._explodes_at * first:
+            raise RunError(
+                f"the loss explodes: {now:.3g} at step {step + 1}, {now / first:.1f} times that of the first steps; lower the rate"
+            )
 
     def compare(self, forward_s: float, wait_s: float, device: torch.device) -> dict[str, Any]:
         """Every ten steps the metrics of the rank that was slowest in them, by its own seconds a step; tells of a straggler once a stage.

@@ -55,7 +55,7 @@ def _fit(settings: Any, jobs: list[Job], resume: dict[str, int], tokens_folder: 
     }
     trainer = TorchTrainer(
         _worker_main,
-        train_loop_config={"settings": settings, "jobs": jobs, "resume": resume, "environment": _ours()},
+        train_loop_config={"settings": settings, "jobs": jobs, "resume": resume, "environment": our_environment()},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": _WORKER_CPUS, **({"GPU": 1} if use_gpu else {})}
@@ -73,7 +73,7 @@ def _fit(settings: Any, jobs: list[Job], resume: dict[str, int], tokens_folder: 
     trainer.fit()
 
 
-def _ours() -> dict[str, str]:
+def our_environment() -> dict[str, str]:
     """Our own environment variables: workers inherit their cluster's environment, not the driver's."""
     return {name: value for name, value in os.environ.items() if name.startswith("STUDYHALL_")}
 

@@ -84,18 +84,24 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     checkpoint = settings.trainer.checkpoint
     facts = {"job": job_dict(job), "shapes": shapes, "zero_stage": settings.trainer.zero_stage, "precision": settings.precision}
     saver = Saver(store.folder(job.key), rank, world_size, facts, checkpoint.keep, checkpoint.failures)
-    totals = run_stage(
-        engine,
-        rows_of(job, rank, world_size, first_step),
-        job.stage,
-        job.num_steps,
-        attention,
-        lambda row: row_flops(config, row["cu_seqlens"]),
-        reporter.step if reporter else lambda metrics: None,
-        first_step=first_step,
-        before=saved.manifest["totals"] if saved else None,
-        guard=Guard(engine, saver, beat, settings.trainer, job.key, rank),
-    )
+    try:
+        totals = run_stage(
+            engine,
+            rows_of(job, rank, world_size, first_step),
+            job.stage,
+            job.num_steps,
+            attention,
+            lambda row: row_flops(config, row["cu_seqlens"]),
+            reporter.step if reporter else lambda metrics: None,
+            first_step=first_step,
+            before=saved.manifest["totals"] if saved else None,
+            guard=Guard(engine, saver, beat, settings.trainer, job.key, rank, settings.pause_after.get(job.key), settings.explodes_at),
+        )
+    except Exception:  # a pause or a failure: this process may go on with another stage (tune/)
+        if reporter:
+            reporter.close()
+        engine.close()
+        raise
     beat.enter("save", settings.trainer.watch.save_s)
     saver.wait()
     for notice in saver.notices:
@@ -230,13 +236,9 @@ def _export_and_commit(
     """`facts`: what of the manifest only the process group knows, with its world_size."""
     folder = store.folder(job.key)
     dtype = _dtype(settings.precision)
-    sha256, exported = export(FragmentWeights(folder / "weights", shapes, facts["world_size"]), folder / "hf", dtype)
-    for file in Path(settings.model_folder).iterdir():  # tokenizer, chat template, generation config
-        if file.suffix in {".json", ".txt", ".model", ".jinja"} and ".index." not in file.name:
-            shutil.copy(file, folder / "hf" / file.name)
-    config = AutoConfig.from_pretrained(settings.model_folder, trust_remote_code=False)
-    config.dtype = dtype
-    config.save_pretrained(folder / "hf")
+    sha256, exported = export_model(
+        FragmentWeights(folder / "weights", shapes, facts["world_size"]), settings.model_folder, folder / "hf", dtype
+    )
     manifest = {
         "job": job_dict(job),
         "shapes": shapes,
@@ -251,6 +253,25 @@ def _export_and_commit(
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({os.cpu_count()} cores)"
+
+
+def export_checkpoint(folder: Path, model_folder: str, target: Path) -> str:
+    """Writes a checkpoint's weights as a model folder, for an exam in the middle of a stage; returns their SHA-256."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    weights = FragmentWeights(folder, manifest["shapes"], manifest["world_size"])
+    return export_model(weights, model_folder, target, _dtype(manifest["precision"]))[0]
+
+
+def export_model(weights: Weights, model_folder: str, target: Path, dtype: torch.dtype) -> tuple[str, dict[str, Any]]:
+    """Weights, config and tokenizer for users and the exam; (SHA-256 of the weights, {file: {bytes, sha256}})."""
+    sha256, exported = export(weights, target, dtype)
+    for file in Path(model_folder).iterdir():  # tokenizer, chat template, generation config
+        if file.suffix in {".json", ".txt", ".model", ".jinja"} and ".index." not in file.name:
+            shutil.copy(file, target / file.name)
+    config = AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
+    config.dtype = dtype
+    config.save_pretrained(target)
+    return sha256, exported
 
 
 def _dtype(precision: Precision) -> torch.dtype:

@@ -1,6 +1,6 @@
 """What the driver hands to its workers; apart from worker.py so that a driver need not import torch or DeepSpeed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from trainer.config import TrainerConfig
@@ -19,3 +19,7 @@ class WorkerSettings:
     use_gpu: bool
     parent_stage: str | None = None
     """Folder of a committed stage of another run whose fp32 weights the first stages start from, instead of the model folder's."""
+    pause_after: dict[str, int] = field(default_factory=dict)
+    """Of a stage (by key) so many steps are trained, saved as a checkpoint, and no stage after it: where a search looks at a trial."""
+    explodes_at: float | None = None
+    """A loss (median of five steps) above so many times that of the stage's first steps ends training with a RunError; None: never."""
