@@ -6,7 +6,13 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 ROOMS = {"data", "trainer", "evaluation", "tune", "cluster", "benchmarks"}
-ALLOWED = {"data": set(), "trainer": {"data"}, "evaluation": {"data"}, "tune": {"data", "trainer", "evaluation"}, "cluster": set()}
+ALLOWED = {
+    "data": set(),
+    "trainer": {"data"},
+    "evaluation": {"data"},
+    "tune": {"data", "trainer", "evaluation"},
+    "cluster": {"data", "trainer", "experiment"},
+}
 DOORS = {"experiment", "cluster"}  # a __main__ may use these as well
 
 
