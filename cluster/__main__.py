@@ -1,8 +1,10 @@
-"""python -m cluster plan …: which machines an experiment needs, before anybody pays."""
+"""python -m cluster plan, preflight, submit, logs, stop, status: from a laptop to a cluster."""
 
 import argparse
 
+from cluster.jobs import add_jobs
 from cluster.plan import add_plan
+from cluster.preflight import add_preflight
 from console import door
 
 
@@ -10,6 +12,8 @@ def main(argv: list[str] | None = None) -> int | None:
     parser = argparse.ArgumentParser(prog="python -m cluster", description="Where experiments run: plan, check, submit, follow, stop.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_plan(commands)
+    add_preflight(commands)
+    add_jobs(commands)
     args, rest = parser.parse_known_args(argv)  # overrides may stand behind options; sub-parsers know no intermixed arguments
     if any(word.startswith("-") for word in rest) or (rest and not hasattr(args, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

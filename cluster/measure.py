@@ -47,7 +47,7 @@ def measure(file: str, overrides: list[str], experiment: Experiment, question: Q
     stage = _stage(experiment, work)
     command = [
         sys.executable, "-m", "trainer", file, *overrides, f"runs={scratch}", "base=[]", "updates={}", "exam.compare_to=measured",
-        f"arms={json.dumps({'measured': {'stages': [stage]}})}", f"trainer.num_workers={workers}", "--no-exam",
+        f"arms={json.dumps({'measured': {'stages': [stage]}})}", f"trainer.num_workers={workers}", "trainer.log_every_steps=1", "--no-exam",
     ]  # fmt: skip
     try:
         done = subprocess.run(command, cwd=Path(__file__).resolve().parent.parent, text=True, capture_output=True)
@@ -101,9 +101,8 @@ def calibrated(hardware: Hardware, run_folder: Path) -> Hardware:
 
 
 def _workers(experiment: Experiment, here: Hardware) -> int:
-    asked = experiment.trainer.num_workers
-    wanted = (asked[1] if isinstance(asked, tuple) else asked) or here.num_gpus
-    return min(wanted, here.num_gpus) if here.chip else wanted
+    _, most = experiment.trainer.workers(here.num_gpus if here.chip else 0)
+    return min(most, here.num_gpus) if here.chip else most
 
 
 def _stage(experiment: Experiment, work: StageWork) -> dict[str, object]:

@@ -17,6 +17,8 @@ _CONTEXT_BYTES = 2.0 * GIB  # CUDA context, NCCL's buffers, kernels: assumed, no
 _FRAGMENTED = 0.05  # of what comes and goes in a step: assumed
 _PROCESS_BYTES = 4.0 * GIB  # a rank's Python, torch with CUDA, its stream: assumed
 _NODE_BYTES = 6.0 * GIB  # Ray's daemons and object store, the operating system: assumed
+_CPU_PROCESS_BYTES = 1.5 * GIB  # the same on CPUs: 0.93 GiB measured for the demo's ranks
+_CPU_NODE_BYTES = 2.0 * GIB
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ def host_memory(shape: ModelShape, set_up: SetUp, hardware: Hardware) -> HostMem
         gradients = power_of_two(4 * share) + (4 * share if set_up.zero_stage < 3 else 4 * pieces)
         states = ranks * (masters + 8 * share + gradients)
     loading = 0.0 if set_up.zero_stage == 3 else ranks * 4.0 * size
-    return HostMemory(ranks * _PROCESS_BYTES + _NODE_BYTES, states, loading, ranks * (buffer + last) + 2 * min(_SHARD_BYTES, 4 * size))
+    process, node = (_PROCESS_BYTES, _NODE_BYTES) if hardware.chip else (_CPU_PROCESS_BYTES, _CPU_NODE_BYTES)
+    return HostMemory(ranks * process + node, states, loading, ranks * (buffer + last) + 2 * min(_SHARD_BYTES, 4 * size))
 
 
 def power_of_two(size: float) -> float:

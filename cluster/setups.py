@@ -163,7 +163,9 @@ def best(found: list[Offer]) -> Offer | None:
         return next((one for one in able if one.from_file), able[0])
     fastest = min(one.seconds or 0.0 for one in able)
     near = [one for one in able if (one.seconds or 0.0) <= 1.02 * fastest]
-    return min(near, key=lambda one: (one.set_up.offload, one.set_up.recompute, one.set_up.zero_stage, one.set_up.row_tokens))
+    return min(
+        near, key=lambda one: (not one.from_file, one.set_up.offload, one.set_up.recompute, one.set_up.zero_stage, one.set_up.row_tokens)
+    )
 
 
 @dataclass(frozen=True)
