@@ -85,7 +85,7 @@ def job_client(address: str | None) -> Any:
     _use_token()
     try:
         client = JobSubmissionClient(where)
-        theirs = client.get_version()
+        theirs = client._server_ray_version  # get_version() is the job API's
     except AuthenticationError:
         raise RunError(f"{where}: the cluster does not take this token; copy its own to {token_file()} (docs/security.md)") from None
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
