@@ -40,9 +40,14 @@ _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_KEY", re.IG
 _FEWEST_CHARACTERS = 8  # TOKENIZERS_PARALLELISM=false is no secret
 
 
+def is_secret_name(name: str) -> bool:
+    """Whether an environment variable of this name holds a secret; a path to one (…_PATH, …_FILE) is none."""
+    return bool(_SECRET.search(name)) and not name.upper().endswith(("_PATH", "_FILE"))
+
+
 def secrets() -> list[str]:
-    """Values of environment variables whose names look like secrets; a path to one (…_PATH, …_FILE) is none."""
-    named = ((name, value) for name, value in os.environ.items() if _SECRET.search(name) and not name.upper().endswith(("_PATH", "_FILE")))
+    """Values of environment variables whose names look like secrets, if they are long enough to be some."""
+    named = ((name, value) for name, value in os.environ.items() if is_secret_name(name))
     return sorted((value for _, value in named if len(value) >= _FEWEST_CHARACTERS), key=len, reverse=True)
 
 

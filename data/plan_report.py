@@ -86,12 +86,12 @@ def in_words(counted: dict[str, dict[str, int]]) -> str:
     return ", ".join([*parts, "no test question"])
 
 
-def packing_fill(plan: Plan, lengths: Items, world_size: int, capacity: int) -> dict[str, float]:
-    """How full rows are and how even ranks, over steps taken at equal distances.
+def packing_fill(plan: Plan, lengths: Items, world_size: int, capacity: int, sampled: int = _SAMPLED_STEPS) -> dict[str, float]:
+    """How full rows are and how even ranks, over at most `sampled` steps, taken at equal distances.
 
     fill: tokens in rows of `capacity`, filler not counted; tokens_per_rank: of a step, on average; busiest: the fullest rank over the mean.
     """
-    chosen = np.unique(np.linspace(0, plan.num_steps - 1, min(plan.num_steps, _SAMPLED_STEPS)).astype(int))
+    chosen = np.unique(np.linspace(0, plan.num_steps - 1, min(plan.num_steps, sampled)).astype(int))
     tokens, rows, busiest = 0, 0, []
     for number in chosen:
         grid = pack(lengths[plan.step(int(number))], world_size, capacity)

@@ -11,7 +11,7 @@ ALLOWED = {
     "trainer": {"data"},
     "evaluation": {"data"},
     "tune": {"data", "trainer", "evaluation", "cluster", "experiment"},
-    "cluster": set(),
+    "cluster": {"data", "trainer", "experiment"},
 }
 DOORS = {"experiment", "cluster"}  # a __main__ may use these as well
 

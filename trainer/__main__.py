@@ -135,7 +135,7 @@ def _train(experiment: Experiment, arms: dict[str, list], no_ray: bool, insecure
             )
         with connected(cpus_needed=1, insecure=insecure) if in_cluster else nullcontext():
             num_gpus = gpus_here() if in_cluster else _local_gpus()
-            least, most = _workers(experiment.trainer.num_workers, num_gpus, no_ray)
+            least, most = (1, 1) if no_ray else experiment.trainer.workers(num_gpus)
             if 0 < num_gpus < least:
                 raise UserError(f"trainer.num_workers: {least} is more than the {num_gpus} GPUs there are")
             use_gpu = num_gpus > 0
@@ -170,16 +170,6 @@ def _train(experiment: Experiment, arms: dict[str, list], no_ray: bool, insecure
                 raise RunError(f"{error} (details: {log}; what is committed stays)") from error
             finally:  # arms that are complete can be examined, whatever became of the others
                 run.write_arms(experiment.folder, experiment.name, prepared)
-
-
-def _workers(asked: int | tuple[int, int] | None, num_gpus: int, no_ray: bool) -> tuple[int, int]:
-    """Least and most training processes."""
-    if no_ray:
-        return 1, 1
-    if isinstance(asked, tuple):
-        return asked
-    count = asked or num_gpus or 2
-    return count, count
 
 
 def _local_gpus() -> int:

@@ -95,3 +95,10 @@ class TrainerConfig(Strict):
         if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
             raise ValueError("num_workers [min, max]: min is the larger one")
         return self
+
+    def workers(self, num_gpus: int) -> tuple[int, int]:
+        """Least and most training processes, where there are so many GPUs."""
+        if isinstance(self.num_workers, tuple):
+            return self.num_workers
+        count = self.num_workers or num_gpus or 2
+        return count, count

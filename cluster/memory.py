@@ -1,0 +1,185 @@
+"""What a set-up needs: GPU memory, host memory with the peak of a save, and disk. Formulae only; figures in bytes.
+
+It follows what trainer/engine.py, trainer/checkpoint.py and trainer/worker.py do, not ZeRO's papers alone: gradients are summed in fp32,
+saves go through a kept host buffer, models below ZeRO 3 are loaded whole in fp32 by every rank.
+"""
+
+from dataclasses import dataclass
+
+from cluster.chips import GIB, Hardware
+from cluster.model_shape import ModelShape
+
+_BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, elements
+_LIVE = 1_000_000_000  # stage3_max_live_parameters, elements
+_SUB_GROUP = 1_000_000_000  # sub_group_size of ZeRO 3, elements
+_SHARD_BYTES = 5 * GIB  # trainer/weights.py writes hf/ in such pieces
+_CONTEXT_BYTES = 2.0 * GIB  # CUDA context, NCCL's buffers, kernels: assumed, not measured here
+_FRAGMENTED = 0.05  # of what comes and goes in a step: assumed
+_PROCESS_BYTES = 4.0 * GIB  # a rank's Python, torch with CUDA, its stream: assumed
+_NODE_BYTES = 6.0 * GIB  # Ray's daemons and object store, the operating system: assumed
+_CPU_PROCESS_BYTES = 1.5 * GIB  # the same on CPUs: 0.93 GiB measured for the demo's ranks
+_CPU_NODE_BYTES = 2.0 * GIB
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """How the trainer is set; `adapter` and `compensated` are priced but cannot be chosen: trainer/config.py knows no such thing yet."""
+
+    zero_stage: int
+    row_tokens: int
+    recompute: bool = False
+    offload: bool = False
+    adapter: bool = False
+    """LoRA: the model frozen in bf16, 1 % of its weights trained."""
+    compensated: bool = False
+    """bf16 weights, gradients and moments with Kahan compensation: 2 + 2 + 2 + 4 bytes a parameter, no fp32 masters."""
+
+    @property
+    def available(self) -> bool:
+        return not (self.adapter or self.compensated)
+
+    def __str__(self) -> str:
+        states = "LoRA" if self.adapter else "compensated bf16 states" if self.compensated else "fp32 states"
+        where = " in host memory" if self.offload else ""
+        return f"ZeRO-{self.zero_stage}, {states}{where}{', recompute' if self.recompute else ''}, rows of {self.row_tokens:,}"
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """Of one GPU."""
+
+    weights: float
+    gradients: float
+    states: float
+    activations: float
+    logits: float
+    buffers: float
+    """Reduce buckets, gathered parameters: what DeepSpeed keeps beside."""
+    step: float
+    """The optimiser's temporaries; they do not meet activations."""
+    loading: float
+    """Peak before the first step."""
+    precision_bytes: int = 2
+
+    @property
+    def kept(self) -> float:
+        """Weights, gradients and states: ZeRO's formula."""
+        return self.weights + self.gradients + self.states
+
+    @property
+    def total(self) -> float:
+        moving = max(self.activations + self.logits + self.buffers, self.step)
+        return max(self.kept + moving * (1 + _FRAGMENTED), self.loading) + _CONTEXT_BYTES
+
+
+def gpu_memory(shape: ModelShape, set_up: SetUp, num_gpus: int, fp32: bool = False) -> GpuMemory:
+    """One rank's. Bytes per parameter on n ranks, bf16 with fp32 masters and fp32 gradients: ZeRO 1 6 + 12/n, ZeRO 2 2 + 16/n, ZeRO 3 18/n.
+
+    `fp32`: the trainer's precision on CPUs.
+    """
+    n, stage = num_gpus, set_up.zero_stage
+    wide = 4 if fp32 else 2
+    trained = 0.01 if set_up.adapter else 1.0
+    size = float(shape.parameters)
+    weights = wide * size / (n if stage == 3 else 1)
+    gradients = (2 if set_up.compensated else 4) * trained * size / (n if stage >= 2 else 1)
+    states = (6 if set_up.compensated else 12) * trained * size / (n if stage >= 1 else 1)
+    if set_up.offload:
+        gradients = states = 0.0
+    share = trained * size / (n if stage >= 1 else 1)
+    step = 0.0 if set_up.offload else 4.0 * (min(share, _SUB_GROUP) if stage == 3 else share)  # AdamW's square root
+    buffers = wide * min(_BUCKET, size) * (2 if stage == 3 else 1)
+    if stage == 3:
+        buffers += wide * min(_LIVE, size)
+    loading = weights if stage == 3 else 4.0 * size  # built and filled in fp32, then rounded
+    return GpuMemory(
+        weights, gradients, states, activation_bytes(shape, set_up.row_tokens, set_up.recompute, wide),
+        logit_bytes(shape, set_up.row_tokens), buffers, step, loading, wide,
+    )  # fmt: skip
+
+
+def activation_bytes(shape: ModelShape, tokens: int, recompute: bool, wide: int = 2) -> float:
+    """What a forward pass over a row keeps for the backward pass, of a decoder as transformers writes it.
+
+    Per token and block: two norms keep their input in fp32, the normalised input and the output; attention keeps q, k, v and its
+    output; the gated MLP keeps gate, its activation, up and their product. With recomputation each block keeps its input only, and one
+    block at a time is whole. tests/cluster/test_memory.py counts the same on a real model.
+    """
+    d, f = shape.hidden_size, shape.intermediate_size
+    queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    block = 2 * (4 + 2 * wide) * d + wide * (2 * queries + 2 * keys) + 4 * wide * f
+    last = (4 + 2 * wide) * d
+    if recompute:
+        return float(tokens * (wide * d * shape.num_hidden_layers + block + last))
+    return float(tokens * (block * shape.num_hidden_layers + last))
+
+
+def logit_bytes(shape: ModelShape, tokens: int) -> float:
+    """T·V·(2 + 4 + 4): logits, their fp32 copy, its gradient, where every token is a target (documents); questions need far fewer."""
+    return float(tokens * shape.vocab_size * (2 + 4 + 4))
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Of one node."""
+
+    processes: float
+    states: float
+    """Offloaded masters, moments and gradients."""
+    loading: float
+    """Below ZeRO 3 every rank builds the model in fp32 in host memory first."""
+    saving: float
+    """Kept buffers of all ranks, the final copy of the weights, and rank 0's shard of hf/."""
+
+    @property
+    def peak(self) -> float:
+        return self.processes + self.states + max(self.loading, self.saving)
+
+
+def host_memory(shape: ModelShape, set_up: SetUp, hardware: Hardware) -> HostMemory:
+    """A node's share. Page-locked buffers are rounded up to a power of two by torch's allocator."""
+    n, ranks = hardware.num_gpus, min(hardware.gpus_per_node, hardware.num_gpus)
+    trained = 0.01 if set_up.adapter else 1.0
+    size = float(shape.parameters)
+    share = trained * size / n if set_up.zero_stage else trained * size
+    pinned = hardware.chip is not None and not set_up.offload
+    buffer, last = 12 * share, 4 * share  # at the stage's end a second buffer, while the first is still there
+    if pinned:
+        buffer, last = power_of_two(buffer), power_of_two(last)
+    states = 0.0
+    if set_up.offload:
+        pieces = share if set_up.zero_stage < 3 else min(share, _SUB_GROUP)
+        masters = power_of_two(4 * pieces) * max(1.0, share / pieces)
+        gradients = power_of_two(4 * share) + (4 * share if set_up.zero_stage < 3 else 4 * pieces)
+        states = ranks * (masters + 8 * share + gradients)
+    loading = 0.0 if set_up.zero_stage == 3 else ranks * 4.0 * size
+    process, node = (_PROCESS_BYTES, _NODE_BYTES) if hardware.chip else (_CPU_PROCESS_BYTES, _CPU_NODE_BYTES)
+    return HostMemory(ranks * process + node, states, loading, ranks * (buffer + last) + 2 * min(_SHARD_BYTES, 4 * size))
+
+
+def power_of_two(size: float) -> float:
+    """The next power of two, at least one byte."""
+    return float(1 << max(0, int(size) - 1).bit_length()) if size > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Disk:
+    """On the shared storage, at the worst moment."""
+
+    model: float
+    """The hub's weights beside the run."""
+    stages: float
+    """Committed: fp32 weights and the bf16 copy of each."""
+    checkpoints: float
+    """Of the stage under way: what is kept, and the one being written."""
+
+    @property
+    def peak(self) -> float:
+        return self.model + self.stages + self.checkpoints
+
+
+def disk(shape: ModelShape, num_stages: int, keep: int, fp32: bool = False) -> Disk:
+    """`num_stages`: different ones over all arms; none is removed before the exam has seen it. `keep`: trainer.checkpoint.keep."""
+    size = float(shape.parameters)
+    wide = 4 if fp32 else 2
+    return Disk(wide * size, num_stages * (4 + wide) * size, (keep + 1) * 12 * size)

@@ -1,0 +1,197 @@
+"""Every way to run a workload on some hardware, priced: what fits, what is missing where it does not, what it takes; one recommended."""
+
+from dataclasses import dataclass, replace
+
+from cluster.chips import GIB, Hardware
+from cluster.memory import Disk, GpuMemory, HostMemory, SetUp, disk, gpu_memory, host_memory
+from cluster.model_shape import ModelShape
+from cluster.speed import break_even_tokens, step_time
+from cluster.workload import Workload
+
+_ROW_TOKENS = (2048, 4096, 8192, 16384)
+_STORAGE_BYTES_PER_S = 1e9
+"""Reading and writing of one process on the shared storage: assumed."""
+_STAGE_BYTES = 12
+"""Per parameter that rank 0 moves in turn for a stage: weights in, fragments read again, hf/ written and hashed."""
+_LEAST_BUSY = 0.8
+_START_S = 90.0  # worker group, imports, first kernels: assumed
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One set-up on so many GPUs. Times are modelled."""
+
+    set_up: SetUp
+    hardware: Hardware
+    gpu: GpuMemory
+    host: HostMemory
+    disk: Disk
+    problems: list[str]
+    """What it lacks, with the number; empty: it fits."""
+    tokens_per_micro_step: float
+    """Per GPU."""
+    tokens_per_step: float
+    """Per GPU."""
+    break_even: float
+    seconds: float | None
+    """Training, all stages, with their saves; None: nobody knows the speed of these CPUs yet."""
+    tokens_per_s: float | None
+    """All GPUs, while training."""
+    from_file: bool = False
+    """As the experiment's file says."""
+
+    @property
+    def fits(self) -> bool:
+        return not self.problems
+
+    @property
+    def can_be_chosen(self) -> bool:
+        return self.fits and self.set_up.available
+
+    @property
+    def hours(self) -> float | None:
+        return None if self.seconds is None else self.seconds / 3600
+
+    def cost(self, price: float) -> float | None:
+        """At `price` per GPU and hour."""
+        return None if self.hours is None else self.hours * self.hardware.num_gpus * price
+
+    def overrides(self) -> list[str]:
+        """What to put behind the experiment on the command line."""
+        s = self.set_up
+        return [
+            f"trainer.num_workers={self.hardware.num_gpus}", f"trainer.zero_stage={s.zero_stage}", f"trainer.row_tokens={s.row_tokens}",
+            f"trainer.gradient_checkpointing={str(s.recompute).lower()}", f"trainer.offload_optimizer={str(s.offload).lower()}",
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be planned: a model, a workload, and what of the trainer's settings stays."""
+
+    shape: ModelShape
+    workload: Workload
+    file: SetUp
+    keep: int = 2
+    """trainer.checkpoint.keep."""
+    fp32: bool = False
+
+
+def offer(question: Question, set_up: SetUp, hardware: Hardware) -> Offer:
+    """One set-up, priced."""
+    shape, work = question.shape, question.workload
+    gpu = gpu_memory(shape, set_up, hardware.num_gpus, question.fp32)
+    host = host_memory(shape, set_up, hardware)
+    if hardware.chip is None:  # the ranks' own memory is host memory
+        host = replace(host, states=host.states + min(hardware.num_gpus, hardware.gpus_per_node) * gpu.total)
+    on_disk = disk(shape, len(work.stages), question.keep, question.fp32)
+    loads = [stage.load(hardware.num_gpus, set_up.row_tokens) for stage in work.stages]
+    seconds = training = None
+    if hardware.chip is not None or hardware.seconds_per_flop is not None:
+        training = sum(stage.steps * step_time(shape, set_up, load, hardware).total for stage, load in zip(work.stages, loads, strict=True))
+        aside = len(work.stages) * (_START_S * (hardware.chip is not None) + _STAGE_BYTES * shape.parameters / _STORAGE_BYTES_PER_S)
+        seconds = training + aside
+    micro_steps = sum(stage.steps * load.micro_steps for stage, load in zip(work.stages, loads, strict=True))
+    attended = sum(stage.attended * stage.tokens for stage in work.stages) / work.tokens
+    known = hardware.chip is not None
+    return Offer(
+        set_up, hardware, gpu, host, on_disk, _problems(gpu, host, on_disk, hardware),
+        work.tokens / hardware.num_gpus / micro_steps, work.tokens / hardware.num_gpus / work.steps,
+        break_even_tokens(shape, set_up, hardware, attended) if known else 0.0,
+        seconds, work.tokens / training if training else None, set_up == question.file,
+    )  # fmt: skip
+
+
+def _problems(gpu: GpuMemory, host: HostMemory, on_disk: Disk, hardware: Hardware) -> list[str]:
+    found = []
+    checks = [("host memory a node, while saving or loading", host.peak, hardware.host_bytes)]
+    if hardware.chip is not None:
+        checks.insert(0, ("GPU memory", gpu.total, hardware.chip.memory_bytes))
+    if hardware.disk_bytes is not None:
+        checks.append(("disk", on_disk.peak, hardware.disk_bytes))
+    for what, needed, there in checks:
+        if needed > there:
+            found.append(f"{what}: {(needed - there) / GIB:,.1f} GiB missing (needs {needed / GIB:,.1f}, has {there / GIB:,.1f})")
+    return found
+
+
+def set_ups(question: Question, hardware: Hardware) -> list[SetUp]:
+    """All that are worth asking about, without those that cannot be set on this hardware."""
+    on_gpu = hardware.chip is not None
+    rows = sorted({*_ROW_TOKENS, question.file.row_tokens}) if on_gpu else [question.file.row_tokens]
+    stages = (1, 2, 3) if hardware.num_gpus > 1 else (2, 3)
+    found = [
+        SetUp(stage, row, recompute, offload)
+        for stage in stages
+        for offload in ((False, True) if on_gpu else (False,))
+        for recompute in (False, True)
+        for row in rows
+    ]
+    if on_gpu:  # priced, so that it can be seen what they would buy
+        most = 3 if hardware.num_gpus > 1 else 2
+        found += [SetUp(most, row, True, adapter=adapter, compensated=not adapter) for adapter in (True, False) for row in rows]
+    return found if question.file in found else [*found, question.file]
+
+
+def offers(question: Question, hardware: Hardware) -> list[Offer]:
+    """For every kind of set-up the row length that is fastest among those that fit; where none fits the one that lacks least.
+
+    The file's own set-up is always there.
+    """
+    kinds: dict[SetUp, list[Offer]] = {}
+    for set_up in set_ups(question, hardware):
+        kinds.setdefault(replace(set_up, row_tokens=0), []).append(offer(question, set_up, hardware))
+    chosen = []
+    for members in kinds.values():
+        best = min(members, key=_rank)
+        chosen += [best, *(member for member in members if member.from_file and member is not best)]
+    return chosen
+
+
+def _rank(one: Offer) -> tuple[bool, float, int]:
+    """What fits before what does not; then the faster; then the shorter rows."""
+    missing = max(0.0, one.gpu.total - (one.hardware.chip.memory_bytes if one.hardware.chip else one.gpu.total))
+    return (not one.fits, (one.seconds or 0.0) if one.fits else missing, one.set_up.row_tokens)
+
+
+def best(found: list[Offer]) -> Offer | None:
+    """The fastest that fits and that the trainer knows; among equals (within 2 %) the one with the fewest measures."""
+    able = [one for one in found if one.can_be_chosen]
+    if not able:
+        return None
+    if able[0].seconds is None:  # CPUs of unknown speed: as the file says, if that fits
+        return next((one for one in able if one.from_file), able[0])
+    fastest = min(one.seconds or 0.0 for one in able)
+    near = [one for one in able if (one.seconds or 0.0) <= 1.02 * fastest]
+    return min(
+        near, key=lambda one: (not one.from_file, one.set_up.offload, one.set_up.recompute, one.set_up.zero_stage, one.set_up.row_tokens)
+    )
+
+
+@dataclass(frozen=True)
+class Advice:
+    offers: list[Offer]
+    """On all GPUs."""
+    by_count: list[Offer]
+    """The best set-up on all, half, a quarter, … of them, where one fits."""
+    recommended: Offer | None
+
+
+def advise(question: Question, hardware: Hardware) -> Advice:
+    """Recommended are the most GPUs of which each does at least 80 % of what one does where fewer share the work: more would idle."""
+    every = offers(question, hardware)
+    by_count = [found for found in [best(every)] if found]
+    count = hardware.num_gpus // 2
+    while count >= 1:
+        fewer = best(offers(question, hardware.with_gpus(count)))
+        by_count += [fewer] if fewer else []
+        count //= 2
+    if not by_count or by_count[0].tokens_per_s is None:
+        return Advice(every, by_count, by_count[0] if by_count else None)
+    least = _LEAST_BUSY * max(_per_gpu(one) for one in by_count)
+    return Advice(every, by_count, next(one for one in by_count if _per_gpu(one) >= least))
+
+
+def _per_gpu(one: Offer) -> float:
+    """Tokens/s of one GPU while training."""
+    return (one.tokens_per_s or 0.0) / one.hardware.num_gpus

@@ -1,0 +1,115 @@
+"""What an experiment asks of a cluster: its different stages, compiled by the data room, as steps, tokens and packed rows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from cluster.speed import StepLoad
+from console import UserError
+from data.arms import Node, stage_graph
+from data.orders import Items
+from data.plan import Plan
+from data.plan_command import Planned, plan_arms
+from data.plan_report import packing_fill
+from experiment import Experiment
+
+_SAMPLED_STEPS = 8  # packed of each stage, for every number of ranks and length of rows
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """One stage; arms that share it train it once."""
+
+    label: str
+    plan: Plan
+    lengths: Items
+    """Tokens of every item of the catalogue."""
+
+    @property
+    def steps(self) -> int:
+        return self.plan.num_steps
+
+    @cached_property
+    def tokens(self) -> int:
+        return int(self.lengths[self.plan.items].sum())
+
+    @cached_property
+    def attended(self) -> float:
+        """s̄ = Σl² / Σl: how many tokens a token's attention sees."""
+        lengths = self.lengths[self.plan.items].astype(float)
+        return float((lengths**2).sum() / lengths.sum())
+
+    def load(self, num_gpus: int, row_tokens: int) -> StepLoad:
+        """A step as the trainer packs it for so many ranks, averaged over steps at equal distances."""
+        if (num_gpus, row_tokens) not in self._loads:
+            packed = packing_fill(self.plan, self.lengths, num_gpus, row_tokens, _SAMPLED_STEPS)
+            fullest = self.tokens / self.steps / num_gpus * packed["busiest"]
+            self._loads[num_gpus, row_tokens] = StepLoad(fullest, packed["micro_steps"], self.attended)
+        return self._loads[num_gpus, row_tokens]
+
+    @cached_property
+    def _loads(self) -> dict[tuple[int, int], StepLoad]:
+        """Set-ups that differ in ranks and rows alone share their packing."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Workload:
+    stages: list[StageWork]
+    origin: str
+    """Where sizes come from, for people."""
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def tokens(self) -> int:
+        return sum(stage.tokens for stage in self.stages)
+
+    @property
+    def longest(self) -> int:
+        return max(int(stage.lengths[stage.plan.items].max()) for stage in self.stages)
+
+
+def workload_of(experiment: Experiment) -> Workload:
+    """From the data where they are at hand, else from declared counts and tokens. UserError where neither says how long items are."""
+    planned = planned_of(experiment)
+    origin = f"{planned.origin}; tokens {planned.lengths.note}"
+    return Workload(list(_stages(planned)), origin)
+
+
+def planned_of(experiment: Experiment) -> Planned:
+    """The experiment compiled by the data room, as `python -m data plan` prints it."""
+    model, tiny = experiment.model, experiment.model.tiny
+    return plan_arms(
+        experiment.name,
+        experiment.data,
+        {"base": experiment.stages("base"), **{arm: experiment.stages(arm) for arm in experiment.arms}},
+        experiment.seed,
+        model.name,
+        model.revision,
+        tiny.vocab_size if tiny else None,
+        experiment.trainer.row_tokens,
+        experiment.base_records,
+    )
+
+
+def _stages(planned: Planned) -> Iterator[StageWork]:
+    for node in _below(stage_graph(planned.arms, planned.plans)):
+        assert node.stage is not None and node.plan is not None
+        lengths = planned.lengths.of(node.stage)
+        if lengths is None:
+            raise UserError(
+                "data.tokens_each: how many tokens items have is not known without data: give data.root=DIR, or declare the mean, "
+                "e.g. data.tokens_each={train_documents: 150, train_questions: 40}"
+            )
+        yield StageWork(" + ".join(node.stage.mix.kinds()), node.plan, np.asarray(lengths))
+
+
+def _below(node: Node) -> Iterator[Node]:
+    for child in node.after.values():
+        yield child
+        yield from _below(child)

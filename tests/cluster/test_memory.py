@@ -1,0 +1,100 @@
+"""GPU, host and disk memory: ZeRO's formula, and activations against what a real model keeps."""
+
+import pytest
+
+from cluster.chips import CHIPS, GIB, make_hardware
+from cluster.memory import SetUp, activation_bytes, disk, gpu_memory, host_memory, power_of_two
+from cluster.model_shape import ModelShape
+
+LLAMA_70B = ModelShape(8192, 80, 28672, 64, 8, 128, 32000)
+LLAMA_7B = ModelShape(4096, 32, 11008, 32, 32, 128, 32000)
+
+
+@pytest.mark.parametrize("stage, kept", [(1, lambda n: 6 + 12 / n), (2, lambda n: 2 + 16 / n), (3, lambda n: 18 / n)])
+@pytest.mark.parametrize("n", [1, 8, 64])
+def test_zero_s_formula(stage: int, kept, n: int) -> None:  # type: ignore[no-untyped-def]
+    """4 + 12/n, 2 + 14/n, 16/n bytes a parameter (arXiv 1910.02054), with fp32 instead of bf16 gradients 2 more."""
+    assert gpu_memory(LLAMA_7B, SetUp(stage, 4096), n).kept == pytest.approx(kept(n) * LLAMA_7B.parameters)
+
+
+def test_offloaded_states_are_on_the_host() -> None:
+    hardware = make_hardware(8, CHIPS["A100-80G"])
+    gpu = gpu_memory(LLAMA_7B, SetUp(3, 4096, offload=True), 8)
+    assert gpu.kept == pytest.approx(2 * LLAMA_7B.parameters / 8) and gpu.step == 0
+    host = host_memory(LLAMA_7B, SetUp(3, 4096, offload=True), hardware)
+    assert host.states >= 16 * LLAMA_7B.parameters
+    assert host_memory(LLAMA_7B, SetUp(3, 4096), hardware).states == 0
+
+
+@pytest.mark.parametrize("recompute, precision", [(False, "bf16"), (True, "bf16"), (False, "fp32")])
+def test_activations_of_a_real_model(recompute: bool, precision: str) -> None:
+    """The formula counts what autograd keeps for a transformers Llama with our packed attention, to 10 %: each tensor once, weights not."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from trainer.attention import attention_inputs
+
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+    )
+    dtype, wide = (torch.bfloat16, 2) if precision == "bf16" else (torch.float32, 4)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
+    shape = ModelShape(256, 6, 704, 4, 2, 64, 64)
+    tokens = 512
+    if recompute:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and tensor.numel() >= tokens:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)  # so that no address is used twice
+        return tensor
+
+    boundaries = np.array([0, tokens], dtype=np.int32)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        hidden = model.model(
+            input_ids=torch.randint(0, 64, (1, tokens)),
+            position_ids=torch.arange(tokens)[None],
+            use_cache=False,
+            **attention_inputs("sdpa", boundaries, torch.device("cpu")),
+        ).last_hidden_state
+    assert hidden.requires_grad
+    counted = sum(kept.values())
+    formula = activation_bytes(shape, tokens, recompute, wide)
+    if recompute:  # the one block that is whole at a time exists in the backward pass only
+        formula -= activation_bytes(ModelShape(256, 1, 704, 4, 2, 64, 64), tokens, False, wide) - tokens * (4 + 2 * wide) * 256
+    assert counted == pytest.approx(formula, rel=0.1)
+
+
+def test_the_save_peak() -> None:
+    """12 bytes a parameter in the kept buffers and 4 more at the stage's end, page-locked memory in powers of two, 10 GiB of hf/ shards."""
+    hardware = make_hardware(64, CHIPS["H100"])
+    host = host_memory(LLAMA_70B, SetUp(3, 8192, True), hardware)
+    share = LLAMA_70B.parameters / 64
+    assert host.saving == 8 * (power_of_two(12 * share) + power_of_two(4 * share)) + 10 * GIB
+    assert 12 * share < power_of_two(12 * share) == 16 * GIB
+    assert host.loading == 0 and host_memory(LLAMA_7B, SetUp(2, 8192), hardware).loading == 8 * 4 * LLAMA_7B.parameters
+
+
+def test_the_disk() -> None:
+    """Two checkpoints and the one being written, 12 bytes each; a committed stage has fp32 weights and a bf16 copy."""
+    found = disk(LLAMA_70B, num_stages=3, keep=2)
+    size = LLAMA_70B.parameters
+    assert (found.model, found.stages, found.checkpoints) == (2 * size, 18 * size, 36 * size)
+
+
+@pytest.mark.parametrize("size, rounded", [(1, 1), (2, 2), (3, 4), (2**30, 2**30), (2**30 + 1, 2**31)])
+def test_powers_of_two(size: int, rounded: int) -> None:
+    assert power_of_two(size) == rounded
