@@ -84,8 +84,8 @@ def examine_experiment(argv: list[str]) -> int:
         reports[0]["rounds"] = rounds_report(reports, first_arm)
     for one, report, corpus in zip([experiment, *experiment.rounds()], reports, corpora, strict=True):
         _write(one.folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
-        more = [changes_markdown(report), rounds_markdown(report["rounds"]) if "rounds" in report else ""]
-        _write(one.folder / "report.md", "\n".join([markdown(report) + markdown_blocks(report), *filter(None, more)]))
+        more = [markdown_blocks(report), changes_markdown(report), rounds_markdown(report["rounds"]) if "rounds" in report else ""]
+        _write(one.folder / "report.md", markdown(report, more))
         _write(one.folder / "report.html", page(report))
         _write_cards(report, one, one.folder, corpus)
         sinks.send(report, one.exam.sinks)

@@ -1,5 +1,6 @@
 """The report for people: one sentence, one table, a few answers, and how to read them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -116,8 +117,8 @@ def _clean_scores(report: dict[str, Any]) -> str:
     return f" Test EM without them: {listed}." if clean else ""
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """report.md."""
+def markdown(report: dict[str, Any], more: Sequence[str] = ()) -> str:
+    """report.md; `more`: further sections."""
     heads, rows = table_cells(report)
     lines = [f"# {report['experiment']}", "", summary(report), "", *_markdown_table(heads, rows), ""]
     lines += [f"- {line}" for line in baseline_lines(report)]
@@ -134,6 +135,7 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["## Some exam questions, drawn at random", ""]
         lines += [line for item in report["samples"] for line in _sample_lines(item)]
     made = ", ".join(f"{k} {v}" for k, v in report["versions"].items() if v)
+    lines += [line for section in more if section for line in (section.strip(), "")]
     return "\n".join([*lines, "## Made with", f"Seed {report['seed']}; {made}.", ""])
 
 
