@@ -24,7 +24,7 @@ examples:
   python -m trainer experiments/wiki2023_cpu.yaml data.root=/data/wiki2023_film
   python -m trainer experiments/wiki2023_llama2_7b.yaml --dry-run
   python -m trainer gc experiments/bios_cpu.yaml --keep-best 2
-  ray job submit --working-dir . -- python -m trainer experiments/bios_cpu.yaml runs=/shared/runs
+  ray job submit --working-dir . -- python -m trainer experiments/bios_cpu.yaml runs=/shared/runs     (or: python -m cluster submit)
 """
 
 

@@ -30,7 +30,7 @@ def unknown_fields(value: Any, kind: str, at: str = "template") -> list[str]:
     """Keys that kubernetes' own model of `kind` does not have; values of the wrong kind."""
     import kubernetes.client as client
 
-    if kind.startswith("list["):
+    if kind.lower().startswith("list["):
         if not isinstance(value, list):
             return [f"{at} is no list"]
         return [found for n, item in enumerate(value) for found in unknown_fields(item, kind[5:-1], f"{at}[{n}]")]
@@ -63,10 +63,7 @@ def test_a_wrong_definition_is_seen() -> None:
     template = copy.deepcopy(templates(good)[0])
     template["spec"]["containers"][0]["volumeMount"] = []
     template["spec"]["containers"][0]["image"] = 7
-    assert unknown_fields(template, "V1PodTemplateSpec") == [
-        "template.spec.containers[0].volumeMount",
-        "template.spec.containers[0].image: 7 is no str",
-    ] or set(unknown_fields(template, "V1PodTemplateSpec")) == {
+    assert set(unknown_fields(template, "V1PodTemplateSpec")) == {
         "template.spec.containers[0].volumeMount",
         "template.spec.containers[0].image: 7 is no str",
     }

@@ -21,7 +21,7 @@ from tests.cluster.conftest import BIN, TOKEN, Machines, free_port
 from tests.conftest import ROOT
 from tests.faults.conftest import Groups, oracle, write_experiment
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 RAY, PYTHON = str(BIN / "ray"), sys.executable
 
 
@@ -93,7 +93,7 @@ def test_submit_follows_and_a_lost_node_is_survived(machines: Machines, clone: P
     machines.add("two", 2)
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[Any], log: Path, limit_s: float = 250) -> set[str]:
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[Any], log: Path, limit_s: float = 400) -> set[str]:
     """Until rank 0 has reported it; the nodes that ranks are on."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
@@ -177,6 +177,16 @@ def test_too_few_cpus_and_gpus(machines: Machines, tmp_path: Path) -> None:
     assert "collectives: not tried" in done.stdout
     done = machines.run(PYTHON, "-m", "trainer", *words, "--no-exam", RAY_ADDRESS=machines.gcs)
     assert done.returncode == 1 and last(done).startswith("error: the cluster has 5 CPUs and this needs 26"), said(done)
+
+
+def test_a_disk_and_a_memory_that_are_too_small(machines: Machines, tmp_path: Path) -> None:
+    """70B on this machine: what is missing, in numbers, before anything is fetched; and a model that nobody can reach."""
+    words = ["experiments/wiki2023_llama2_70b.yaml", f"runs={tmp_path}", "trainer.num_workers=1"]
+    done = machines.run(PYTHON, "-m", "cluster", "preflight", *words, RAY_ADDRESS=machines.gcs, HF_HUB_OFFLINE="1")
+    assert done.returncode == 2, said(done)
+    assert re.search(r"^WRONG storage: .*GiB free, the run needs .*: [\d,.]+ GiB missing", done.stdout, re.MULTILINE), said(done)
+    assert re.search(r"^WRONG memory: .*host memory a node.*GiB missing", done.stdout, re.MULTILINE), said(done)
+    assert re.search(r"^WRONG model: meta-llama/Llama-2-70b-hf is neither a folder nor reachable", done.stdout, re.MULTILINE), said(done)
 
 
 def test_relative_runs_and_files_outside(machines: Machines, tmp_path: Path) -> None:

@@ -279,3 +279,29 @@ def test_rows_are_never_shorter_than_items() -> None:
     hardware = make_hardware(8, CHIPS["A100-80G"])
     question = question_of(experiment("7b", "data.tokens_each.train_documents=3000"), hardware)
     assert min(one.row_tokens for one in set_ups(question, hardware)) == 4096
+
+
+SMALL = """\
+name: small
+runs: {runs}
+data: {{bios: {{replay_people: 0, train_people: 30, test_people: 4}}}}
+model: {{tiny: {{hidden_size: 32, layers: 1}}}}
+arms:
+  only: {{stages: [{{mix: {{train_documents: 1}}, epochs: 20, batch_items: 10, rate: 3.0e-3}}]}}
+trainer: {{row_tokens: 256}}
+exam: {{compare_to: only}}
+"""
+
+
+@pytest.mark.slow
+def test_measure_runs_the_real_engine(run_command, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """On CPUs hours are not known before, and known after; the scratch run leaves nothing behind."""
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL.format(runs=tmp_path / "runs"))
+    before = json.loads(run_command("cluster", "plan", str(file), "--json").stdout)
+    assert before["recommended"]["hours"] is None
+    done = run_command("cluster", "plan", str(file), "--measure", "--json", timeout_s=280)
+    assert done.returncode == 0, done.stderr
+    after = json.loads(done.stdout)
+    assert after["recommended"]["hours"] > 0 and "measured: " in done.stderr
+    assert [path.name for path in (tmp_path / "runs" / "small").iterdir()] == [FILE]
