@@ -7,6 +7,7 @@ runtime environment: Ray stores that in clear text and shows it on the dashboard
 
 import argparse
 import asyncio
+import logging
 import os
 import re
 import shlex
@@ -79,6 +80,7 @@ def job_client(address: str | None) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     check_version(ray.__version__)
+    logging.disable(logging.INFO)  # Ray tells of every file that it does not pack
     where = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or _DEFAULT_ADDRESS
     if "://" not in where:
         raise UserError(f"{where}: the job server's address begins with http://, e.g. {_DEFAULT_ADDRESS}; give it with --address")

@@ -13,7 +13,9 @@ _STORAGE_BYTES_PER_S = 1e9
 """Reading and writing of one process on the shared storage: assumed."""
 _STAGE_BYTES = 12
 """Per parameter that rank 0 moves in turn for a stage: weights in, fragments read again, hf/ written and hashed."""
-_LEAST_BUSY = 0.8
+USABLE = 0.96
+"""Share of a GPU's memory that a plan may fill: the activations' formula is good to 10 %."""
+_LEAST_BUSY = 0.8  # of what one GPU does where fewer share the work
 _START_S = 90.0  # worker group, imports, first kernels: assumed
 
 
@@ -106,7 +108,7 @@ def _problems(gpu: GpuMemory, host: HostMemory, on_disk: Disk, hardware: Hardwar
     found = []
     checks = [("host memory a node, while saving or loading", host.peak, hardware.host_bytes)]
     if hardware.chip is not None:
-        checks.insert(0, ("GPU memory", gpu.total, hardware.chip.memory_bytes))
+        checks.insert(0, ("GPU memory", gpu.total, USABLE * hardware.chip.memory_bytes))
     if hardware.disk_bytes is not None:
         checks.append(("disk", on_disk.peak, hardware.disk_bytes))
     for what, needed, there in checks:
@@ -118,7 +120,8 @@ def _problems(gpu: GpuMemory, host: HostMemory, on_disk: Disk, hardware: Hardwar
 def set_ups(question: Question, hardware: Hardware) -> list[SetUp]:
     """All that are worth asking about, without those that cannot be set on this hardware."""
     on_gpu = hardware.chip is not None
-    rows = sorted({*_ROW_TOKENS, question.file.row_tokens}) if on_gpu else [question.file.row_tokens]
+    least = min(question.workload.longest, question.file.row_tokens)  # shorter rows would cut items that the file does not cut
+    rows = sorted({*(row for row in _ROW_TOKENS if row >= least), question.file.row_tokens}) if on_gpu else [question.file.row_tokens]
     stages = (1, 2, 3) if hardware.num_gpus > 1 else (2, 3)
     found = [
         SetUp(stage, row, recompute, offload)
@@ -150,7 +153,7 @@ def offers(question: Question, hardware: Hardware) -> list[Offer]:
 
 def _rank(one: Offer) -> tuple[bool, float, int]:
     """What fits before what does not; then the faster; then the shorter rows."""
-    missing = max(0.0, one.gpu.total - (one.hardware.chip.memory_bytes if one.hardware.chip else one.gpu.total))
+    missing = max(0.0, one.gpu.total - (USABLE * one.hardware.chip.memory_bytes if one.hardware.chip else one.gpu.total))
     return (not one.fits, (one.seconds or 0.0) if one.fits else missing, one.set_up.row_tokens)
 
 

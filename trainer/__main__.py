@@ -24,7 +24,7 @@ examples:
   python -m trainer experiments/wiki2023_cpu.yaml data.root=/data/wiki2023_film
   python -m trainer experiments/wiki2023_llama2_7b.yaml --dry-run
   python -m trainer gc experiments/bios_cpu.yaml --keep-best 2
-  ray job submit --working-dir . -- python -m trainer experiments/bios_cpu.yaml runs=/shared/runs
+  ray job submit --working-dir . -- python -m trainer experiments/bios_cpu.yaml runs=/shared/runs     (or: python -m cluster submit)
 """
 
 
@@ -39,6 +39,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-ray", action="store_true", help="train in this process alone (one GPU or CPU), for trials")
     parser.add_argument(
         "--update", metavar="NAME", help="train only this round of the experiment's updates; the one before must be trained"
+    )
+    parser.add_argument(
+        "--as-written", action="store_true", help="use the file's settings on this machine's GPUs even where they seem not to fit"
     )
     parser.add_argument("--json", action="store_true", help="print tables as JSON")
     parser.add_argument("--insecure", action="store_true", help="use a cluster of several nodes that has no token authentication")
@@ -56,13 +59,17 @@ def main(argv: list[str] | None) -> int:
         if arguments.dry_run:
             _dry_run(chosen, _arms(chosen), arguments.json)
         else:
-            _train(chosen, _arms(chosen), arguments.no_ray, arguments.insecure)
+            _train(chosen, _arms(chosen), arguments.no_ray, arguments.insecure, arguments.as_written)
     if arguments.update:
         return 0
     for update in experiment.updates if not arguments.dry_run else ():
         # A process each: DeepSpeed remembers the process groups of the one before.
         command = [sys.executable, "-m", "trainer", arguments.experiment, *arguments.overrides, "--update", update]
-        flags = [flag for flag, given in (("--no-ray", arguments.no_ray), ("--insecure", arguments.insecure)) if given]
+        flags = [
+            flag
+            for flag, given in (("--no-ray", arguments.no_ray), ("--insecure", arguments.insecure), ("--as-written", arguments.as_written))
+            if given
+        ]
         if code := subprocess.run([*command, *flags]).returncode:
             return code
     if arguments.dry_run or arguments.no_exam:
@@ -117,7 +124,7 @@ def _dry_run(experiment: Experiment, arms: dict[str, list], as_json: bool) -> No
         write_result("\n".join(in_lines(report)))
 
 
-def _train(experiment: Experiment, arms: dict[str, list], no_ray: bool, insecure: bool) -> None:  # type: ignore[type-arg]
+def _train(experiment: Experiment, arms: dict[str, list], no_ray: bool, insecure: bool, as_written: bool) -> None:  # type: ignore[type-arg]
     log = experiment.folder / "logs" / "trainer.log"
     from trainer.run import locked
 
@@ -135,7 +142,13 @@ def _train(experiment: Experiment, arms: dict[str, list], no_ray: bool, insecure
             )
         with connected(cpus_needed=1, insecure=insecure) if in_cluster else nullcontext():
             num_gpus = gpus_here() if in_cluster else _local_gpus()
-            least, most = (1, 1) if no_ray else experiment.trainer.workers(num_gpus)
+            trainer = experiment.trainer
+            if num_gpus and not in_cluster and not as_written:
+                from cluster.fallback import settings_here
+
+                trainer, line = settings_here(experiment, 1 if no_ray else min(num_gpus, trainer.workers(num_gpus)[1]))
+                say(line)
+            least, most = (1, 1) if no_ray else trainer.workers(num_gpus)
             if 0 < num_gpus < least:
                 raise UserError(f"trainer.num_workers: {least} is more than the {num_gpus} GPUs there are")
             use_gpu = num_gpus > 0
@@ -143,7 +156,7 @@ def _train(experiment: Experiment, arms: dict[str, list], no_ray: bool, insecure
                 experiment.folder,
                 experiment.data,
                 experiment.model,
-                experiment.trainer,
+                trainer,
                 arms,
                 experiment.seed,
                 use_gpu,
@@ -152,7 +165,7 @@ def _train(experiment: Experiment, arms: dict[str, list], no_ray: bool, insecure
             todo = run.pending(experiment.folder, prepared)
             run.announce(prepared, todo)
             say(
-                f"{least if least == most else f'{least} to {most}'} {'GPU' if use_gpu else 'CPU'} worker(s), {prepared.precision}, ZeRO-{experiment.trainer.zero_stage}"
+                f"{least if least == most else f'{least} to {most}'} {'GPU' if use_gpu else 'CPU'} worker(s), {prepared.precision}, ZeRO-{trainer.zero_stage}"
             )
             if prepared.split_documents:
                 say(
@@ -160,12 +173,12 @@ def _train(experiment: Experiment, arms: dict[str, list], no_ray: bool, insecure
                 )
             try:
                 if todo and no_ray:
-                    drive.train_without_ray(experiment.folder, prepared, experiment.trainer, experiment.seed)
+                    drive.train_without_ray(experiment.folder, prepared, trainer, experiment.seed)
                 elif todo:
                     say("starting Ray" if not in_cluster else "using the job's Ray cluster")
                     with connected(cpus_for(least if in_cluster else most), least if use_gpu else 0, "set trainer.num_workers lower"):
                         announce_cluster()
-                        drive.train(experiment.folder, prepared, experiment.trainer, experiment.seed, (least, most), use_gpu)
+                        drive.train(experiment.folder, prepared, trainer, experiment.seed, (least, most), use_gpu)
             except RunError as error:
                 raise RunError(f"{error} (details: {log}; what is committed stays)") from error
             finally:  # arms that are complete can be examined, whatever became of the others

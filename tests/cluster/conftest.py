@@ -40,8 +40,10 @@ class Machines:
     nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, name: str, cpus: int, *options: str) -> None:
-        """The environment has the dependencies only: nothing of ours is on a node's path."""
+        """The environment has the dependencies only: nothing of ours is on a node's path. A folder each: nodes that shared one would delete
+        each other's copies of a job's working directory."""
         command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", f"--num-cpus={cpus}", "--object-store-memory=80000000"]
+        command.append(f"--temp-dir={self.folder / name}")
         with (self.folder / f"{name}.out").open("w") as out:
             self.nodes[name] = subprocess.Popen(
                 [*command, *options], cwd=self.folder, env=self.environment, stdout=out, stderr=out, start_new_session=True
@@ -115,7 +117,7 @@ def machines() -> Iterator[Machines]:
     found = Machines(folder, f"127.0.0.1:{gcs}", f"127.0.0.1:{dashboard}", environment)
     ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
     try:
-        found.start("head", 1, "--head", *ports, f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={folder / 'ray'}")
+        found.start("head", 1, "--head", *ports, f"--dashboard-agent-listen-port={free_port()}")
         deadline = time.monotonic() + 120
         while not answers(found.dashboard):
             assert found.nodes["head"].poll() is None and time.monotonic() < deadline, (folder / "head.out").read_text()[-2000:]

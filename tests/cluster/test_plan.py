@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from cluster.chips import CHIPS, GIB, Hardware, chip_of_device, make_hardware
+from cluster.fallback import fitting
 from cluster.measure import FILE, calibrated, calibration_of
 from cluster.memory import SetUp
 from cluster.model_shape import read_shape, shape_of
 from cluster.plan import estimate, plan_experiment, question_of, refuse_hopeless
-from cluster.setups import Advice, Offer, Question, advise, offer
+from cluster.setups import USABLE, Advice, Offer, Question, advise, offer, set_ups
 from console import UserError
 from experiment import Experiment, load_experiment
 from tests.conftest import ROOT
@@ -55,7 +56,7 @@ def test_70b_on_64_h100() -> None:
     assert chosen.gpu.kept == pytest.approx(18 * size / 64, rel=0.1) and chosen.gpu.kept == pytest.approx(16 * size / 64 + 2 * size / 64)
     listed = chosen.gpu.activations + chosen.gpu.logits + chosen.gpu.buffers
     assert overheads == pytest.approx(listed * 1.05 + 2 * GIB, rel=0.01)
-    assert chosen.gpu.total < 79.1 * GIB
+    assert chosen.gpu.total < USABLE * 79.1 * GIB
 
 
 def test_7b_on_one_a100() -> None:
@@ -85,7 +86,7 @@ def test_70b_with_fp32_states_on_8_a100_is_refused_with_the_number() -> None:
     advice = advise(question, hardware)
     assert advice.recommended is None
     on_card = min((o for o in advice.offers if o.set_up.available and not o.set_up.offload), key=lambda o: o.gpu.total)
-    missing = (on_card.gpu.total - 79.1 * GIB) / GIB
+    missing = (on_card.gpu.total - USABLE * 79.1 * GIB) / GIB
     assert on_card.problems[0].startswith(f"GPU memory: {missing:,.1f} GiB missing") and missing > 60
     with pytest.raises(UserError, match=r"no set-up fits 8×A100-80G.*GiB missing \(needs"):
         refuse_hopeless(advice, hardware)
@@ -243,3 +244,64 @@ def test_what_the_command_refuses(run_command, arguments: list[str], message: st
     done = run_command("cluster", "plan", *arguments)
     assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith(message), done.stderr
     assert "Traceback" not in done.stderr
+
+
+# ── one machine without a cluster ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_card_takes_what_fits_and_says_why() -> None:
+    """7B on one A100 80 GB: the file's fp32 states do not fit; states in host memory do. Batches and weights stay what they were."""
+    hardware = make_hardware(1, CHIPS["A100-80G"], host_gib=512)
+    file = experiment("7b")
+    trainer, line = fitting(file.trainer, question_of(file, hardware), hardware)
+    assert trainer.offload_optimizer and trainer.num_workers == 1 and not file.trainer.offload_optimizer
+    assert "does not fit (GPU memory: " in line and "GiB missing" in line and "instead ZeRO-" in line and "tokens" in line
+    same = {"num_workers", "zero_stage", "row_tokens", "gradient_checkpointing", "offload_optimizer"}
+    assert trainer.model_dump(exclude=same) == file.trainer.model_dump(exclude=same)
+
+
+def test_eight_cards_train_as_the_file_says() -> None:
+    hardware = make_hardware(8, CHIPS["A100-80G"])
+    file = experiment("7b")
+    trainer, line = fitting(file.trainer, question_of(file, hardware), hardware)
+    assert trainer is file.trainer and "does not fit" not in line and "GiB of a GPU" in line
+
+
+def test_one_card_that_nothing_fits_refuses() -> None:
+    hardware = make_hardware(1, CHIPS["A100-40G"])
+    file = experiment("70b")
+    with pytest.raises(UserError, match=r"no set-up fits 1×A100-40G.*GiB missing"):
+        fitting(file.trainer, question_of(file, hardware), hardware)
+
+
+def test_rows_are_never_shorter_than_items() -> None:
+    """A shorter row would cut documents that the file leaves whole: other weights."""
+    hardware = make_hardware(8, CHIPS["A100-80G"])
+    question = question_of(experiment("7b", "data.tokens_each.train_documents=3000"), hardware)
+    assert min(one.row_tokens for one in set_ups(question, hardware)) == 4096
+
+
+SMALL = """\
+name: small
+runs: {runs}
+data: {{bios: {{replay_people: 0, train_people: 30, test_people: 4}}}}
+model: {{tiny: {{hidden_size: 32, layers: 1}}}}
+arms:
+  only: {{stages: [{{mix: {{train_documents: 1}}, epochs: 20, batch_items: 10, rate: 3.0e-3}}]}}
+trainer: {{row_tokens: 256}}
+exam: {{compare_to: only}}
+"""
+
+
+@pytest.mark.slow
+def test_measure_runs_the_real_engine(run_command, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """On CPUs hours are not known before, and known after; the scratch run leaves nothing behind."""
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL.format(runs=tmp_path / "runs"))
+    before = json.loads(run_command("cluster", "plan", str(file), "--json").stdout)
+    assert before["recommended"]["hours"] is None
+    done = run_command("cluster", "plan", str(file), "--measure", "--json", timeout_s=280)
+    assert done.returncode == 0, done.stderr
+    after = json.loads(done.stdout)
+    assert after["recommended"]["hours"] > 0 and "measured: " in done.stderr
+    assert [path.name for path in (tmp_path / "runs" / "small").iterdir()] == [FILE]

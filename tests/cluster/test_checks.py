@@ -1,0 +1,71 @@
+"""Preflight's judgement on what nodes tell of themselves: what this machine cannot be made to be."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import probe
+from cluster.checks import Line, Node, answering, shared_memory, versions
+from cluster.chips import GIB
+
+
+@dataclass
+class Told:
+    """Nodes that have told this."""
+
+    all: list[Node]
+
+
+def node(host: str, **facts: Any) -> Node:
+    told = {**copy.deepcopy(probe.facts()), "host": host, **facts}
+    return Node(host, f"{host}.address", told, {"CPU": 2}, 0.1 * GIB)
+
+
+def test_equal_nodes_are_good() -> None:
+    line = versions(Told([node("a"), node("b")]))  # type: ignore[arg-type]
+    assert line.good and "the same everywhere: python 3." in line.text
+
+
+def test_version_skew_names_both_nodes() -> None:
+    other = node("b")
+    other.facts["versions"]["torch"] = "2.12.0"
+    line = versions(Told([node("a"), other]))  # type: ignore[arg-type]
+    assert line.good is False and "torch is " in line.text and "on a and 2.12.0 on b (b.address): install the same" in line.text
+
+
+def test_nodes_that_agree_with_each_other_but_not_with_here() -> None:
+    nodes = [node("a"), node("b")]
+    for one in nodes:
+        one.facts["versions"]["deepspeed"] = "0.18.0"
+    line = versions(Told(nodes))  # type: ignore[arg-type]
+    assert line.good is False and "deepspeed is" in line.text and "here and 0.18.0 on the nodes" in line.text
+
+
+def test_a_container_with_dockers_shared_memory() -> None:
+    line = shared_memory(Told([node("a", shm_bytes=4 * GIB), node("b", shm_bytes=64 * 2**20)]))  # type: ignore[arg-type]
+    assert line.good is False and "/dev/shm on b has 0.06 GiB" in line.text and "--shm-size" in line.text
+    assert shared_memory(Told([node("a", shm_bytes=4 * GIB)])).good  # type: ignore[arg-type]
+
+
+def test_a_node_that_does_not_answer() -> None:
+    silent = Node("b", "b.address", TimeoutError("no answer"), {}, 0)  # type: ignore[arg-type]
+    line = answering(Told([node("a"), silent]))  # type: ignore[arg-type]
+    assert line.good is False and "b.address does not run tasks (no answer)" in line.text
+
+
+def test_storage_that_is_not_writable_or_not_shared(tmp_path: Path) -> None:
+    """The nodes' side of it: a mark by draft and rename, and marks of others that never come."""
+    told = probe.write_mark(str(tmp_path))
+    assert (tmp_path / told["name"]).read_text() == told["name"] and told["free_bytes"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == [told["name"]], "drafts stay behind"
+    assert probe.read_marks(str(tmp_path), [told["name"]]) == []
+    assert probe.read_marks(str(tmp_path), [told["name"], "elsewhere"], patience_s=0.1) == ["elsewhere"]
+    assert "error" in probe.write_mark(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("good, begins", [(True, "ok    x: y"), (False, "WRONG x: y"), (None, "–     x: y")])
+def test_lines(good: bool | None, begins: str) -> None:
+    assert str(Line("x", good, "y")) == begins

@@ -1,0 +1,51 @@
+"""The steps of tests/numerics/steps.py with the optimiser's states in host memory, beside the same without.
+
+python -m tests.numerics.offload_steps OUT WORLD_SIZE RANK PORT
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.numerics.steps import CONFIG, made_model, run_steps
+
+CASES = [(stage, precision) for precision in ("fp32", "bf16") for stage in (1, 2, 3)]
+
+
+def main() -> None:
+    out, world_size, rank, port = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), DS_ACCELERATOR="cpu"
+    )
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+    from trainer.engine import DeepSpeedEngine
+    from trainer.fragment_file import write_fragments
+
+    for zero_stage, precision in CASES:
+        for offload in (False, True):
+            name = f"zero{zero_stage}-{precision}-{'host' if offload else 'device'}"
+            model = made_model()
+            start = {key: value.detach().clone() for key, value in model.named_parameters()}
+            config = CONFIG.model_copy(update={"zero_stage": zero_stage, "offload_optimizer": offload})
+            engine = DeepSpeedEngine(model, config, precision, torch.device("cpu"))
+            if precision == "bf16":
+                engine.set_fp32(start.__getitem__)
+            losses, norms = run_steps(engine, rank, world_size)
+            totals = torch.stack(losses).float()
+            torch.distributed.all_reduce(totals)
+            write_fragments(out / name, rank, engine.state_fragments())
+            if rank == 0:
+                (out / f"{name}.json").write_text(
+                    json.dumps({"losses": totals.tolist(), "norms": norms, "steps": engine.optimizer_steps()})
+                )
+            engine.close()
+            torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
