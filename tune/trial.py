@@ -131,10 +131,13 @@ class _Trial:
         job = own[point.stage]
         way = jobs[: jobs.index(job) + 1]
         before = self._training.seconds, self._training.steps, self._training.tokens
-        self._training.train_to(way, point.step)
-        self._row.train_seconds += self._training.seconds - before[0]
-        self._row.steps += self._training.steps - before[1]
-        self._row.tokens += self._training.tokens - before[2]
+        try:
+            self._training.train_to(way, point.step)
+        finally:  # a trial that raises has cost what it has cost
+            self._row.train_seconds += self._training.seconds - before[0]
+            self._row.steps += self._training.steps - before[1]
+            self._row.tokens += self._training.tokens - before[2]
+            self._count_gpu_hours()
         if not self._row.signals:
             self._row.signals = early_signals(StageStore(self._folder).folder(job.key) / "metrics.jsonl", point.step)
         if point.step < job.num_steps:
@@ -153,9 +156,13 @@ class _Trial:
         found = ray.get(self._desk.examine.remote(name, hf, weights, self._row.template))
         shutil.rmtree(self._place / "hf", ignore_errors=True)
         self._row.exam_seconds += found["seconds"]
-        self._row.gpu_hours = (self._row.train_seconds * self._task.gpus + self._row.exam_seconds * self._task.exam_gpus) / 3600
+        self._count_gpu_hours()
         self._row.hf = str(Path(hf).relative_to(self._folder)) if point.share == 1 else ""
         return Rung(point.share, found["score"], found["guard"], self._training.tokens_by(own[: point.stage + 1]))
+
+    def _count_gpu_hours(self) -> None:
+        row = self._row
+        row.gpu_hours = (row.train_seconds * self._task.gpus + row.exam_seconds * self._task.exam_gpus) / 3600
 
     def _tell(self, rung: Rung, report: Any) -> None:
         """Into the row first, then to Ray Tune, which may end this trial inside report()."""
