@@ -109,5 +109,19 @@ def test_killed_driver_and_raising_trials(ray_cluster: str, tmp_path: Path) -> N
     assert winner.search is None and winner.stages("only")[-1].rate == values["arms.only.stages.1.rate"]
     assert yaml.safe_load((folder / "search/winner.yaml").read_text())["exam"]["validation_share"] == 0.5
 
+    # Never paused, trained by the trainer's own command: the same stage, to the bit.
+    settings = [f"runs={tmp_path / 'again'}", "--no-ray", "--no-exam"]
+    trained = subprocess.run(
+        [sys.executable, "-m", "trainer", str(folder / "search/winner.yaml"), *settings],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=240,
+    )
+    assert trained.returncode == 0, trained.stderr
+    key = rows[report["winner"]["id"]]["stages"][-1]
+    ours, theirs = (json.loads((run / "stages" / key / "manifest.json").read_text()) for run in (folder, tmp_path / "again/small-search"))
+    assert ours["weights_sha256"] == theirs["weights_sha256"]
+
     third = subprocess.run([*command, "--json"], cwd=ROOT, env=env, text=True, capture_output=True, timeout=120)
     assert third.returncode == 0 and "nothing to do" in third.stderr, third.stderr
