@@ -93,10 +93,8 @@ def run_base(task: Task, desk: Any) -> dict[str, Any]:
         hf, weights = _weights_of(Path(task.folder), jobs[-1])
     else:
         hf, weights = prepared.model_folder, "base"
-    import ray
-
     template = exam_template([job.stage for job in jobs])
-    found = ray.get(desk.examine.remote(BASE, hf, weights, template))
+    found = _examined(desk, BASE, hf, weights, template)
     told = {**found, "hf": hf, "weights": weights, "template": template}
     write_json(Path(task.folder) / "search" / "base.json", told)
     return told
@@ -150,10 +148,8 @@ class _Trial:
             weights, hf = export_checkpoint(saved, self._prepared.model_folder, target), str(target)
         else:
             hf, weights = _weights_of(self._folder, job)
-        import ray
-
         name = f"{self._row.id}-at-{100 * point.share:g}" if point.share < 1 else self._row.id
-        found = ray.get(self._desk.examine.remote(name, hf, weights, self._row.template))
+        found = _examined(self._desk, name, hf, weights, self._row.template)
         shutil.rmtree(self._place / "hf", ignore_errors=True)
         self._row.exam_seconds += found["seconds"]
         self._count_gpu_hours()
@@ -176,6 +172,16 @@ class _Trial:
         self._ledger.write(self._row)
         value = objective(self._task.search, rung.score["mean"], refused is not None)
         report({"progress": 100 * rung.share, "objective": value, "trial": self._row.id, **self._row.signals})
+
+
+def _examined(desk: Any, *paper: str) -> dict[str, Any]:
+    """What the desk says; its own errors as they were raised there."""
+    import ray
+
+    try:
+        return ray.get(desk.examine.remote(*paper))  # type: ignore[no-any-return]
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
 
 
 def _prepared(task: Task, values: Values, place: Path) -> tuple[Experiment, Prepared]:
