@@ -32,7 +32,13 @@ from tune.signals import BAD_SIDE, measured
 from tune.stopping import cut
 
 EXPERIMENT = "experiments/bios_cpu_search.yaml"
-SETTINGS = ["search.max_concurrent=1", "search.keep_best=16", "search.stopping.scheduler=none", "search.stopping.first_rung=0.125"]
+SETTINGS = [
+    "search.max_concurrent=1",
+    "search.keep_best=16",
+    "search.stopping.scheduler=none",
+    "search.stopping.first_rung=0.125",
+    "search.stopping.reduction=2",
+]
 CHOSEN = "halving, 12.5 and 50 %, quartering"
 HALVING = {CHOSEN: ([12.5, 50], 4), "halving, 12.5, 25 and 50 %, halving": ([12.5, 25, 50], 2), "halving, 25 and 50 %, halving": ([25, 50], 2),
            "halving, 25 %, quartering": ([25], 4), "halving, 12.5 %, to an eighth": ([12.5], 8)}  # fmt: skip
@@ -40,6 +46,7 @@ RUNGS = {"asha, from 12.5 %, halving": (12.5, 2), "asha, from 25 %, halving": (2
          "asha, from 25 %, quartering": (25, 4), "asha, from 12.5 %, quartering": (12.5, 4), "no early stopping": (100, 2)}  # fmt: skip
 GOAL_REGRET, GOAL_SHARE, GOAL_TOKENS = 2.0, 0.9, 0.4
 REPLAYS = 2000
+CELLS = 16
 
 
 @dataclass(frozen=True)
@@ -58,22 +65,28 @@ class Curves:
 def train_grid(seed: int, runs: str) -> Path:
     """The whole grid of one seed through `python -m tune`; returns its run folder."""
     name = f"search-benchmark-{seed}"
+    if sum(row.state == "done" for row in Ledger(Path(runs) / name).rows()) == CELLS:
+        return Path(runs) / name
     command = [sys.executable, "-m", "tune", EXPERIMENT, f"name={name}", f"seed={seed}", f"runs={runs}", *SETTINGS]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return Path(runs) / name
 
 
-def examine_all(folder: Path, seed: int) -> None:
+def examine_all(folders: dict[int, Path]) -> None:
     """Every cell sits the test, which a search lets its winner sit alone: the truth that picks are judged by."""
     from cluster.connect import connected
     from evaluation.examine import engine_options, examine
 
-    arms, exam = _test_of(folder, seed)
-    todo = [(arm, exam) for arm in arms if not is_scored(_test_stem(folder, arm, exam))]
-    if todo:
+    options = engine_options(load_experiment(EXPERIMENT).exam, 0)
+    todo = {}
+    for seed, folder in folders.items():
+        arms, exam = _test_of(folder, seed)
+        todo[seed] = [(arm, exam) for arm in arms if not is_scored(_test_stem(folder, arm, exam))]
+    if any(todo.values()):
         with connected(cpus_needed=1):
-            if reasons := examine(todo, folder / "search" / "test-of-all", seed, engine_options(load_experiment(EXPERIMENT).exam, 0)):
-                raise RuntimeError(str(reasons))
+            for seed, asked in todo.items():
+                if asked and (reasons := examine(asked, folders[seed] / "search" / "test-of-all", seed, options)):
+                    raise RuntimeError(str(reasons))
 
 
 def _test_of(folder: Path, seed: int) -> tuple[list[TrainedArm], Exam]:
@@ -211,11 +224,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", default="runs")
     arguments = parser.parse_args()
-    grids = {}
-    for seed in range(arguments.seeds):
-        folder = train_grid(seed, arguments.runs)
-        examine_all(folder, seed)
-        grids[seed] = read_curves(folder, seed)
+    folders = {seed: train_grid(seed, arguments.runs) for seed in range(arguments.seeds)}
+    examine_all(folders)
+    grids = {seed: read_curves(folder, seed) for seed, folder in folders.items()}
     rng = np.random.default_rng(0)
     schedulers = {}
     ways = {name: partial(replay_halving, shares=shares, reduction=reduction) for name, (shares, reduction) in HALVING.items()}

@@ -110,7 +110,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run_command) -> None:  # type: ig
 
 
 def test_help_of_every_room(run_command) -> None:  # type: ignore[no-untyped-def]
-    for room in ("trainer", "evaluation", "data"):
+    for room in ("trainer", "evaluation", "data", "tune"):
         done = run_command(room, "--help")
         assert done.returncode == 0 and "python -m" in done.stdout, done
 

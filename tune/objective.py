@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from console import RunError
 from data.records import Corpus
 from evaluation.aggregate import clusters_of
 from evaluation.config import ExamConfig
@@ -55,12 +56,12 @@ def score_of(
 ) -> dict[str, float]:
     """{"mean", "low", "high", "n"}: the metric with its interval over documents.
 
-    `rows`: answers to the validation questions; `losses`: [{"id", "tokens", "nll"}]; `choices`: (document, 1 where right). Of a model
-    whose weights are no numbers document losses are missing: then infinity.
+    `rows`: answers to the validation questions; `losses`: [{"id", "tokens", "nll"}]; `choices`: (document, 1 where right).
+    RunError where a document's loss is no number.
     """
     if metric == "document_loss":
         if any(loss["nll"] is None for loss in losses):
-            return {"mean": float("inf"), "low": float("inf"), "high": float("inf"), "n": len(losses)}
+            raise RunError("the loss of a document is no number: the weights have diverged")
         tokens = [loss["tokens"] for loss in losses]
         means = [loss["nll"] / count for loss, count in zip(losses, tokens, strict=True)]
         return _told(cluster_bootstrap(means, [loss["id"] for loss in losses], resamples, seed, tokens))

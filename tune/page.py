@@ -10,6 +10,8 @@ from evaluation import plots
 from tune import render
 from tune.render import rows_of
 
+_MOST_LINES = 7
+
 
 def page(report: dict[str, Any]) -> str:
     """The whole document."""
@@ -54,11 +56,11 @@ def _surface(report: dict[str, Any]) -> plots.Plot | None:
 
 
 def _rungs(report: dict[str, Any]) -> plots.Plot | None:
-    """Every trial's score at its rungs."""
-    rows, scale = rows_of(report), _scale(report)
-    lines = {row.id: [(100 * rung.share, scale * rung.score["mean"]) for rung in row.rungs] for row in rows if len(row.rungs) > 1}
-    best = [id for id in report["ranking"] if id in lines][:7]
-    lines = {id: lines[id] for id in best}
+    """Scores at the rungs of those that came furthest, the best of them first."""
+    scale, sign = _scale(report), 1 if report["direction"] == "max" else -1
+    seen = [row for row in rows_of(report) if len(row.rungs) > 1]
+    seen.sort(key=lambda row: (-row.rungs[-1].share, -sign * row.rungs[-1].score["mean"]))
+    lines = {row.id: [(100 * rung.share, scale * rung.score["mean"]) for rung in row.rungs] for row in seen[:_MOST_LINES]}
     if not lines:
         return None
     colours = {id: n + 1 for n, id in enumerate(lines)}

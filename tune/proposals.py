@@ -1,12 +1,13 @@
 """Where the next trial comes from: the list of a grid or of random draws, or Optuna through Ray Tune."""
 
+from functools import partial
 from typing import Any
 
 import optuna
 import ray.tune
 from ray.tune.search.optuna import OptunaSearch
 
-from tune.config import SearchConfig
+from tune.config import Axis, SearchConfig
 from tune.ledger import Row
 from tune.objective import objective
 from tune.space import Values, as_params, distributions, listed_trials, suggest, trial_id
@@ -54,13 +55,17 @@ def searcher(search: SearchConfig, seed: int, rows: list[Row]) -> Any:
     """Ray Tune's OptunaSearch with the past in it. The seed moves on with the trials: a restart must not draw its first points again."""
     study = past_study(search, rows)
     return OptunaSearch(
-        space=lambda trial: {"values": suggest(search.space, trial)},
+        space=partial(_proposal, search.space),  # no lambda: Ray Tune pickles its searcher
         metric="objective",
         mode=search.direction,
         storage=study._storage,
         study_name=_STUDY,
         sampler=optuna.samplers.TPESampler(seed=seed + len(rows), n_startup_trials=min(10, max(4, (search.trials or 20) // 3))),
     )
+
+
+def _proposal(space: dict[str, Axis], trial: Any) -> dict[str, Any]:
+    return {"values": suggest(space, trial)}
 
 
 def tune_settings(search: SearchConfig, seed: int, rows: list[Row], until: float) -> tuple[dict[str, Any], dict[str, Any]]:

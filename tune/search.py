@@ -119,7 +119,7 @@ class Search:
         choices = validation.part("test").choices if self._search.metric == "choices" else []
         guard = self._search.guard.set if self._search.guard else None
         sheet = Sheet(exam, choices, self._search.metric, guard, config.resamples, seed)
-        actor = ray.remote(ExamDesk).options(num_cpus=0, max_restarts=0)
+        actor = ray.remote(ExamDesk).options(num_cpus=0, max_restarts=-1, max_task_retries=2)  # all trials need it
         return actor.remote(str(self._ledger.folder), sheet, replace(options, cpus=min(options.cpus, 1)), self._layout.turns)
 
     def run(self) -> str | None:

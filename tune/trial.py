@@ -93,10 +93,8 @@ def run_base(task: Task, desk: Any) -> dict[str, Any]:
         hf, weights = _weights_of(Path(task.folder), jobs[-1])
     else:
         hf, weights = prepared.model_folder, "base"
-    import ray
-
     template = exam_template([job.stage for job in jobs])
-    found = ray.get(desk.examine.remote(BASE, hf, weights, template))
+    found = _examined(desk, BASE, hf, weights, template)
     told = {**found, "hf": hf, "weights": weights, "template": template}
     write_json(Path(task.folder) / "search" / "base.json", told)
     return told
@@ -131,10 +129,13 @@ class _Trial:
         job = own[point.stage]
         way = jobs[: jobs.index(job) + 1]
         before = self._training.seconds, self._training.steps, self._training.tokens
-        self._training.train_to(way, point.step)
-        self._row.train_seconds += self._training.seconds - before[0]
-        self._row.steps += self._training.steps - before[1]
-        self._row.tokens += self._training.tokens - before[2]
+        try:
+            self._training.train_to(way, point.step)
+        finally:  # a trial that raises has cost what it has cost
+            self._row.train_seconds += self._training.seconds - before[0]
+            self._row.steps += self._training.steps - before[1]
+            self._row.tokens += self._training.tokens - before[2]
+            self._count_gpu_hours()
         if not self._row.signals:
             self._row.signals = early_signals(StageStore(self._folder).folder(job.key) / "metrics.jsonl", point.step)
         if point.step < job.num_steps:
@@ -147,15 +148,17 @@ class _Trial:
             weights, hf = export_checkpoint(saved, self._prepared.model_folder, target), str(target)
         else:
             hf, weights = _weights_of(self._folder, job)
-        import ray
-
         name = f"{self._row.id}-at-{100 * point.share:g}" if point.share < 1 else self._row.id
-        found = ray.get(self._desk.examine.remote(name, hf, weights, self._row.template))
+        found = _examined(self._desk, name, hf, weights, self._row.template)
         shutil.rmtree(self._place / "hf", ignore_errors=True)
         self._row.exam_seconds += found["seconds"]
-        self._row.gpu_hours = (self._row.train_seconds * self._task.gpus + self._row.exam_seconds * self._task.exam_gpus) / 3600
+        self._count_gpu_hours()
         self._row.hf = str(Path(hf).relative_to(self._folder)) if point.share == 1 else ""
         return Rung(point.share, found["score"], found["guard"], self._training.tokens_by(own[: point.stage + 1]))
+
+    def _count_gpu_hours(self) -> None:
+        row = self._row
+        row.gpu_hours = (row.train_seconds * self._task.gpus + row.exam_seconds * self._task.exam_gpus) / 3600
 
     def _tell(self, rung: Rung, report: Any) -> None:
         """Into the row first, then to Ray Tune, which may end this trial inside report()."""
@@ -169,6 +172,16 @@ class _Trial:
         self._ledger.write(self._row)
         value = objective(self._task.search, rung.score["mean"], refused is not None)
         report({"progress": 100 * rung.share, "objective": value, "trial": self._row.id, **self._row.signals})
+
+
+def _examined(desk: Any, *paper: str) -> dict[str, Any]:
+    """What the desk says; its own errors as they were raised there."""
+    import ray
+
+    try:
+        return ray.get(desk.examine.remote(*paper))  # type: ignore[no-any-return]
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
 
 
 def _prepared(task: Task, values: Values, place: Path) -> tuple[Experiment, Prepared]:

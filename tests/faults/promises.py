@@ -17,5 +17,6 @@ F12 = pytest.mark.fault("F12", "a replicated weight differs: stop, name the rank
 F13 = pytest.mark.fault("F13", "a data file changed between kill and resume: refused, named")
 F14 = pytest.mark.fault("F14", "Ray Data task killed, 80 MB object store: retried, order unchanged, ORACLE")
 F15 = pytest.mark.fault("F15", "SIGTERM or a preemption notice: a checkpoint at the next step, exit code 75, exact resume")
+F16 = pytest.mark.fault("F16", "a trial that raises is a row with its reason; a killed driver loses at most the trials in flight")
 F17 = pytest.mark.fault("F17", "the exam's engine crashes, hangs or keeps old weights: replaced once, then missing, never scored 0")
 F18 = pytest.mark.fault("F18", "the retrieval store is locked, damaged or deleted: built anew, or named")

@@ -1,7 +1,7 @@
 """What a search decides, without Ray workers or weights: rungs, rows, schedulers, caps, what is kept, how machines are shared."""
 
 import json
-import math
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from console import UserError
+from console import RunError, UserError
 from data.config import Bios, DataConfig
 from data.load import load_corpus
 from data.validation import split_validation, without_validation
@@ -18,7 +18,7 @@ from tune.config import Guard, SearchConfig
 from tune.keeping import not_needed
 from tune.ledger import Ledger, Row, Rung, ranked
 from tune.objective import REFUSED, breaks_guard, missing_for, objective, score_of
-from tune.proposals import num_left, past_study, remaining
+from tune.proposals import num_left, past_study, remaining, searcher
 from tune.rungs import Point, points
 from tune.search import lay_out
 from tune.signals import measured, stopped_in
@@ -101,7 +101,8 @@ def test_scores_of_every_metric() -> None:
     assert score_of("choices", [], [], [("a", 1.0), ("b", 0.0)], 200, 0)["mean"] == 0.5
     losses = [{"id": "a", "tokens": 10, "nll": 10.0}, {"id": "b", "tokens": 30, "nll": 90.0}]
     assert score_of("document_loss", [], losses, [], 200, 0)["mean"] == pytest.approx(100 / 40)
-    assert math.isinf(score_of("document_loss", [], [{"id": "a", "tokens": 10, "nll": None}], [], 200, 0)["mean"])
+    with pytest.raises(RunError, match="diverged"):
+        score_of("document_loss", [], [{"id": "a", "tokens": 10, "nll": None}], [], 200, 0)
 
 
 def test_the_guard_refuses_what_forgets() -> None:
@@ -163,6 +164,8 @@ def test_optuna_learns_of_the_past_and_asks_again_for_what_was_under_way() -> No
     assert study.best_value == 0.7, "a refused trial is never the best"
     asked = study.ask()
     assert (asked.suggest_categorical("a", ["1", "2"]), asked.suggest_float("b", 0, 1)) == ("2", 0.2)
+    proposing = pickle.loads(pickle.dumps(searcher(config, 0, [tried(2, 0.2, "paused")])))  # as Ray Tune does
+    assert proposing.suggest("t")["values"] == {"a": 2, "b": 0.2}
 
 
 # ── schedulers, signals, caps ─────────────────────────────────────────────────────────────────────────────────────────────────────────
