@@ -33,7 +33,7 @@ class Duplicates:
         self._exact: dict[bytes, str] = {}
         self._signatures: dict[str, npt.NDArray[np.uint32]] = {}
         self._index: Any = None
-        self._permutations: Any = None
+        self._blank: Any = None
 
     def add(self, name: str, text: str) -> tuple[str, str] | None:
         """Remembers a new text under its name, which is new. Of one that is known: (why, the known one's name and how near)."""
@@ -59,9 +59,9 @@ class Duplicates:
         runs = run_hashes(text, self._run, crc)
         if not len(runs):  # shorter than a shingle: its words are
             runs = run_hashes(text, 1, crc)
-        if self._permutations is None:
-            self._permutations = MinHash(num_perm=_PERMUTATIONS, seed=1).permutations  # to draw them takes longer than a signature
-        signature = MinHash(num_perm=_PERMUTATIONS, seed=1, hashfunc=int, permutations=self._permutations)
+        if self._blank is None:
+            self._blank = MinHash(num_perm=_PERMUTATIONS, seed=1, hashfunc=int)
+        signature = self._blank.copy()  # to draw the permutations anew would take longer than a signature
         signature.update_batch(((runs * _SPREAD) >> np.uint64(32)).tolist())
         return signature
 

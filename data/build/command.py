@@ -1,0 +1,363 @@
+"""python -m data build …: from a folder of files to questions and an experiment that is ready to run."""
+
+import argparse
+import functools
+import json
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import SecretStr
+from rich.table import Table
+
+from console import UserError, chatter_to, out, say, write_result
+from data.build import output
+from data.build.account import Account
+from data.build.chunks import CHARACTERS
+from data.build.endpoint import Endpoint, check_endpoint
+from data.build.estimate import estimate
+from data.build.generate import Crew, Spent, generate
+from data.build.local_model import LocalModel
+from data.build.near import NEAR, Benchmarks
+from data.build.prompts import MOST, known_prompts, load_prompts
+from data.build.questions import ORDER, Asking, Made, check_requests, collect, drop_checked, settle, to_ask
+from data.build.reading import Reading, ReadOptions, read_folder
+from data.build.requests import Answers, write_pending
+from data.build.sheet import write_sheet
+from data.build.splits import By, SplitName, split_units
+from data.config import Source
+from data.readers import read_source
+from data.records import Document, Refusal
+
+Connect = Callable[..., AbstractContextManager[None]]
+"""cluster.connect.connected: the door's, for rooms do not import each other."""
+
+_EXAMPLES = """examples:
+  python -m data build docs/ --out built --dry-run --price 0.15 0.60
+      what would be read, how it would be split, what it would cost; asks no model, writes nothing
+  python -m data build docs/ --out built
+      a local model writes the questions (vLLM; --model NAME, ungated Qwen2.5 by default)
+  STUDYHALL_API_KEY=… python -m data build docs/ --out built --endpoint https://HOST/v1 --model NAME
+      any OpenAI-compatible endpoint
+  then: look through built/samples.html; python -m data plan built/experiment.yaml; python -m trainer built/experiment.yaml
+
+The same command goes on where it stopped: no question is asked a model twice.
+exit code: 0 good, 1 the model failed, 2 bad input (one line says where, why, and what to do)"""
+
+_GENERATORS = {True: "Qwen/Qwen2.5-7B-Instruct", False: "Qwen/Qwen2.5-0.5B-Instruct"}
+_STUDENT = "Qwen/Qwen2.5-7B"
+_KEY = "STUDYHALL_API_KEY"
+_ROWS = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+_OURS = {"answers", "work", output.MANIFEST, "left_out.jsonl", "build.log"}
+
+
+def add_build(commands: Any, connect: Connect, gpus_here: Callable[[], int]) -> None:
+    """The command's arguments, and the command."""
+    build = commands.add_parser(
+        "build",
+        help="from a folder of files to questions and an experiment",
+        description="Reads a folder, cuts it into documents, has a model write questions, filters them, splits them without leaks.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    build.add_argument("folder", type=Path, metavar="FOLDER")
+    build.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything goes; the same DIR goes on")
+    build.add_argument("--dry-run", action="store_true", help="read, split and estimate; ask nothing and write nothing")
+    build.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    _add_reading(build.add_argument_group("what is read"))
+    _add_splits(build.add_argument_group("splits"))
+    _add_model(build.add_argument_group("who writes the questions"))
+    build.set_defaults(run=lambda args: _build(args, connect, gpus_here))
+
+
+def _add_reading(group: Any) -> None:
+    group.add_argument("--include", action="append", default=[], metavar="GLOB", help="only these (patterns as in .gitignore)")
+    group.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="not these")
+    group.add_argument("--column", action="append", default=[], metavar="FIELD=COLUMN", help="of tables, e.g. text=body")
+    group.add_argument("--characters", type=_number(200), default=CHARACTERS, metavar="N", help=f"longest document ({CHARACTERS})")
+    group.add_argument(
+        "--near", type=_share, default=NEAR, metavar="S", help=f"similarity from which documents are the same ({NEAR}); 1: equal"
+    )
+    group.add_argument(
+        "--benchmark",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="questions (.jsonl, .csv, .parquet) that nothing may overlap with",
+    )
+
+
+def _add_splits(group: Any) -> None:
+    group.add_argument("--split", choices=get_args(By), default="document", help="what is kept apart (document)")
+    group.add_argument("--test-share", type=_share, default=0.2, metavar="S", help="of documents, whose questions are the exam (0.2)")
+    group.add_argument("--validation-share", type=_share, default=0.1, metavar="S", help="to choose a curriculum on (0.1); 0: none")
+    group.add_argument("--seed", type=int, default=0, metavar="N")
+
+
+def _add_model(group: Any) -> None:
+    group.add_argument(
+        "--prompts", default="pit", metavar="NAME", help=f"{', '.join(known_prompts())}, or a file like data/build/prompts/pit.yaml"
+    )
+    group.add_argument("--questions", type=_number(1), default=MOST, metavar="N", help=f"at most, of each document ({MOST})")
+    group.add_argument("--model", metavar="NAME", help="hub id or folder for vLLM, or the endpoint's name of it")
+    group.add_argument("--revision", metavar="REV", help="of the hub id")
+    group.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible one, …/v1, instead of vLLM here")
+    group.add_argument("--key-file", type=Path, metavar="FILE", help=f"holds the endpoint's key; or the variable {_KEY}")
+    group.add_argument("--parallel", type=_number(1), default=8, metavar="N", help="requests a worker has on their way to the endpoint (8)")
+    group.add_argument("--workers", type=_number(1), default=1, metavar="N", help="Ray workers: engines, or endpoint clients (1)")
+    group.add_argument("--gpus", type=int, metavar="N", help="of each engine (tensor parallel); default: 1 where there are any")
+    group.add_argument("--max-model-len", type=_number(64), metavar="N", help="tokens of prompt and answer; default: from --characters")
+    group.add_argument(
+        "--tries", type=_number(1), default=2, metavar="N", help="times a document is asked about until the reply is usable (2)"
+    )
+    group.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="per million tokens, for the estimate")
+    group.add_argument("--drop-known", action="store_true", help="also ask every question alone; leave out what the model answers")
+    group.add_argument("--drop-unanswerable", action="store_true", help="also ask it after its document; leave out what it cannot answer")
+    group.add_argument(
+        "--student", metavar="NAME", help=f"model of the experiment; default: {_STUDENT} where there are GPUs, else a tiny one"
+    )
+    group.add_argument("--name", metavar="NAME", help="of the experiment; default: from DIR")
+
+
+def _number(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: expected a whole number, {least} or more")
+        return int(text)
+
+    return number
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a share from 0 to 1")
+    return share
+
+
+def _build(args: argparse.Namespace, connect: Connect, gpus_here: Callable[[], int]) -> None:
+    _check(args)
+    benchmarks = _benchmarks(args.benchmark)
+    columns = dict(_column(text) for text in args.column)
+    options = ReadOptions(args.include, args.exclude, columns, args.characters, args.near)
+    if args.dry_run:
+        with tempfile.TemporaryDirectory() as scratch:
+            _dry_run(args, options, benchmarks, Path(scratch))
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / output.MANIFEST).unlink(missing_ok=True)  # until all is written, this is no finished build
+    with Account(args.out) as account:
+        reading = read_folder(args.folder, args.out, options, account, benchmarks)
+        splits = split_units(reading.units, args.split, args.test_share, args.validation_share, args.seed)
+        say(_read_in_words(reading, splits))
+        with chatter_to(args.out / "build.log"), connect(cpus_needed=args.workers):
+            gpus = gpus_here()
+            asking = _asking(args, gpus)
+            answers = Answers(args.out / "answers")
+            say(estimate(to_ask(reading, splits, asking, answers, 0), answers, asking).in_words(args.price))
+            crew = _crew(args, asking, gpus)
+            made, spent = _questions(args, reading, splits, asking, answers, crew, account, benchmarks)
+        levels = settle(made, account)
+    _write(args, options, reading, splits, asking, made, levels, account.as_dict(), gpus, spent)
+
+
+def _questions(
+    args: argparse.Namespace,
+    reading: Reading,
+    splits: dict[str, SplitName],
+    asking: Asking,
+    answers: Answers,
+    crew: Crew,
+    account: Account,
+    benchmarks: Benchmarks | None,
+) -> tuple[Made, Spent]:
+    """Asks, asks again where the reply was no good, reads, filters, checks."""
+    pending_file, declined, spent = args.out / "work" / "requests.jsonl", {}, Spent()
+    for attempt in range(args.tries):
+        pending = write_pending(to_ask(reading, splits, asking, answers, attempt), answers, pending_file)
+        declined |= generate(pending, pending_file, answers, crew, "questions" if attempt == 0 else "asked again", spent)
+    made = collect(reading, splits, asking, answers, args.tries, declined, account, benchmarks)
+    for wanted, with_document, what in ((args.drop_known, False, "asked alone"), (args.drop_unanswerable, True, "asked with document")):
+        if wanted:
+            pending = write_pending(check_requests(made, asking, with_document, reading), answers, pending_file)
+            generate(pending, pending_file, answers, crew, what, spent)
+            drop_checked(made, asking, with_document, reading, answers, account)
+    return made, spent
+
+
+def _asking(args: argparse.Namespace, gpus: int) -> Asking:
+    model = args.model or _GENERATORS[bool(gpus)]
+    named = f"{model}@{args.revision}" if args.revision else model
+    return Asking(load_prompts(args.prompts), args.questions, named, args.seed, bounded=not args.endpoint)
+
+
+def _crew(args: argparse.Namespace, asking: Asking, gpus_here: int) -> Crew:
+    if args.endpoint:
+        key = _key(args.key_file)
+        url = check_endpoint(args.endpoint, key is not None)
+        make = functools.partial(Endpoint, url, args.model, key, args.parallel)
+        return Crew(make, args.workers, cpus=0.5, gpus=0, batch=4 * args.parallel)
+    gpus = min(1, gpus_here) if args.gpus is None else args.gpus
+    longest = args.max_model_len or args.characters // 2 + 512 + asking.longest_answer()
+    local = functools.partial(LocalModel, args.model or _GENERATORS[bool(gpus_here)], args.revision, longest, gpus)
+    return Crew(local, args.workers, cpus=1, gpus=gpus, batch=64 if gpus else 8)
+
+
+def _dry_run(args: argparse.Namespace, options: ReadOptions, benchmarks: Benchmarks | None, scratch: Path) -> None:
+    with Account(scratch) as account:
+        reading = read_folder(args.folder, scratch, options, account, benchmarks)
+    splits = split_units(reading.units, args.split, args.test_share, args.validation_share, args.seed)
+    answers = Answers(args.out / "answers")
+    asking = _asking(args, 0)
+    found = estimate(to_ask(reading, splits, asking, answers, 0), answers, asking)
+    if args.json:
+        about = {"account": account.as_dict(), "statistics": reading.statistics(), "splits": _split_sizes(reading, splits)}
+        write_result(json.dumps({**about, "estimate": asdict(found)}, ensure_ascii=False, indent=1))
+        return
+    _print_account(account.as_dict())
+    say(_read_in_words(reading, splits))
+    say(found.in_words(args.price))
+
+
+def _write(
+    args: argparse.Namespace,
+    options: ReadOptions,
+    reading: Reading,
+    splits: dict[str, SplitName],
+    asking: Asking,
+    made: Made,
+    levels: dict[str, dict[str, int]],
+    account: dict[str, Any],
+    gpus: int,
+    spent: Spent,
+) -> None:
+    name = args.name or re.sub(r"[^A-Za-z0-9._-]+", "-", args.out.resolve().name).strip("-._") or "built"
+    counts = output.write_records(args.out, reading, splits, made)
+    write_sheet(args.out, name, reading, made, account, args.seed)
+    empty = [split for split in ("train", "test") if not counts[split].get("questions")]
+    experiments = [] if empty else output.write_experiments(args.out, name, args.student or (_STUDENT if gpus else None), gpus, counts)
+    about = {
+        "options": {**asdict(options), "split": args.split, "test_share": args.test_share, "validation_share": args.validation_share},
+        "seed": args.seed,
+        "model": asking.model,
+        "prompts": {"name": args.prompts, "digest": asking.prompts.digest(), "texts": asking.prompts.model_dump()},
+        "documents_sha256": reading.sha256,
+        "statistics": reading.statistics(),
+        "account": account,
+        "splits": counts,
+        "levels": levels,
+        "tokens": {"prompt": made.prompt_tokens, "answer": made.answer_tokens},
+    }
+    output.write_manifest(args.out, about)
+    if args.json:
+        write_result(json.dumps({**about, "spent": asdict(spent)}, ensure_ascii=False, indent=1))
+    else:
+        _print_account(account)
+        _print_splits(counts, levels)
+    say(f"look through {args.out / 'samples.html'} before you train; what was left out, and why: {args.out / 'left_out.jsonl'}")
+    if empty:
+        raise UserError(
+            f"no question is left for {' and '.join(empty)}, so there is no experiment; the reasons stand above, try a stronger --model"
+        )
+    if warning := output.few_questions(counts["test"]["questions"]):
+        say(f"warning: {warning}")
+    say(f"next: python -m data plan {experiments[0]}; python -m trainer {experiments[0]}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What can be refused before anything is read."""
+    load_prompts(args.prompts)
+    if args.test_share + args.validation_share >= 1 or args.test_share == 0:
+        raise UserError("--test-share and --validation-share: the exam needs a share above 0, and training what is left of 1")
+    if args.endpoint:
+        if not args.model:
+            raise UserError("--endpoint: say which of its models to ask with --model NAME")
+        check_endpoint(args.endpoint, _key(args.key_file) is not None)
+    elif args.key_file:
+        raise UserError("--key-file is for --endpoint")
+    folder, into = args.folder.resolve(), args.out.resolve()
+    if folder == into or folder.is_relative_to(into):
+        raise UserError(f"--out {args.out}: holds the folder that is read; give another place")
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out}: is a file")
+    if args.out.is_dir() and (names := {path.name for path in args.out.iterdir()}) and not names & _OURS:
+        raise UserError(f"--out {args.out}: holds other files, e.g. {sorted(names)[0]}; give a new folder, or one that a build has made")
+    if args.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", args.name):
+        raise UserError(f"--name {args.name}: letters, digits, dots, dashes and underscores only")
+
+
+def _key(path: Path | None) -> SecretStr | None:
+    if path is None:
+        key = os.environ.get(_KEY, "")
+    else:
+        try:
+            key = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"--key-file {path}: cannot be read") from None
+    key = key.strip()
+    if not key.isascii() or any(character.isspace() for character in key):
+        raise UserError(f"{'--key-file' if path else _KEY}: holds more than one key")
+    return SecretStr(key) if key else None
+
+
+def _column(text: str) -> tuple[str, str]:
+    field, equals, column = text.partition("=")
+    if not equals or field not in ("text", "title", "date", "domain", "url") or not column:
+        raise UserError(f"--column {text}: expected FIELD=COLUMN with text, title, date, domain or url, e.g. text=body")
+    return field, column
+
+
+def _benchmarks(paths: list[Path]) -> Benchmarks | None:
+    """Raises UserError at the first bad row."""
+    texts: list[str] = []
+    for path in paths:
+        if path.suffix not in _ROWS:
+            raise UserError(f"--benchmark {path}: expected .jsonl, .csv or .parquet with a column question")
+        source = Source(path=path.name, split="test", holds="questions", format=_ROWS[path.suffix], columns={})  # type: ignore[arg-type]
+        for row in read_source(source, path.parent, Counter()):
+            if isinstance(row, Refusal):
+                raise UserError(str(row))
+            assert not isinstance(row.record, Document)
+            texts.append(row.record.question)
+    return Benchmarks(texts) if paths else None
+
+
+def _split_sizes(reading: Reading, splits: dict[str, SplitName]) -> dict[str, int]:
+    sizes: Counter[str] = Counter()
+    for unit in reading.units:
+        sizes[splits[unit.name]] += unit.documents
+    return {split: sizes[split] for split in ORDER}
+
+
+def _read_in_words(reading: Reading, splits: dict[str, SplitName]) -> str:
+    about = reading.statistics()
+    sizes = ", ".join(f"{split} {number:,}" for split, number in _split_sizes(reading, splits).items())
+    languages = ", ".join(f"{name} {number:,}" for name, number in list(about["languages"].items())[:4])
+    return f"{about['documents']:,} documents of {about['pages']:,} pages (half of them over {about['length']['p50']:,} characters; {languages}): {sizes}"
+
+
+def _print_account(account: dict[str, Any]) -> None:
+    table = Table("", "came", "used", "left out", title="Account")
+    for what, row in account.items():
+        left = "\n".join(f"{number:,} {reason}" for reason, number in row["left_out"].items())
+        table.add_row(what, f"{row['came']:,}", f"{row['used']:,}", left)
+    out.print(table, markup=False)
+
+
+def _print_splits(counts: dict[str, dict[str, int]], levels: dict[str, dict[str, int]]) -> None:
+    table = Table("split", "documents", "questions", "levels", title="Splits")
+    for split in ORDER:
+        row = counts[split]
+        shown = ", ".join(f"{level} {number:,}" for level, number in levels[split].items())
+        table.add_row(split, f"{row['documents']:,}", f"{row.get('questions', 0):,}", shown)
+    out.print(table, markup=False)
