@@ -8,10 +8,10 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import SecretStr
 from rich.table import Table
@@ -19,18 +19,18 @@ from rich.table import Table
 from console import UserError, chatter_to, out, say, write_result
 from data.build import output
 from data.build.account import Account
-from data.build.chunks import CHARACTERS
+from data.build.arguments import GENERATORS, KEY, STUDENT, add_arguments
 from data.build.endpoint import Endpoint, check_endpoint
 from data.build.estimate import estimate
 from data.build.generate import Crew, Spent, generate
 from data.build.local_model import LocalModel
-from data.build.near import NEAR, Benchmarks
-from data.build.prompts import MOST, known_prompts, load_prompts
+from data.build.near import Benchmarks
+from data.build.prompts import load_prompts
 from data.build.questions import ORDER, Asking, Made, check_requests, collect, drop_checked, settle, to_ask
 from data.build.reading import Reading, ReadOptions, read_folder
 from data.build.requests import Answers, write_pending
 from data.build.sheet import write_sheet
-from data.build.splits import By, SplitName, split_units
+from data.build.splits import SplitName, split_units
 from data.config import Source
 from data.readers import read_source
 from data.records import Document, Refusal
@@ -38,111 +38,13 @@ from data.records import Document, Refusal
 Connect = Callable[..., AbstractContextManager[None]]
 """cluster.connect.connected: the door's, for rooms do not import each other."""
 
-_EXAMPLES = """examples:
-  python -m data build docs/ --out built --dry-run --price 0.15 0.60
-      what would be read, how it would be split, what it would cost; asks no model, writes nothing
-  python -m data build docs/ --out built
-      a local model writes the questions (vLLM; --model NAME, ungated Qwen2.5 by default)
-  STUDYHALL_API_KEY=… python -m data build docs/ --out built --endpoint https://HOST/v1 --model NAME
-      any OpenAI-compatible endpoint
-  then: look through built/samples.html; python -m data plan built/experiment.yaml; python -m trainer built/experiment.yaml
-
-The same command goes on where it stopped: no question is asked a model twice.
-exit code: 0 good, 1 the model failed, 2 bad input (one line says where, why, and what to do)"""
-
-_GENERATORS = {True: "Qwen/Qwen2.5-7B-Instruct", False: "Qwen/Qwen2.5-0.5B-Instruct"}
-_STUDENT = "Qwen/Qwen2.5-7B"
-_KEY = "STUDYHALL_API_KEY"
 _ROWS = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _OURS = {"answers", "work", output.MANIFEST, "left_out.jsonl", "build.log"}
 
 
 def add_build(commands: Any, connect: Connect, gpus_here: Callable[[], int]) -> None:
     """The command's arguments, and the command."""
-    build = commands.add_parser(
-        "build",
-        help="from a folder of files to questions and an experiment",
-        description="Reads a folder, cuts it into documents, has a model write questions, filters them, splits them without leaks.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    build.add_argument("folder", type=Path, metavar="FOLDER")
-    build.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything goes; the same DIR goes on")
-    build.add_argument("--dry-run", action="store_true", help="read, split and estimate; ask nothing and write nothing")
-    build.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    _add_reading(build.add_argument_group("what is read"))
-    _add_splits(build.add_argument_group("splits"))
-    _add_model(build.add_argument_group("who writes the questions"))
-    build.set_defaults(run=lambda args: _build(args, connect, gpus_here))
-
-
-def _add_reading(group: Any) -> None:
-    group.add_argument("--include", action="append", default=[], metavar="GLOB", help="only these (patterns as in .gitignore)")
-    group.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="not these")
-    group.add_argument("--column", action="append", default=[], metavar="FIELD=COLUMN", help="of tables, e.g. text=body")
-    group.add_argument("--characters", type=_number(200), default=CHARACTERS, metavar="N", help=f"longest document ({CHARACTERS})")
-    group.add_argument(
-        "--near", type=_share, default=NEAR, metavar="S", help=f"similarity from which documents are the same ({NEAR}); 1: equal"
-    )
-    group.add_argument(
-        "--benchmark",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="questions (.jsonl, .csv, .parquet) that nothing may overlap with",
-    )
-
-
-def _add_splits(group: Any) -> None:
-    group.add_argument("--split", choices=get_args(By), default="document", help="what is kept apart (document)")
-    group.add_argument("--test-share", type=_share, default=0.2, metavar="S", help="of documents, whose questions are the exam (0.2)")
-    group.add_argument("--validation-share", type=_share, default=0.1, metavar="S", help="to choose a curriculum on (0.1); 0: none")
-    group.add_argument("--seed", type=int, default=0, metavar="N")
-
-
-def _add_model(group: Any) -> None:
-    group.add_argument(
-        "--prompts", default="pit", metavar="NAME", help=f"{', '.join(known_prompts())}, or a file like data/build/prompts/pit.yaml"
-    )
-    group.add_argument("--questions", type=_number(1), default=MOST, metavar="N", help=f"at most, of each document ({MOST})")
-    group.add_argument("--model", metavar="NAME", help="hub id or folder for vLLM, or the endpoint's name of it")
-    group.add_argument("--revision", metavar="REV", help="of the hub id")
-    group.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible one, …/v1, instead of vLLM here")
-    group.add_argument("--key-file", type=Path, metavar="FILE", help=f"holds the endpoint's key; or the variable {_KEY}")
-    group.add_argument("--parallel", type=_number(1), default=8, metavar="N", help="requests a worker has on their way to the endpoint (8)")
-    group.add_argument("--workers", type=_number(1), default=1, metavar="N", help="Ray workers: engines, or endpoint clients (1)")
-    group.add_argument("--gpus", type=int, metavar="N", help="of each engine (tensor parallel); default: 1 where there are any")
-    group.add_argument("--max-model-len", type=_number(64), metavar="N", help="tokens of prompt and answer; default: from --characters")
-    group.add_argument(
-        "--tries", type=_number(1), default=2, metavar="N", help="times a document is asked about until the reply is usable (2)"
-    )
-    group.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="per million tokens, for the estimate")
-    group.add_argument("--drop-known", action="store_true", help="also ask every question alone; leave out what the model answers")
-    group.add_argument("--drop-unanswerable", action="store_true", help="also ask it after its document; leave out what it cannot answer")
-    group.add_argument(
-        "--student", metavar="NAME", help=f"model of the experiment; default: {_STUDENT} where there are GPUs, else a tiny one"
-    )
-    group.add_argument("--name", metavar="NAME", help="of the experiment; default: from DIR")
-
-
-def _number(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text}: expected a whole number, {least} or more")
-        return int(text)
-
-    return number
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a share from 0 to 1")
-    return share
+    add_arguments(commands).set_defaults(run=lambda args: _build(args, connect, gpus_here))
 
 
 def _build(args: argparse.Namespace, connect: Connect, gpus_here: Callable[[], int]) -> None:
@@ -160,8 +62,8 @@ def _build(args: argparse.Namespace, connect: Connect, gpus_here: Callable[[], i
         reading = read_folder(args.folder, args.out, options, account, benchmarks)
         splits = split_units(reading.units, args.split, args.test_share, args.validation_share, args.seed)
         say(_read_in_words(reading, splits))
-        with chatter_to(args.out / "build.log"), connect(cpus_needed=args.workers):
-            gpus = gpus_here()
+        with chatter_to(args.out / "build.log"), nullcontext() if args.no_ray else connect(cpus_needed=args.workers):
+            gpus = 0 if args.no_ray else gpus_here()
             asking = _asking(args, gpus)
             answers = Answers(args.out / "answers")
             say(estimate(to_ask(reading, splits, asking, answers, 0), answers, asking).in_words(args.price))
@@ -185,18 +87,18 @@ def _questions(
     pending_file, declined, spent = args.out / "work" / "requests.jsonl", {}, Spent()
     for attempt in range(args.tries):
         pending = write_pending(to_ask(reading, splits, asking, answers, attempt), answers, pending_file)
-        declined |= generate(pending, pending_file, answers, crew, "questions" if attempt == 0 else "asked again", spent)
+        declined |= generate(pending, pending_file, answers, crew, "questions" if attempt == 0 else "asked again", spent, not args.no_ray)
     made = collect(reading, splits, asking, answers, args.tries, declined, account, benchmarks)
     for wanted, with_document, what in ((args.drop_known, False, "asked alone"), (args.drop_unanswerable, True, "asked with document")):
         if wanted:
             pending = write_pending(check_requests(made, asking, with_document, reading), answers, pending_file)
-            generate(pending, pending_file, answers, crew, what, spent)
+            generate(pending, pending_file, answers, crew, what, spent, not args.no_ray)
             drop_checked(made, asking, with_document, reading, answers, account)
     return made, spent
 
 
 def _asking(args: argparse.Namespace, gpus: int) -> Asking:
-    model = args.model or _GENERATORS[bool(gpus)]
+    model = args.model or GENERATORS[bool(gpus)]
     named = f"{model}@{args.revision}" if args.revision else model
     return Asking(load_prompts(args.prompts), args.questions, named, args.seed, bounded=not args.endpoint)
 
@@ -209,7 +111,7 @@ def _crew(args: argparse.Namespace, asking: Asking, gpus_here: int) -> Crew:
         return Crew(make, args.workers, cpus=0.5, gpus=0, batch=4 * args.parallel)
     gpus = min(1, gpus_here) if args.gpus is None else args.gpus
     longest = args.max_model_len or args.characters // 2 + 512 + asking.longest_answer()
-    local = functools.partial(LocalModel, args.model or _GENERATORS[bool(gpus_here)], args.revision, longest, gpus)
+    local = functools.partial(LocalModel, args.model or GENERATORS[bool(gpus_here)], args.revision, longest, gpus)
     return Crew(local, args.workers, cpus=1, gpus=gpus, batch=64 if gpus else 8)
 
 
@@ -245,7 +147,7 @@ def _write(
     counts = output.write_records(args.out, reading, splits, made)
     write_sheet(args.out, name, reading, made, account, args.seed)
     empty = [split for split in ("train", "test") if not counts[split].get("questions")]
-    experiments = [] if empty else output.write_experiments(args.out, name, args.student or (_STUDENT if gpus else None), gpus, counts)
+    experiments = [] if empty else output.write_experiments(args.out, name, args.student or (STUDENT if gpus else None), gpus, counts)
     about = {
         "options": {**asdict(options), "split": args.split, "test_share": args.test_share, "validation_share": args.validation_share},
         "seed": args.seed,
@@ -298,7 +200,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _key(path: Path | None) -> SecretStr | None:
     if path is None:
-        key = os.environ.get(_KEY, "")
+        key = os.environ.get(KEY, "")
     else:
         try:
             key = path.read_text(encoding="utf-8")
@@ -306,7 +208,7 @@ def _key(path: Path | None) -> SecretStr | None:
             raise UserError(f"--key-file {path}: cannot be read") from None
     key = key.strip()
     if not key.isascii() or any(character.isspace() for character in key):
-        raise UserError(f"{'--key-file' if path else _KEY}: holds more than one key")
+        raise UserError(f"{'--key-file' if path else KEY}: holds more than one key")
     return SecretStr(key) if key else None
 
 

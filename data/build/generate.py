@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from console import RunError, progress
+from data.build.endpoint import EndpointFailure
 from data.build.requests import Answers, Declined, Pending, Reply, Request, read_pending
 
 
@@ -61,47 +62,68 @@ class Spent:
     answer_tokens: int = 0
 
 
-def generate(pending: list[Pending], requests: Path, answers: Answers, crew: Crew, what: str, spent: Spent) -> dict[str, str]:
-    """Has every request answered; returns why some cannot be (key → reason). Needs a running Ray.
+def generate(
+    pending: list[Pending], requests: Path, answers: Answers, crew: Crew, what: str, spent: Spent, use_ray: bool
+) -> dict[str, str]:
+    """Has every request answered; returns why some cannot be (key → reason). Needs a running Ray, unless not `use_ray`.
 
     Interrupted or failed, what has been answered stays: at most one batch a worker is asked again, and of an endpoint
     only what was on its way.
     Raises RunError with the first cause where the model or the endpoint does not answer at all.
     """
+    declined: dict[str, str] = {}
+    if not pending:
+        return declined
+    outcomes = _with_ray(pending, requests, answers, crew) if use_ray else _in_process(pending, requests, answers, crew)
+    with progress() as bar:
+        task = bar.add_task(what, total=len(pending), note="starting")
+        for row in outcomes:
+            if row["declined"]:
+                declined[row["key"]] = row["declined"]
+            else:
+                spent.replies += 1
+            spent.prompt_tokens += int(row["prompt_tokens"])
+            spent.answer_tokens += int(row["answer_tokens"])
+            note = f"{spent.prompt_tokens:,} + {spent.answer_tokens:,} tokens" + (f", {len(declined)} declined" if declined else "")
+            bar.update(task, advance=1, note=note)
+    if len(declined) == len(pending):
+        raise RunError(f"every request was declined; the first: {next(iter(declined.values()))}")
+    return declined
+
+
+def _with_ray(pending: list[Pending], requests: Path, answers: Answers, crew: Crew) -> Iterator[dict[str, Any]]:
     import ray
     import ray.data
     from ray.exceptions import RayError
 
-    if not pending:
-        return {}
-    workers = min(crew.workers, -(-len(pending) // crew.batch))
-    rows = [{"key": one.key, "offset": one.offset} for one in pending]
-    declined: dict[str, str] = {}
-    dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // crew.batch)).map_batches(
+    num_batches = -(-len(pending) // crew.batch)
+    dataset = ray.data.from_items([{"key": one.key, "offset": one.offset} for one in pending], override_num_blocks=num_batches).map_batches(
         Worker,
         fn_constructor_args=(crew.make, str(requests.absolute()), str(answers.folder.absolute())),
         batch_size=crew.batch,
-        compute=ray.data.ActorPoolStrategy(size=workers),
+        compute=ray.data.ActorPoolStrategy(size=min(crew.workers, num_batches)),
         num_cpus=crew.cpus,
         num_gpus=crew.gpus,
     )
-    with progress() as bar:
-        task = bar.add_task(what, total=len(rows), note="starting")
+    try:
+        yield from dataset.iter_rows()
+    except RayError as error:
+        raise _failed(_cause(error)) from None
+
+
+def _in_process(pending: list[Pending], requests: Path, answers: Answers, crew: Crew) -> Iterator[dict[str, Any]]:
+    worker = Worker(crew.make, str(requests), str(answers.folder))
+    for at in range(0, len(pending), crew.batch):
+        batch = pending[at : at + crew.batch]
         try:
-            for row in dataset.iter_rows():
-                if row["declined"]:
-                    declined[row["key"]] = row["declined"]
-                else:
-                    spent.replies += 1
-                spent.prompt_tokens += int(row["prompt_tokens"])
-                spent.answer_tokens += int(row["answer_tokens"])
-                note = f"{spent.prompt_tokens:,} + {spent.answer_tokens:,} tokens" + (f", {len(declined)} declined" if declined else "")
-                bar.update(task, advance=1, note=note)
-        except RayError as error:
-            raise RunError(f"{_cause(error)}; what has been answered is kept, and the same command goes on") from None
-    if len(declined) == len(rows):
-        raise RunError(f"every request was declined; the first: {next(iter(declined.values()))}")
-    return declined
+            rows = worker({"key": [one.key for one in batch], "offset": [one.offset for one in batch]})
+        except EndpointFailure as error:
+            raise _failed(str(error)) from None
+        yield from (dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True))
+
+
+def _failed(cause: str) -> RunError:
+    return RunError(f"{cause}; what has been answered is kept, and the same command goes on")
 
 
 def _cause(error: Exception) -> str:

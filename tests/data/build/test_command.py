@@ -107,27 +107,25 @@ def test_from_a_folder_to_a_plan(folder: Path, tmp_path: Path, service: Service,
         assert plan["contamination"]["kinds"]["questions"]["shared"] == 0
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_nothing_is_paid_twice(folder: Path, tmp_path: Path, service: Service) -> None:
     out = tmp_path / "built"
     service.fail_after = 11
     with pytest.raises(RunError, match="401"):
-        build(folder, out, service, "--parallel", "2")
+        build(folder, out, service, "--parallel", "2", "--no-ray")
     assert not (out / "manifest.json").exists()
     service.fail_after = None
-    build(folder, out, service, "--parallel", "2")
+    build(folder, out, service, "--parallel", "2", "--no-ray")
     assert len(service.paid) == len(set(service.paid)) == manifest(out)["account"]["documents"]["used"]
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".jsonl", ".yaml", ".html", ".json")}
-    build(folder, out, service, "--parallel", "2")
+    build(folder, out, service, "--parallel", "2", "--no-ray")
     assert len(service.paid) == len(set(service.paid))
     assert before == {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".jsonl", ".yaml", ".html", ".json")}
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_multiple_choice_and_checks(folder: Path, tmp_path: Path, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     """The service repeats what it was shown last: it knows no answer alone, and every one that stands at the document's end."""
     out = tmp_path / "built"
-    build(folder, out, service, "--prompts", "perpetual", "--drop-known", "--drop-unanswerable", "--validation-share", "0")
+    build(folder, out, service, "--prompts", "perpetual", "--drop-known", "--drop-unanswerable", "--validation-share", "0", "--no-ray")
     assert not (out / "search.yaml").exists() and not (out / "validation_questions.jsonl").read_text()
     choices = rows(out / "test_choices.jsonl")
     questions = {row["id"]: row for row in rows(out / "test_questions.jsonl")}
