@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from data.build.pages import Page
+from data.overlap import normalise
 from data.records import Document
 
 CHARACTERS = 4096
@@ -24,7 +25,7 @@ def cut(page: Page, characters: int, language: str | None) -> Iterator[Document]
     split = _splitter(_syntax(page), room)
     parts = [page.text.strip()] if len(page.text.strip()) <= room else [part.strip() for part in split(page.text)]
     for number, part in enumerate(part for part in parts if part):
-        text = part if page.title.lower() in part.lower() else f"{page.title}\n\n{part}"
+        text = part if f" {normalise(page.title)} " in f" {normalise(part)} " else f"{page.title}\n\n{part}"
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         meta = {"page": page.name, "part": number, "format": page.format, "language": language}
         yield Document(f"{page.name}#{digest}", text, page.title, page.url, page.date, page.domain, meta=meta)

@@ -84,7 +84,8 @@ def _questions(
     benchmarks: Benchmarks | None,
 ) -> tuple[Made, Spent]:
     """Asks, asks again where the reply was no good, reads, filters, checks."""
-    pending_file, declined, spent = args.out / "work" / "requests.jsonl", {}, Spent()
+    pending_file, spent = args.out / "work" / "requests.jsonl", Spent()
+    declined: dict[str, str] = {}
     for attempt in range(args.tries):
         pending = write_pending(to_ask(reading, splits, asking, answers, attempt), answers, pending_file)
         declined |= generate(pending, pending_file, answers, crew, "questions" if attempt == 0 else "asked again", spent, not args.no_ray)

@@ -37,12 +37,19 @@ def write_frame(stream: BinaryIO, value: Any) -> None:
 def html(path: str) -> dict[str, Any]:
     """A page's text as Markdown, so that headings, lists and tables stay what they are."""
     from bs4 import BeautifulSoup
+    from bs4.dammit import EncodingDetector
     from markdownify import MarkdownConverter
 
     with open(path, "rb") as file:
-        soup = BeautifulSoup(file.read(), "html.parser")
-    if soup.contains_replacement_characters:
-        raise Unreadable("its encoding is broken (characters that it cannot hold)")
+        content = file.read()
+    # Declared or UTF-8, and no guess: of a wrong guess come documents of wrong letters.
+    encoding = EncodingDetector.find_declared_encoding(content, is_html=True, search_entire_document=False) or "utf-8"
+    try:
+        soup = BeautifulSoup(content.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding), "html.parser")
+    except LookupError:
+        raise Unreadable(f"an encoding that nobody knows: {encoding[:40]!a}") from None
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"not {encoding.upper()[:40]} at byte {error.start + 1}; save it as UTF-8") from None
     title = soup.title.get_text(" ", strip=True) if soup.title else ""
     published = soup.find("meta", attrs={"property": "article:published_time"}) or soup.find("meta", attrs={"name": "date"})
     date = published.get("content") if published else None
