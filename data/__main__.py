@@ -1,4 +1,4 @@
-"""python -m data check …: reads an experiment's data (or one file) and says what was used, what not, and why."""
+"""python -m data check …: reads an experiment's data (or one file) and says what was used, what not, and why. Also: plan, build."""
 
 import argparse
 import json
@@ -9,7 +9,9 @@ from typing import Any, get_args
 
 from rich.table import Table
 
+from cluster.connect import connected, gpus_here
 from console import UserError, door, out, say, write_result
+from data.build.command import add_build
 from data.config import DataConfig, Source
 from data.load import load_corpus
 from data.plan_command import Planned, add_plan, plan_arms
@@ -31,11 +33,13 @@ _FORMATS = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 def main(argv: list[str] | None = None) -> int | None:
     parser = argparse.ArgumentParser(
-        prog="python -m data", description="Documents and questions: check them, and see what will be trained on them."
+        prog="python -m data",
+        description="Documents and questions: check them, see what will be trained on them, or make them from a folder of files.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_check(commands)
     add_plan(commands, _planned)
+    add_build(commands, connected, gpus_here)
     args, rest = parser.parse_known_args(argv)  # overrides may stand behind options; sub-parsers know no intermixed arguments
     if any(word.startswith("-") for word in rest) or (rest and not hasattr(args, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

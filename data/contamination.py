@@ -5,7 +5,7 @@ own documents are trained is the point, so they do not count. Training texts are
 memory grows with the exam, not with the corpus. Runs compare by 64-bit hashes of their words, normalised as the exact comparison does.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,12 +79,15 @@ def shared_runs(exam: Iterable[ExamText], trained: Iterable[tuple[str, str]], nu
     return report
 
 
-def run_hashes(text: str, num_words: int) -> npt.NDArray[np.uint64]:
-    """Hashes of every run of so many words; empty where the text has fewer."""
+def run_hashes(text: str, num_words: int, code: Callable[[str], int] = hash) -> npt.NDArray[np.uint64]:
+    """Hashes of every run of so many words; empty where the text has fewer.
+
+    code: a word's number. Python's own holds within one process only: such hashes are never written down.
+    """
     words = normalise(text).split()
     if len(words) < num_words:
         return np.empty(0, dtype=np.uint64)
-    codes = np.array([hash(word) for word in words], dtype=np.int64).view(np.uint64)  # within one process: never written down
+    codes = np.array([code(word) for word in words], dtype=np.int64).view(np.uint64)
     total = np.zeros(len(words) - num_words + 1, dtype=np.uint64)
     for n in range(num_words):  # a polynomial modulo 2^64; wraps on purpose
         total = total * _FACTOR + codes[n : n + len(total)]

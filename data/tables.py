@@ -93,7 +93,7 @@ def parquet_rows(path: Path, source: Source) -> Iterator[Raw | Fault]:
     (Ray's tensor and pickled-object columns did).
     """
     try:
-        if _has_extension_types(path):
+        if parquet_has_extension_types(path):
             yield Fault("", "has an Arrow extension type; write it with plain columns (text, numbers, lists)", ends=True)
             return
         file = pq.ParquetFile(path)
@@ -176,7 +176,7 @@ def arrow_file_has_extension_types(path: Path) -> bool:
         return _EXTENSION in file.read(length)
 
 
-def _has_extension_types(path: Path) -> bool:
+def parquet_has_extension_types(path: Path) -> bool:
     """Looks for the mark in the footer's bytes: opening the file with pyarrow would already load the types.
 
     The footer holds the Arrow schema in base64. Every run of such characters is tried at each offset of four, because

@@ -392,7 +392,7 @@ def test_parquet_extension_types_are_refused_before_they_load(tmp_path: Path, mo
         [refusal] = refusals(read(tmp_path, (tmp_path / "p").read_bytes(), format="parquet"))
         assert "extension type" in refusal.reason and refusal.ends_source
         # twin: without the check the type is loaded
-        monkeypatch.setattr(tables, "_has_extension_types", lambda path: False)
+        monkeypatch.setattr(tables, "parquet_has_extension_types", lambda path: False)
         with pytest.raises(AssertionError, match="was loaded"):
             read(tmp_path, (tmp_path / "p").read_bytes(), format="parquet")
     finally:

@@ -1,0 +1,117 @@
+"""The words that `python -m data build` understands."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+from data.build.chunks import CHARACTERS
+from data.build.near import NEAR
+from data.build.prompts import MOST, known_prompts
+from data.build.splits import By
+
+_EXAMPLES = """examples:
+  python -m data build docs/ --out built --dry-run --price 0.15 0.60
+      what would be read, how it would be split, what it would cost; asks no model, writes nothing
+  python -m data build docs/ --out built
+      a local model writes the questions (vLLM; --model NAME, ungated Qwen2.5 by default)
+  STUDYHALL_API_KEY=… python -m data build docs/ --out built --endpoint https://HOST/v1 --model NAME
+      any OpenAI-compatible endpoint
+  then: look through built/samples.html; python -m data plan built/experiment.yaml; python -m trainer built/experiment.yaml
+
+The same command goes on where it stopped: no question is asked a model twice.
+exit code: 0 good, 1 the model failed, 2 bad input (one line says where, why, and what to do)"""
+
+GENERATORS = {True: "Qwen/Qwen2.5-7B-Instruct", False: "Qwen/Qwen2.5-0.5B-Instruct"}
+"""Ungated; with and without GPUs."""
+STUDENT = "Qwen/Qwen2.5-7B"
+KEY = "STUDYHALL_API_KEY"
+
+
+def add_arguments(commands: Any) -> argparse.ArgumentParser:
+    """The command's parser; what it runs is the caller's to set."""
+    build = commands.add_parser(
+        "build",
+        help="from a folder of files to questions and an experiment",
+        description="Reads a folder, cuts it into documents, has a model write questions, filters them, splits them without leaks.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    build.add_argument("folder", type=Path, metavar="FOLDER")
+    build.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything goes; the same DIR goes on")
+    build.add_argument("--dry-run", action="store_true", help="read, split and estimate; ask nothing and write nothing")
+    build.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    _add_reading(build.add_argument_group("what is read"))
+    _add_splits(build.add_argument_group("splits"))
+    _add_model(build.add_argument_group("who writes the questions"))
+    return build  # type: ignore[no-any-return]
+
+
+def _add_reading(group: Any) -> None:
+    group.add_argument("--include", action="append", default=[], metavar="GLOB", help="only these (patterns as in .gitignore)")
+    group.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="not these")
+    group.add_argument("--column", action="append", default=[], metavar="FIELD=COLUMN", help="of tables, e.g. text=body")
+    group.add_argument("--characters", type=_number(200), default=CHARACTERS, metavar="N", help=f"longest document ({CHARACTERS})")
+    group.add_argument(
+        "--near", type=_share, default=NEAR, metavar="S", help=f"similarity from which documents are the same ({NEAR}); 1: equal"
+    )
+    group.add_argument(
+        "--benchmark",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="questions (.jsonl, .csv, .parquet) that nothing may overlap with",
+    )
+
+
+def _add_splits(group: Any) -> None:
+    group.add_argument("--split", choices=get_args(By), default="document", help="what is kept apart (document)")
+    group.add_argument("--test-share", type=_share, default=0.2, metavar="S", help="of documents, whose questions are the exam (0.2)")
+    group.add_argument("--validation-share", type=_share, default=0.1, metavar="S", help="to choose a curriculum on (0.1); 0: none")
+    group.add_argument("--seed", type=int, default=0, metavar="N")
+
+
+def _add_model(group: Any) -> None:
+    group.add_argument(
+        "--prompts", default="pit", metavar="NAME", help=f"{', '.join(known_prompts())}, or a file like data/build/prompts/pit.yaml"
+    )
+    group.add_argument("--questions", type=_number(1), default=MOST, metavar="N", help=f"at most, of each document ({MOST})")
+    group.add_argument("--model", metavar="NAME", help="hub id or folder for vLLM, or the endpoint's name of it")
+    group.add_argument("--revision", metavar="REV", help="of the hub id")
+    group.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible one, …/v1, instead of vLLM here")
+    group.add_argument("--key-file", type=Path, metavar="FILE", help=f"holds the endpoint's key; or the variable {KEY}")
+    group.add_argument("--parallel", type=_number(1), default=8, metavar="N", help="requests a worker has on their way to the endpoint (8)")
+    group.add_argument("--workers", type=_number(1), default=1, metavar="N", help="Ray workers: engines, or endpoint clients (1)")
+    group.add_argument("--no-ray", action="store_true", help="ask from this process alone, for a small folder and an endpoint")
+    group.add_argument("--gpus", type=int, metavar="N", help="of each engine (tensor parallel); default: 1 where there are any")
+    group.add_argument("--max-model-len", type=_number(64), metavar="N", help="tokens of prompt and answer; default: from --characters")
+    group.add_argument(
+        "--tries", type=_number(1), default=2, metavar="N", help="times a document is asked about until the reply is usable (2)"
+    )
+    group.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="per million tokens, for the estimate")
+    group.add_argument("--drop-known", action="store_true", help="also ask every question alone; leave out what the model answers")
+    group.add_argument("--drop-unanswerable", action="store_true", help="also ask it after its document; leave out what it cannot answer")
+    group.add_argument(
+        "--student", metavar="NAME", help=f"model of the experiment; default: {STUDENT} where there are GPUs, else a tiny one"
+    )
+    group.add_argument("--name", metavar="NAME", help="of the experiment; default: from DIR")
+
+
+def _number(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: expected a whole number, {least} or more")
+        return int(text)
+
+    return number
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a share from 0 to 1")
+    return share

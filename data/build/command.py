@@ -1,0 +1,266 @@
+"""python -m data build …: from a folder of files to questions and an experiment that is ready to run."""
+
+import argparse
+import functools
+import json
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+from rich.table import Table
+
+from console import UserError, chatter_to, out, say, write_result
+from data.build import output
+from data.build.account import Account
+from data.build.arguments import GENERATORS, KEY, STUDENT, add_arguments
+from data.build.endpoint import Endpoint, check_endpoint
+from data.build.estimate import estimate
+from data.build.generate import Crew, Spent, generate
+from data.build.local_model import LocalModel
+from data.build.near import Benchmarks
+from data.build.prompts import load_prompts
+from data.build.questions import ORDER, Asking, Made, check_requests, collect, drop_checked, settle, to_ask
+from data.build.reading import Reading, ReadOptions, read_folder
+from data.build.requests import Answers, write_pending
+from data.build.sheet import write_sheet
+from data.build.splits import SplitName, split_units
+from data.config import Source
+from data.readers import read_source
+from data.records import Document, Refusal
+
+Connect = Callable[..., AbstractContextManager[None]]
+"""cluster.connect.connected: the door's, for rooms do not import each other."""
+
+_ROWS = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+_OURS = {"answers", "work", output.MANIFEST, "left_out.jsonl", "build.log"}
+
+
+def add_build(commands: Any, connect: Connect, gpus_here: Callable[[], int]) -> None:
+    """The command's arguments, and the command."""
+    add_arguments(commands).set_defaults(run=lambda args: _build(args, connect, gpus_here))
+
+
+def _build(args: argparse.Namespace, connect: Connect, gpus_here: Callable[[], int]) -> None:
+    _check(args)
+    benchmarks = _benchmarks(args.benchmark)
+    columns = dict(_column(text) for text in args.column)
+    options = ReadOptions(args.include, args.exclude, columns, args.characters, args.near)
+    if args.dry_run:
+        with tempfile.TemporaryDirectory() as scratch:
+            _dry_run(args, options, benchmarks, Path(scratch))
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / output.MANIFEST).unlink(missing_ok=True)  # until all is written, this is no finished build
+    with Account(args.out) as account:
+        reading = read_folder(args.folder, args.out, options, account, benchmarks)
+        splits = split_units(reading.units, args.split, args.test_share, args.validation_share, args.seed)
+        say(_read_in_words(reading, splits))
+        with chatter_to(args.out / "build.log"), nullcontext() if args.no_ray else connect(cpus_needed=args.workers):
+            gpus = 0 if args.no_ray else gpus_here()
+            asking = _asking(args, gpus)
+            answers = Answers(args.out / "answers")
+            say(estimate(to_ask(reading, splits, asking, answers, 0), answers, asking).in_words(args.price))
+            crew = _crew(args, asking, gpus)
+            made, spent = _questions(args, reading, splits, asking, answers, crew, account, benchmarks)
+        levels = settle(made, account)
+    _write(args, options, reading, splits, asking, made, levels, account.as_dict(), gpus, spent)
+
+
+def _questions(
+    args: argparse.Namespace,
+    reading: Reading,
+    splits: dict[str, SplitName],
+    asking: Asking,
+    answers: Answers,
+    crew: Crew,
+    account: Account,
+    benchmarks: Benchmarks | None,
+) -> tuple[Made, Spent]:
+    """Asks, asks again where the reply was no good, reads, filters, checks."""
+    pending_file, spent = args.out / "work" / "requests.jsonl", Spent()
+    declined: dict[str, str] = {}
+    for attempt in range(args.tries):
+        pending = write_pending(to_ask(reading, splits, asking, answers, attempt), answers, pending_file)
+        declined |= generate(pending, pending_file, answers, crew, "questions" if attempt == 0 else "asked again", spent, not args.no_ray)
+    made = collect(reading, splits, asking, answers, args.tries, declined, account, benchmarks)
+    for wanted, with_document, what in ((args.drop_known, False, "asked alone"), (args.drop_unanswerable, True, "asked with document")):
+        if wanted:
+            pending = write_pending(check_requests(made, asking, with_document, reading), answers, pending_file)
+            generate(pending, pending_file, answers, crew, what, spent, not args.no_ray)
+            drop_checked(made, asking, with_document, reading, answers, account)
+    return made, spent
+
+
+def _asking(args: argparse.Namespace, gpus: int) -> Asking:
+    model = args.model or GENERATORS[bool(gpus)]
+    named = f"{model}@{args.revision}" if args.revision else model
+    return Asking(load_prompts(args.prompts), args.questions, named, args.seed, bounded=not args.endpoint)
+
+
+def _crew(args: argparse.Namespace, asking: Asking, gpus_here: int) -> Crew:
+    if args.endpoint:
+        key = _key(args.key_file)
+        url = check_endpoint(args.endpoint, key is not None)
+        make = functools.partial(Endpoint, url, args.model, key, args.parallel)
+        return Crew(make, args.workers, cpus=0.5, gpus=0, batch=4 * args.parallel)
+    gpus = min(1, gpus_here) if args.gpus is None else args.gpus
+    longest = args.max_model_len or args.characters // 2 + 512 + asking.longest_answer()
+    local = functools.partial(LocalModel, args.model or GENERATORS[bool(gpus_here)], args.revision, longest, gpus)
+    return Crew(local, args.workers, cpus=1, gpus=gpus, batch=64 if gpus else 8)
+
+
+def _dry_run(args: argparse.Namespace, options: ReadOptions, benchmarks: Benchmarks | None, scratch: Path) -> None:
+    with Account(scratch) as account:
+        reading = read_folder(args.folder, scratch, options, account, benchmarks)
+    splits = split_units(reading.units, args.split, args.test_share, args.validation_share, args.seed)
+    answers = Answers(args.out / "answers")
+    asking = _asking(args, 0)
+    found = estimate(to_ask(reading, splits, asking, answers, 0), answers, asking)
+    if args.json:
+        about = {"account": account.as_dict(), "statistics": reading.statistics(), "splits": _split_sizes(reading, splits)}
+        write_result(json.dumps({**about, "estimate": asdict(found)}, ensure_ascii=False, indent=1))
+        return
+    _print_account(account.as_dict())
+    say(_read_in_words(reading, splits))
+    say(found.in_words(args.price))
+
+
+def _write(
+    args: argparse.Namespace,
+    options: ReadOptions,
+    reading: Reading,
+    splits: dict[str, SplitName],
+    asking: Asking,
+    made: Made,
+    levels: dict[str, dict[str, int]],
+    account: dict[str, Any],
+    gpus: int,
+    spent: Spent,
+) -> None:
+    name = args.name or re.sub(r"[^A-Za-z0-9._-]+", "-", args.out.resolve().name).strip("-._") or "built"
+    counts = output.write_records(args.out, reading, splits, made)
+    write_sheet(args.out, name, reading, made, account, args.seed)
+    empty = [split for split in ("train", "test") if not counts[split].get("questions")]
+    experiments = [] if empty else output.write_experiments(args.out, name, args.student or (STUDENT if gpus else None), gpus, counts)
+    about = {
+        "options": {**asdict(options), "split": args.split, "test_share": args.test_share, "validation_share": args.validation_share},
+        "seed": args.seed,
+        "model": asking.model,
+        "prompts": {"name": args.prompts, "digest": asking.prompts.digest(), "texts": asking.prompts.model_dump()},
+        "documents_sha256": reading.sha256,
+        "statistics": reading.statistics(),
+        "account": account,
+        "splits": counts,
+        "levels": levels,
+        "tokens": {"prompt": made.prompt_tokens, "answer": made.answer_tokens},
+    }
+    output.write_manifest(args.out, about)
+    if args.json:
+        write_result(json.dumps({**about, "spent": asdict(spent)}, ensure_ascii=False, indent=1))
+    else:
+        _print_account(account)
+        _print_splits(counts, levels)
+    say(f"look through {args.out / 'samples.html'} before you train; what was left out, and why: {args.out / 'left_out.jsonl'}")
+    if empty:
+        raise UserError(
+            f"no question is left for {' and '.join(empty)}, so there is no experiment; the reasons stand above, try a stronger --model"
+        )
+    if warning := output.few_questions(counts["test"]["questions"]):
+        say(f"warning: {warning}")
+    say(f"next: python -m data plan {experiments[0]}; python -m trainer {experiments[0]}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What can be refused before anything is read."""
+    load_prompts(args.prompts)
+    if args.test_share + args.validation_share >= 1 or args.test_share == 0:
+        raise UserError("--test-share and --validation-share: the exam needs a share above 0, and training what is left of 1")
+    if args.endpoint:
+        if not args.model:
+            raise UserError("--endpoint: say which of its models to ask with --model NAME")
+        check_endpoint(args.endpoint, _key(args.key_file) is not None)
+    elif args.key_file:
+        raise UserError("--key-file is for --endpoint")
+    folder, into = args.folder.resolve(), args.out.resolve()
+    if folder == into or folder.is_relative_to(into):
+        raise UserError(f"--out {args.out}: holds the folder that is read; give another place")
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out}: is a file")
+    if args.out.is_dir() and (names := {path.name for path in args.out.iterdir()}) and not names & _OURS:
+        raise UserError(f"--out {args.out}: holds other files, e.g. {sorted(names)[0]}; give a new folder, or one that a build has made")
+    if args.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", args.name):
+        raise UserError(f"--name {args.name}: letters, digits, dots, dashes and underscores only")
+
+
+def _key(path: Path | None) -> SecretStr | None:
+    if path is None:
+        key = os.environ.get(KEY, "")
+    else:
+        try:
+            key = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"--key-file {path}: cannot be read") from None
+    key = key.strip()
+    if not key.isascii() or any(character.isspace() for character in key):
+        raise UserError(f"{'--key-file' if path else KEY}: holds more than one key")
+    return SecretStr(key) if key else None
+
+
+def _column(text: str) -> tuple[str, str]:
+    field, equals, column = text.partition("=")
+    if not equals or field not in ("text", "title", "date", "domain", "url") or not column:
+        raise UserError(f"--column {text}: expected FIELD=COLUMN with text, title, date, domain or url, e.g. text=body")
+    return field, column
+
+
+def _benchmarks(paths: list[Path]) -> Benchmarks | None:
+    """Raises UserError at the first bad row."""
+    texts: list[str] = []
+    for path in paths:
+        if path.suffix not in _ROWS:
+            raise UserError(f"--benchmark {path}: expected .jsonl, .csv or .parquet with a column question")
+        source = Source(path=path.name, split="test", holds="questions", format=_ROWS[path.suffix], columns={})  # type: ignore[arg-type]
+        for row in read_source(source, path.parent, Counter()):
+            if isinstance(row, Refusal):
+                raise UserError(str(row))
+            assert not isinstance(row.record, Document)
+            texts.append(row.record.question)
+    return Benchmarks(texts) if paths else None
+
+
+def _split_sizes(reading: Reading, splits: dict[str, SplitName]) -> dict[str, int]:
+    sizes: Counter[str] = Counter()
+    for unit in reading.units:
+        sizes[splits[unit.name]] += unit.documents
+    return {split: sizes[split] for split in ORDER}
+
+
+def _read_in_words(reading: Reading, splits: dict[str, SplitName]) -> str:
+    about = reading.statistics()
+    sizes = ", ".join(f"{split} {number:,}" for split, number in _split_sizes(reading, splits).items())
+    languages = ", ".join(f"{name} {number:,}" for name, number in list(about["languages"].items())[:4])
+    return f"{about['documents']:,} documents of {about['pages']:,} pages (half of them over {about['length']['p50']:,} characters; {languages}): {sizes}"
+
+
+def _print_account(account: dict[str, Any]) -> None:
+    table = Table("", "came", "used", "left out", title="Account")
+    for what, row in account.items():
+        left = "\n".join(f"{number:,} {reason}" for reason, number in row["left_out"].items())
+        table.add_row(what, f"{row['came']:,}", f"{row['used']:,}", left)
+    out.print(table, markup=False)
+
+
+def _print_splits(counts: dict[str, dict[str, int]], levels: dict[str, dict[str, int]]) -> None:
+    table = Table("split", "documents", "questions", "levels", title="Splits")
+    for split in ORDER:
+        row = counts[split]
+        shown = ", ".join(f"{level} {number:,}" for level, number in levels[split].items())
+        table.add_row(split, f"{row['documents']:,}", f"{row.get('questions', 0):,}", shown)
+    out.print(table, markup=False)

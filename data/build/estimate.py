@@ -1,0 +1,53 @@
+"""What a build will cost before it costs anything."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from data.build.questions import Asking
+from data.build.reading import CHARACTERS_A_TOKEN
+from data.build.requests import Answers, Request
+
+_TOKENS_A_QUESTION = 60
+"""A question, its answer and level as JSON, as instruct models write them; the allowance (Request.max_tokens) is larger."""
+_TOKENS_A_MESSAGE = 8
+
+
+@dataclass
+class Estimate:
+    """Tokens are estimated from characters; only what has no reply yet counts."""
+
+    requests: int = 0
+    answered: int = 0
+    """Replies that lie in DIR/answers already: they cost nothing."""
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    most_answer_tokens: int = 0
+
+    def cost(self, price: tuple[float, float]) -> tuple[float, float]:
+        """(likely, at most) at prices per million tokens (prompt, answer)."""
+        prompt = self.prompt_tokens * price[0]
+        return (prompt + self.answer_tokens * price[1]) / 1e6, (prompt + self.most_answer_tokens * price[1]) / 1e6
+
+    def in_words(self, price: tuple[float, float] | None) -> str:
+        words = (
+            f"{self.requests:,} requests to make ({self.answered:,} answered already): about {self.prompt_tokens:,} tokens to read "
+            f"and {self.answer_tokens:,} to write (at most {self.most_answer_tokens:,})"
+        )
+        if price is None:
+            return words
+        likely, most = self.cost(price)
+        return f"{words}; cost about {likely:,.2f}, at most {most:,.2f}"
+
+
+def estimate(requests: Iterable[Request], answers: Answers, asking: Asking) -> Estimate:
+    """Of the first attempt at every document; what is asked again, and checks, come on top."""
+    found = Estimate()
+    for request in requests:
+        if answers.has(request.key):
+            found.answered += 1
+            continue
+        found.requests += 1
+        found.prompt_tokens += sum(round(len(m["content"]) / CHARACTERS_A_TOKEN) + _TOKENS_A_MESSAGE for m in request.messages)
+        found.answer_tokens += min(request.max_tokens, _TOKENS_A_QUESTION * asking.most)
+        found.most_answer_tokens += request.max_tokens
+    return found

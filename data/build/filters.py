@@ -1,0 +1,107 @@
+"""Which questions are worth training and asking: each rule a function of the question and its document, with a reason for people."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from data.build.near import Benchmarks, Duplicates
+from data.build.prompts import Asked
+from data.overlap import normalise
+from data.records import Document
+
+_MISSING = re.compile(
+    r"(n/?a|none|null|unknown|unclear|unspecified|not (mentioned|specified|stated|provided|given|available|applicable|known)\b.*"
+    r"|(the |this )?(information|answer|text|document|passage|summary)\b.{0,40}\b(missing|not|n't|no|unavailable|unknown)\b.*"
+    r"|no (information|answer|mention)\b.*)[.!]?",
+    re.IGNORECASE | re.DOTALL,
+)
+_SPEAKS_OF_THE_TEXT = re.compile(
+    r"\b(according to|based on|mentioned in|described in|provided in|given in|in|from) (the|this) (given |above |following |provided |raw )?"
+    r"(text|passage|document|summary|excerpt|article|paragraph|snippet)\b",
+    re.IGNORECASE,
+)
+_SUBJECT_SHARE = 0.5
+"""Of the title's words; a question seldom repeats a long title whole."""
+_SUPPORT_SHARE = 0.8
+"""Of an answer's words: "opened in May 2023" is supported by "It opened on 3 May 2023"."""
+QUESTION_NEAR = 0.8
+QUESTION_RUN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A document as the rules look at it, normalised once for all its questions."""
+
+    document: Document
+    text: str
+    words: frozenset[str]
+
+    @classmethod
+    def of(cls, document: Document) -> "Source":
+        text = normalise(document.text)
+        return cls(document, f" {text} ", frozenset(text.split()))
+
+
+def fault(asked: Asked, source: Source) -> tuple[str, str] | None:
+    """(reason, excerpt) why a question is not used; None for a good one."""
+    answer = right_answer(asked)
+    if _MISSING.fullmatch(answer.strip()):
+        return "says that the information is missing", answer
+    if _SPEAKS_OF_THE_TEXT.search(asked.question):
+        return "speaks of its text instead of its subject", asked.question
+    if not names(source.document.title or source.document.id, asked.question):
+        return "does not name its subject", asked.question
+    if f" {normalise(answer)} " in f" {normalise(asked.question)} ":
+        return "holds its own answer", f"{asked.question} {answer}"
+    if not supported(answer, source):
+        return "answer not supported by the document", answer
+    return None
+
+
+def right_answer(asked: Asked) -> str:
+    return asked.choices["ABCD".index(asked.answer)].strip() if asked.choices else asked.answer.strip()
+
+
+def names(subject: str, question: str) -> bool:
+    """Whether at least half of the subject's words stand in the question; very short words do not count."""
+    words = [word for word in normalise(subject).split() if len(word) > 2] or normalise(subject).split()
+    asked = frozenset(normalise(question).split())
+    return sum(word in asked for word in words) >= _SUBJECT_SHARE * len(words)
+
+
+def supported(answer: str, source: Source) -> bool:
+    """Whether every phrase of an answer (they are separated by commas) stands in the document, word for word or nearly."""
+    if f" {normalise(answer)} " in source.text:
+        return True
+    phrases = [phrase for part in answer.split(",") if (phrase := normalise(part))]
+    return bool(phrases) and all(_nearly(phrase, source) for phrase in phrases)
+
+
+def _nearly(phrase: str, source: Source) -> bool:
+    words = phrase.split()
+    return f" {phrase} " in source.text or sum(word in source.words for word in words) >= _SUPPORT_SHARE * len(words)
+
+
+class Unique:
+    """No question twice, nearly the same ones included. Give it the exam's questions first: then what is trained too is what goes."""
+
+    def __init__(self, benchmarks: Benchmarks | None) -> None:
+        self._known = Duplicates(QUESTION_NEAR, QUESTION_RUN)
+        self._split_of: dict[str, str] = {}
+        self._benchmarks = benchmarks
+
+    def fault(self, id: str, split: str, question: str, answer: str) -> tuple[str, str] | None:
+        """Remembers a question that is new; (reason, detail) for one that is not."""
+        if self._benchmarks is not None and self._benchmarks.holds(f"{question} {answer}"):
+            return "shares a run of 13 words with a benchmark", question
+        if why := self._known.add(id, question):
+            twin = next((name for name in _prefixes(why[1]) if name in self._split_of), "")
+            asked_in = self._split_of.get(twin, split)
+            return ("asked twice", why[1]) if asked_in == split else (f"also asked in {asked_in}", why[1])
+        self._split_of[id] = split
+        return None
+
+
+def _prefixes(detail: str) -> Iterator[str]:
+    yield detail
+    yield detail.rpartition(" (similarity")[0]

@@ -1,0 +1,136 @@
+"""What a build leaves: records in our own format, an experiment that reads them, and the manifest that says how they came about."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.build.questions import ORDER, Made, dump, split_of
+from data.build.reading import Reading
+from data.build.splits import SplitName
+from data.records import Document
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+FEW_QUESTIONS = 100
+_MOST_BATCH, _FEWEST_BATCH = 256, 8
+_STEPS_AN_EPOCH = 8
+"""At least about so many on the new documents, until a batch is as large as the paper's: with few documents steps are what is missing."""
+
+
+def write_records(out: Path, reading: Reading, splits: dict[str, SplitName], made: Made) -> dict[str, dict[str, int]]:
+    """Writes <split>_documents.jsonl, <split>_questions.jsonl, and <split>_choices.jsonl where there are any; returns how many rows of each."""
+    counts: dict[str, dict[str, int]] = {}
+    files = {split: (out / f"{split}_documents.jsonl").open("w", encoding="utf-8") for split in ORDER}
+    try:
+        for document in reading.documents():
+            split = split_of(document, splits)
+            files[split].write(dump(_document_row(document)))
+            counts.setdefault(split, {"documents": 0})["documents"] += 1
+    finally:
+        for file in files.values():
+            file.close()
+    for split in ORDER:
+        choices = [row for row in made.rows[split] if "choices" in row]
+        (out / f"{split}_questions.jsonl").write_text("".join(map(_question_line, made.rows[split])), encoding="utf-8")
+        counts.setdefault(split, {"documents": 0})["questions"] = len(made.rows[split])
+        path = out / f"{split}_choices.jsonl"
+        path.unlink(missing_ok=True)
+        if choices:
+            path.write_text("".join(map(_choice_line, choices)), encoding="utf-8")
+            counts[split]["choices"] = len(choices)
+    return counts
+
+
+def _document_row(document: Document) -> dict[str, Any]:
+    known = {name: value for name, value in asdict(document).items() if value is not None and name not in ("meta", "quality")}
+    return {**known, **(document.meta or {})}
+
+
+def _question_line(row: dict[str, Any]) -> str:
+    """Multiple choice is asked as an open question too, the right option its answer."""
+    return dump({name: value for name, value in row.items() if name not in ("choices", "answer_index")})
+
+
+def _choice_line(row: dict[str, Any]) -> str:
+    return dump({**{name: value for name, value in row.items() if name != "answers"}, "id": row["id"] + "#choice"})
+
+
+def write_experiments(out: Path, name: str, student: str | None, gpus: int, counts: Mapping[str, dict[str, int]]) -> list[Path]:
+    """experiment.yaml (trains on train and validation, examines test) and, with a validation split, search.yaml, which the exam's
+    documents and questions stay out of: it is for choosing curricula and rates."""
+    written = [_experiment(out, "experiment", name, student, gpus, counts, ["train", "validation"], "test")]
+    (out / "search.yaml").unlink(missing_ok=True)
+    if counts.get("validation", {}).get("questions"):
+        written.append(_experiment(out, "search", f"{name}-search", student, gpus, counts, ["train"], "validation"))
+    return written
+
+
+def _experiment(
+    out: Path, stem: str, name: str, student: str | None, gpus: int, counts: Mapping[str, dict[str, int]], trained: list[str], exam: str
+) -> Path:
+    num_new = counts[exam]["documents"]
+    num_trained = sum(counts.get(split, {}).get("questions", 0) for split in trained)
+    batch = min(_MOST_BATCH, max(_FEWEST_BATCH, num_new // _STEPS_AN_EPOCH))
+    sources = [(split, "train", holds) for split in trained for holds in ("documents", "questions")]
+    sources += [(exam, "test", holds) for holds in ("documents", "questions", "choices")]
+    listed = [
+        {"path": f"{split}_{holds}.jsonl", "split": becomes, "holds": holds}
+        for split, becomes, holds in sources
+        if counts.get(split, {}).get(holds)
+    ]
+    dials: dict[str, Any] = {"batch_items": batch, "sample_questions": min(64, num_trained)}
+    experiment = {
+        "name": name,
+        "about": f"Built by python -m data build; examined on the {exam} split, {counts[exam]['questions']} questions.",
+        "data": {"root": str(out.resolve()), "sources": listed},
+        "model": {"name": student}
+        if student
+        else {"tiny": {"vocab_size": 8192, "hidden_size": 128, "layers": 2, "head_size": 32, "max_positions": 4096}},
+        "dials": dials if student else {"rate_documents": 1.0e-3, "rate_questions": 1.0e-3, **dials},
+        "arms": {preset: {"preset": preset} for preset in ("cpt", "standard", "pit")},
+        "trainer": {"row_tokens": 4096, **({"zero_stage": 3, "gradient_checkpointing": True} if gpus else {})},
+        "exam": {"modes": ["closed", "retrieval"], "base_modes": ["closed", "few_shot", "retrieval", "open"]},
+    }
+    path = out / f"{stem}.yaml"
+    text = yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True, width=140, default_flow_style=None)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def interval_points(questions: int, share: float = 0.5) -> float:
+    """Half the width, in percentage points, of the 95 % interval of a score (normal approximation), were all questions independent.
+
+    Questions of one document are not, so the real one is wider; share 0.5 is the widest.
+    """
+    return 100 * 1.96 * math.sqrt(share * (1 - share) / questions)
+
+
+def few_questions(questions: int) -> str | None:
+    """The warning for a small exam, or None."""
+    if questions >= FEW_QUESTIONS:
+        return None
+    width = interval_points(questions) if questions else 100.0
+    return (
+        f"only {questions} exam questions: a score of 50 % would be known to ±{width:.0f} points at best (95 %), so arms closer than that "
+        "cannot be told apart; give more documents, or a larger --test-share"
+    )
+
+
+def write_manifest(out: Path, about: dict[str, Any]) -> None:
+    """Last, whole: a folder with a manifest is a finished build. Hashes of every file that was written stand in it."""
+    names = sorted(path.name for path in out.iterdir() if path.is_file() and path.suffix in (".jsonl", ".yaml", ".html"))
+    files = {name: {"bytes": (out / name).stat().st_size, "sha256": _sha256(out / name)} for name in names}
+    beside = out / f"{MANIFEST}.part"
+    beside.write_text(json.dumps({"format": FORMAT, **about, "files": files}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    beside.replace(out / MANIFEST)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

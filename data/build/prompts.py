@@ -1,0 +1,154 @@
+"""What the generator is asked: templates (data/build/prompts/*.yaml), the JSON schema of the answer, and reading the answer."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from console import UserError
+from data.config import Strict
+from data.records import Document
+from data.strict_json import JsonFault, StrictDecoder, decode_line
+
+Form = Literal["open", "choices"]
+LEVELS = ("remember", "understand", "apply", "analyze", "evaluate", "create")
+"""Bloom's taxonomy as revised by Anderson and Krathwohl (2001), lowest first."""
+MOST = 5
+"""Questions a document: the PIT paper has 4.93, Perpetual 3 to 5."""
+_LONGEST_QUESTION, _LONGEST_ANSWER = 300, 200
+_TEMPLATES = Path(__file__).parent / "prompts"
+
+
+class Template(Strict):
+    """`{topic}`, `{text}`, `{levels}` and `{most}` in its texts are filled in."""
+
+    form: Form
+    system: str
+    user: str
+
+    def messages(self, document: Document, most: int) -> list[dict[str, str]]:
+        filled = [("{levels}", ", ".join(LEVELS)), ("{most}", str(most)), ("{topic}", document.title or document.id)]
+        user = self.user
+        for name, value in filled:
+            user = user.replace(name, value)
+        before, text, after = user.partition("{text}")  # last, and once: a document may hold the other names
+        return [
+            {"role": "system", "content": self.system},
+            {"role": "user", "content": (before + document.text + after) if text else before},
+        ]
+
+
+class Prompts(Strict):
+    about: str = ""
+    train: Template
+    exam: Template
+    """Of documents whose questions are asked and not trained."""
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+def load_prompts(name: str) -> Prompts:
+    """A template of ours ("pit", "perpetual") or a file. Raises UserError with its path."""
+    path = _TEMPLATES / f"{name}.yaml" if name in known_prompts() else Path(name)
+    try:
+        prompts = Prompts.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"--prompts {name}: {error.strerror}; give a file or one of {', '.join(known_prompts())}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+    for use in ("train", "exam"):
+        if "{text}" not in getattr(prompts, use).user:
+            raise UserError(f"{path}: {use}.user: {{text}} is missing: the document would not be shown")
+    if prompts.train.form != "open":
+        raise UserError(f"{path}: train.form: multiple choice is examined, never trained; use open")
+    return prompts
+
+
+def known_prompts() -> list[str]:
+    return sorted(path.stem for path in _TEMPLATES.glob("*.yaml"))
+
+
+def schema(form: Form, most: int, bounded: bool) -> dict[str, Any]:
+    """The answer as JSON schema. bounded: with longest texts, which in-process decoding enforces and some services refuse."""
+
+    def text(longest: int) -> dict[str, Any]:
+        return {"type": "string", "minLength": 1, "maxLength": longest} if bounded else {"type": "string"}
+
+    properties: dict[str, Any] = {"question": text(_LONGEST_QUESTION)}
+    if form == "choices":
+        properties["choices"] = {"type": "array", "items": text(_LONGEST_ANSWER), "minItems": 4, "maxItems": 4}
+        properties["answer"] = {"type": "string", "enum": list("ABCD")}
+    else:
+        properties["answer"] = text(_LONGEST_ANSWER)
+    properties["level"] = {"type": "string", "enum": list(LEVELS)}
+    one = _object(properties)
+    return _object({"questions": {"type": "array", "items": one, "minItems": 1, "maxItems": most}})
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+class Asked(Strict):
+    """One question as the model wrote it."""
+
+    question: Annotated[str, Field(min_length=1)]
+    answer: Annotated[str, Field(min_length=1)]
+    choices: list[str] = []
+    level: Literal["remember", "understand", "apply", "analyze", "evaluate", "create"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Misread:
+    """Why an answer, or one question in it, is not what was asked for."""
+
+    reason: str
+    excerpt: str = ""
+
+
+def read_answer(text: str, form: Form) -> Iterator[Asked | Misread]:
+    """The questions of one answer; one Misread where it is no JSON of the right shape."""
+    try:
+        value = decode_line(_unfenced(text), StrictDecoder())
+    except JsonFault as fault:
+        yield Misread("not JSON", fault.reason)
+        return
+    questions = value.get("questions") if isinstance(value, dict) else None
+    if not isinstance(questions, list) or not questions:
+        yield Misread("no list of questions", json.dumps(value)[:80])
+        return
+    for one in questions:
+        yield _asked(one, form)
+
+
+def _asked(one: Any, form: Form) -> Asked | Misread:
+    try:
+        asked = Asked.model_validate(one)
+    except ValidationError as error:
+        return Misread("not the asked shape", ".".join(map(str, error.errors()[0]["loc"])))
+    if not asked.question.strip() or not asked.answer.strip():
+        return Misread("an empty question or answer")
+    if form == "choices":
+        choices = [choice.strip() for choice in asked.choices]
+        if len(choices) != 4 or not all(choices) or len({choice.casefold() for choice in choices}) < 4:
+            return Misread("not four different choices")
+        if asked.answer not in "ABCD" or len(asked.answer) != 1:
+            return Misread("the answer is no letter of a choice", asked.answer)
+    return asked
+
+
+def _unfenced(text: str) -> str:
+    """Without the code fence that chat models put around JSON when nothing guides them."""
+    text = text.strip()
+    if text.startswith("```") and text.endswith("```"):
+        text = text[3:-3].removeprefix("json")
+    return text.strip()

@@ -1,0 +1,105 @@
+"""An OpenAI-compatible service on this machine that answers by rule: real HTTP, no model. Some of what it says is wrong on purpose."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+KEY = "sk-secret-of-the-test"
+
+
+@dataclass
+class Service:
+    url: str = ""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)
+    """What is answered before anything else is: 429, 500, …; a text instead of a reply: "not json"."""
+    fail_after: int | None = None
+    """So many good replies, then 401."""
+    paid: list[str] = field(default_factory=list)
+    """A hash of every body that was answered well."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def questions_about(prompt: str, choices: bool) -> list[dict[str, Any]]:
+    """Two good questions about the last words of a document, one without its subject, one without an answer, and the first once more."""
+    topic = prompt.split("about the subject ", 1)[1].split(", generate", 1)[0] if "about the subject " in prompt else ""
+    topic = topic or prompt.split("raw text about ", 1)[1].split(", produce", 1)[0]
+    words = prompt.rstrip().split()
+    tail = [" ".join(words[-6:-3]), " ".join(words[-3:])]
+    made: list[dict[str, Any]] = [
+        {"question": f"Which words stand near the end of what is said about {topic}?", "answer": tail[0], "level": "remember"},
+        {"question": f"Name the very last three words written on {topic} by anybody.", "answer": tail[1], "level": "understand"},
+        {"question": "What is it?", "answer": tail[1], "level": "remember"},
+        {"question": f"When was {topic} first sold, and to whom?", "answer": "Information missing", "level": "apply"},
+    ]
+    made.append(dict(made[0]))
+    if choices:
+        for n, one in enumerate(made):
+            options = [f"wrong {n} {i}" for i in range(3)]
+            options.insert(n % 4, one["answer"])
+            one |= {"choices": options, "answer": "ABCD"[n % 4]}
+    return made
+
+
+class _Handler(BaseHTTPRequestHandler):
+    service: Service
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        service = self.service
+        with service.lock:
+            service.bodies.append(body)
+            status = service.statuses.pop(0) if service.statuses else 200
+            if service.fail_after is not None and len(service.paid) >= service.fail_after:
+                status = 401
+        if self.path != "/v1/chat/completions" or self.headers.get("Authorization") != f"Bearer {KEY}":
+            status = 401
+        if status not in (200, 299):
+            self._send(status, {"error": {"message": f"no: {self.headers.get('Authorization')}"}}, {"Retry-After": "0"})
+            return
+        with service.lock:
+            service.paid.append(hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest())
+        content = self._content(body) if status == 200 else "I cannot do that"
+        reply = {
+            "choices": [{"message": {"content": content}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 50},
+        }
+        self._send(200, reply, {})
+
+    def _content(self, body: dict[str, Any]) -> str:
+        prompt = body["messages"][-1]["content"]
+        if "response_format" not in body:  # a check: knows every answer that ends in "known", and what stands before it
+            return " ".join(prompt.split()[-40:])
+        schema = body["response_format"]["json_schema"]["schema"]
+        return json.dumps({"questions": questions_about(prompt, "choices" in schema["properties"]["questions"]["items"]["properties"])})
+
+    def _send(self, status: int, value: dict[str, Any], headers: dict[str, str]) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        for name, text in {**headers, "Content-Length": str(len(content)), "Content-Type": "application/json"}.items():
+            self.send_header(name, text)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving() -> Iterator[Service]:
+    service = Service()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"service": service}))
+    service.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield service
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=10)
