@@ -70,24 +70,23 @@ def lines(experiment: Experiment, insecure: bool = False) -> Iterator[Line]:
             "storage", False, f"runs: {experiment.runs} is this machine's own; give storage that every node shares, e.g. runs=/shared/runs"
         )
         return
-    from trainer.ray_group import cpus_for
+    from trainer.ray_group import cpus_for, room
 
-    least, most = experiment.trainer.workers(0)
     try:
-        with connected(cpus_needed=0 if in_cluster else cpus_for(most), insecure=insecure):
+        with connected(cpus_needed=0 if in_cluster else cpus_for(experiment.trainer.workers(0)[1]), insecure=insecure):
             yield _door(in_cluster, insecure)
             num_gpus = gpus_here()
-            least, _ = experiment.trainer.workers(num_gpus)
+            least, most = experiment.trainer.workers(num_gpus)
             nodes = Nodes()
             yield (answer := checks.answering(nodes))
             if not answer.good:
                 return
             yield checks.versions(nodes)
-            room = checks.cpus_and_gpus(nodes, least, num_gpus > 0, cpus_for(least))
-            yield from room
+            enough = checks.cpus_and_gpus(nodes, least, num_gpus > 0, cpus_for(least))
+            yield from enough
             yield checks.shared_memory(nodes)
-            if all(line.good for line in room):
-                yield checks.collectives(least, num_gpus > 0)
+            if all(line.good for line in enough):
+                yield checks.collectives(max(least, min(most, room(num_gpus > 0))), num_gpus > 0)
             else:
                 yield Line("collectives", None, "not tried: there is no room for the workers")
             priced, line = _memory(experiment, nodes, least, num_gpus > 0)

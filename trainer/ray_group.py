@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +19,7 @@ from trainer.prepare import Job
 
 ROWS_TIMEOUT_S = 300.0
 _WORKER_CPUS = 1
+_NOTICE_S = 60.0  # for Ray to notice that a node is gone; its own limit is below that
 _COLLECTIVE_TIMEOUT_S = 6 * 3600  # ranks wait while rank 0 writes hf/: 140 GB at 70B
 
 
@@ -126,7 +128,24 @@ def write_stacks_and_kill(beats: list[dict[str, Any]], culprits: list[dict[str, 
 
 
 def room(use_gpu: bool) -> int:
-    """Workers that the connected cluster has room for, streams included."""
-    have = ray.cluster_resources()
-    by_cpus = int((have.get("CPU", 0) - 1) / (_WORKER_CPUS + STREAM_CPUS))
-    return min(by_cpus, int(have.get("GPU", 0))) if use_gpu else by_cpus
+    """Workers that the connected cluster has room for, streams included.
+
+    Ray counts a node that has just died for up to a minute more: workers would take the CPUs that its streams were meant to have, and all
+    would wait for rows. So nodes are knocked at, and the cluster is given time to notice one that is gone.
+    """
+    deadline = time.monotonic() + _NOTICE_S
+    while (gone := [node for node in ray.nodes() if node["Alive"] and not _answers(node)]) and time.monotonic() < deadline:
+        time.sleep(1)
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in {other["NodeID"] for other in gone}]
+    cpus, gpus = (sum(resources.get(kind, 0) for resources in there) for kind in ("CPU", "GPU"))
+    by_cpus = int((cpus - 1) / (_WORKER_CPUS + STREAM_CPUS))
+    return min(by_cpus, int(gpus)) if use_gpu else by_cpus
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether the node's own daemon listens."""
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=3).close()
+    except OSError:
+        return False
+    return True
