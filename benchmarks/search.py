@@ -45,7 +45,7 @@ HALVING = {CHOSEN: ([12.5, 50], 4), "halving, 12.5, 25 and 50 %, halving": ([12.
 RUNGS = {"asha, from 12.5 %, halving": (12.5, 2), "asha, from 25 %, halving": (25, 2), "asha, from 50 %, halving": (50, 2),
          "asha, from 25 %, quartering": (25, 4), "asha, from 12.5 %, quartering": (12.5, 4), "no early stopping": (100, 2)}  # fmt: skip
 GOAL_REGRET, GOAL_SHARE, GOAL_TOKENS = 2.0, 0.9, 0.4
-REPLAYS = 2000
+REPLAYS = 500
 CELLS = 16
 
 
