@@ -41,5 +41,7 @@ def test_guided_decoding_makes_json_of_noise(model: Path, tmp_path: Path) -> Non
     for reply in finished:
         value = json.loads(reply["text"])
         assert set(value) == {"questions"} and 1 <= len(value["questions"]) <= 2
-        assert not [one for one in read_answer(reply["text"], "open") if isinstance(one, Misread) and one.reason != "an empty question or answer"]
+        assert not [
+            one for one in read_answer(reply["text"], "open") if isinstance(one, Misread) and one.reason != "an empty question or answer"
+        ]
     assert account["answers"]["left_out"].get("the reply was cut off", 0) == len(replies) - len(finished)

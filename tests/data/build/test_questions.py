@@ -69,6 +69,7 @@ def test_unique_prefers_the_exam() -> None:
     assert unique.fault("c", "train", question, "May") == ("also asked in test", "a")
     near = unique.fault("d", "train", question.replace("month", "MONTH or so"), "May")
     assert near is not None and near[0] == "also asked in test" and near[1].startswith("a (similarity 0.")
+    assert unique.fault("d2", "train", question.replace("Lund", "Umea"), "July") is None  # of another subject, with another answer
     assert unique.fault("e", "train", "Who designed the Halley lamp?", "Ada Holm") is None
     found = unique.fault("f", "train", "What do people in the whole wide world usually say about the famous Halley lamp from Lund?", "x")
     assert found is not None and found[0] == "shares a run of 13 words with a benchmark"
