@@ -118,7 +118,7 @@ def _crew(args: argparse.Namespace, asking: Asking, gpus_here: int) -> Crew:
 
 def _dry_run(args: argparse.Namespace, options: ReadOptions, benchmarks: Benchmarks | None, scratch: Path) -> None:
     with Account(scratch) as account:
-        reading = read_folder(args.folder, scratch, options, account, benchmarks)
+        reading = read_folder(args.folder, scratch, options, account, benchmarks, skip=args.out)
     splits = split_units(reading.units, args.split, args.test_share, args.validation_share, args.seed)
     answers = Answers(args.out / "answers")
     asking = _asking(args, 0)

@@ -1,7 +1,6 @@
 """Which questions are worth training and asking: each rule a function of the question and its document, with a reason for people."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data.build.near import Benchmarks, Duplicates
@@ -83,25 +82,25 @@ def _nearly(phrase: str, source: Source) -> bool:
 
 
 class Unique:
-    """No question twice, nearly the same ones included. Give it the exam's questions first: then what is trained too is what goes."""
+    """No question twice, nor nearly so with the same answer: of other subjects other answers are right, however alike the wording.
+
+    Give it the exam's questions first: then what is trained too is what goes.
+    """
 
     def __init__(self, benchmarks: Benchmarks | None) -> None:
         self._known = Duplicates(QUESTION_NEAR, QUESTION_RUN)
-        self._split_of: dict[str, str] = {}
+        self._asked: dict[str, tuple[str, str]] = {}
+        """Id → (split, normalised answer)."""
         self._benchmarks = benchmarks
 
     def fault(self, id: str, split: str, question: str, answer: str) -> tuple[str, str] | None:
         """Remembers a question that is new; (reason, detail) for one that is not."""
         if self._benchmarks is not None and self._benchmarks.holds(f"{question} {answer}"):
             return "shares a run of 13 words with a benchmark", question
-        if why := self._known.add(id, question):
-            twin = next((name for name in _prefixes(why[1]) if name in self._split_of), "")
-            asked_in = self._split_of.get(twin, split)
+        said = normalise(answer)
+        if why := self._known.add(id, question, lambda twin: self._asked[twin][1] == said):
+            twin = why[1].rpartition(" (similarity")[0] or why[1]
+            asked_in = self._asked[twin][0]
             return ("asked twice", why[1]) if asked_in == split else (f"also asked in {asked_in}", why[1])
-        self._split_of[id] = split
+        self._asked[id] = (split, said)
         return None
-
-
-def _prefixes(detail: str) -> Iterator[str]:
-    yield detail
-    yield detail.rpartition(" (similarity")[0]

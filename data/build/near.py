@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,11 @@ class Duplicates:
         self._index: Any = None
         self._blank: Any = None
 
-    def add(self, name: str, text: str) -> tuple[str, str] | None:
-        """Remembers a new text under its name, which is new. Of one that is known: (why, the known one's name and how near)."""
+    def add(self, name: str, text: str, may_be: Callable[[str], bool] | None = None) -> tuple[str, str] | None:
+        """Remembers a new text under its name, which is new. Of one that is known: (why, the known one's name and how near).
+
+        may_be: of a text that is only nearly the same, whether the one of that name counts.
+        """
         digest = _digest(text)
         if twin := self._exact.get(digest):
             return "the same text as another", twin
@@ -46,7 +49,7 @@ class Duplicates:
                 self._index = _index(self._near)
             for twin in sorted(self._index.query(signature)):
                 similar = float((self._signatures[twin] == signature.hashvalues).mean())
-                if similar >= self._near:
+                if similar >= self._near and (may_be is None or may_be(twin)):
                     return "nearly the same text as another", f"{twin} (similarity {similar:.2f})"
             self._index.insert(name, signature, check_duplication=False)
             self._signatures[name] = signature.hashvalues

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
+from console import UserError
 from data.build.confined import Confined
 from data.build.walk import TABLES, Found, open_inside
 from data.config import Source
@@ -62,6 +63,8 @@ def read_pages(found: Found, root: Path, confined: Confined, columns: dict[str, 
             yield _text(found)
     except OSError as error:
         yield Refusal(found.name, f"cannot be read: {error.strerror}")
+    except UserError as error:  # of one file; the others are read
+        yield Refusal(found.name, str(error))
 
 
 def _text(found: Found) -> Page | Refusal:
@@ -160,7 +163,7 @@ def _column_names(found: Found) -> list[str] | Refusal:
                 continue
             text = line.decode("utf-8-sig", "replace")
             if suffix == ".csv":
-                return next(csv.reader([text]), [])
+                return _header(text)
             try:
                 row = json.loads(text)
             except (ValueError, RecursionError):
@@ -168,3 +171,11 @@ def _column_names(found: Found) -> list[str] | Refusal:
             if isinstance(row, dict):
                 return list(row)
     return Refusal(found.name, "no row that is an object {…}")
+
+
+def _header(line: str) -> list[str]:
+    """Empty where the readers will say what is wrong with it."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []

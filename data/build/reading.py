@@ -75,15 +75,17 @@ class Reading:
         }
 
 
-def read_folder(folder: Path, out: Path, options: ReadOptions, account: Account, benchmarks: Benchmarks | None = None) -> Reading:
+def read_folder(
+    folder: Path, out: Path, options: ReadOptions, account: Account, benchmarks: Benchmarks | None = None, skip: Path | None = None
+) -> Reading:
     """Writes work/documents.jsonl and files.jsonl (each file that was read, with its hash) below `out`.
 
-    benchmarks: documents that share a run of words with one are left out.
+    benchmarks: documents that share a run of words with one are left out. skip: a folder that is not looked into (default: `out`).
     Memory grows with the number of documents (signatures, about 2 kB each), not with their text.
     Raises UserError where nothing is left.
     """
     found: list[Found] = []
-    for entry in find_files(folder, options.include, options.exclude, skip=out):
+    for entry in find_files(folder, options.include, options.exclude, skip=skip or out):
         if isinstance(entry, Refusal):
             account.refuse("files", entry)
         else:

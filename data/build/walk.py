@@ -63,7 +63,7 @@ def find_files(folder: Path, include: list[str], exclude: list[str], skip: Path 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     rules = _Rules(GitIgnoreSpec.from_lines(include) if include else None, GitIgnoreSpec.from_lines(exclude))
-    yield from _below(folder, "", rules, [], skip.resolve() if skip else None)
+    yield from _below(folder, rules, _identity(skip.stat()) if skip and skip.is_dir() else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +72,38 @@ class _Rules:
     exclude: GitIgnoreSpec
 
 
-def _below(
-    root: Path, prefix: str, rules: _Rules, ignores: list[tuple[str, GitIgnoreSpec]], skip: Path | None
-) -> Iterator[Found | Refusal]:
-    folder = root / prefix
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    prefix: str
+    """Its path below the root, with a slash at its end; the root's is empty."""
+    ignores: list[tuple[str, GitIgnoreSpec]]
+    """Of the folders above: (prefix, what its .gitignore says)."""
+
+
+def _below(root: Path, rules: _Rules, skip: tuple[int, int] | None) -> Iterator[Found | Refusal]:
+    """Depth first, without recursion: folders may be nested as deep as a path is long."""
+    stack = [_entries(root, _Folder("", []), rules, skip)]
+    while stack:
+        entry = next(stack[-1], None)
+        if entry is None:
+            stack.pop()
+        elif isinstance(entry, _Folder):
+            stack.append(_entries(root, entry, rules, skip))
+        else:
+            yield entry
+
+
+def _entries(root: Path, below: _Folder, rules: _Rules, skip: tuple[int, int] | None) -> Iterator[Found | Refusal | _Folder]:
+    folder = root / below.prefix
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         own = _own_ignores(folder)
     except OSError as error:
-        yield Refusal(f"{prefix or '.'}", f"cannot be read: {error.strerror}")
+        yield Refusal(excerpt(below.prefix, 300) or ".", f"cannot be read: {error.strerror}")
         return
-    ignores = [*ignores, (prefix, own)] if own else ignores
+    ignores = [*below.ignores, (below.prefix, own)] if own else below.ignores
     for entry in entries:
-        name = prefix + entry.name
+        name = below.prefix + entry.name
         try:
             why = _left_out(root, entry, name, rules, ignores)
             is_folder = entry.is_dir(follow_symlinks=False)
@@ -92,10 +111,14 @@ def _below(
                 yield Refusal(excerpt(name, 300) + ("/" if is_folder else ""), why[0], by_rule=why[1])
             elif not is_folder:
                 yield _file(entry, name, rules)
-            elif Path(entry.path).resolve() != skip:
-                yield from _below(root, name + "/", rules, ignores, skip)
+            elif skip is None or _identity(entry.stat(follow_symlinks=False)) != skip:
+                yield _Folder(name + "/", ignores)
         except OSError as error:
             yield Refusal(excerpt(name, 300), f"cannot be read: {error.strerror}")
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _own_ignores(folder: Path) -> GitIgnoreSpec | None:

@@ -1,6 +1,7 @@
 """Files that try to hurt: each refused by name, the others read; nothing is run or fetched. Each attack has a twin that is read."""
 
 import os
+import sys
 import threading
 import zlib
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -10,6 +11,9 @@ import pytest
 
 from data.build.confined import Confined
 from data.build.extract import extract
+from data.build.pages import Page, read_pages
+from data.build.walk import Found, find_files
+from data.records import Refusal
 
 
 def make_pdf(text: str, stream: bytes | None = None, extra: str = "") -> bytes:
@@ -117,6 +121,54 @@ def test_the_parser_knows_no_secrets_and_writes_nothing(tmp_path: Path, monkeypa
 
 
 def test_memory_of_the_parser_is_bounded(tmp_path: Path) -> None:
-    (tmp_path / "large.html").write_text("<p>words</p>" * 400_000)
-    with Confined(timeout_s=240, memory_bytes=256 << 20) as confined:
+    (tmp_path / "large.html").write_text("<p>words</p>" * 50_000)
+    (tmp_path / "small.html").write_text("<p>words</p>")
+    with Confined(timeout_s=240, memory_bytes=80 << 20) as confined:
         assert "memory" in confined.read("html", tmp_path / "large.html")["error"]
+        assert confined.read("html", tmp_path / "small.html")["text"] == "words"
+
+
+def test_folders_deeper_than_recursion(tmp_path: Path) -> None:
+    paths = [tmp_path / "/".join(["d"] * depth) for depth in range(1, sys.getrecursionlimit() + 100)]
+    for path in paths:
+        path.mkdir()
+    try:
+        (paths[-1] / "words.md").write_text("words")
+        (found,) = find_files(tmp_path, [], [])
+        assert isinstance(found, Found) and found.name.endswith("/d/words.md")
+        (paths[-1] / "words.md").unlink()
+    finally:
+        for path in reversed(paths):  # shutil.rmtree would recurse
+            path.rmdir()
+
+
+def test_tables_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "fake.parquet").write_bytes(b"no table")
+    (tmp_path / "wide.csv").write_bytes(b"a" * 200_000 + b"\n1\n")
+    (tmp_path / "long.jsonl").write_bytes(b'{"text": "' + b"x" * (33 << 20) + b'"}\n{"text": "a short row with words enough"}\n')
+    (tmp_path / "numbers.jsonl").write_bytes(b"1\n2\n")
+    with Confined() as confined:
+        read = {
+            found.name: list(read_pages(found, tmp_path, confined, {}))
+            for found in find_files(tmp_path, [], [])
+            if isinstance(found, Found)
+        }
+    reasons = {name: [page.reason.split(" (")[0] for page in pages if isinstance(page, Refusal)] for name, pages in read.items()}
+    assert reasons == {
+        "fake.parquet": ["not a readable Parquet file"],
+        "wide.csv": ["no column of text"],
+        "long.jsonl": ["longer than 32 MB"],
+        "numbers.jsonl": ["no row that is an object {…}"],
+    }
+    assert [page.text for page in read["long.jsonl"] if isinstance(page, Page)] == ["a short row with words enough"]
+
+
+def test_one_line_of_a_megabyte(tmp_path: Path) -> None:
+    (tmp_path / "line.txt").write_bytes(b"x" * (2 << 20))
+    (tmp_path / "large.md").write_bytes(b"")
+    os.truncate(tmp_path / "large.md", 33 << 20)
+    (entry,) = [found for found in find_files(tmp_path, [], []) if isinstance(found, Found)]
+    (line,) = read_pages(entry, tmp_path, Confined(), {})
+    assert isinstance(line, Refusal) and line.reason.startswith("a line of 2,097,152 characters")
+    (large,) = [refused for refused in find_files(tmp_path, [], []) if isinstance(refused, Refusal)]
+    assert large.reason.startswith("larger than 32 MB")
