@@ -20,6 +20,7 @@ from console import UserError
 from tests.cluster.conftest import BIN, TOKEN, Machines, free_port
 from tests.conftest import ROOT
 from tests.faults.conftest import Groups, oracle, write_experiment
+from tests.faults.promises import F3
 
 pytestmark = pytest.mark.timeout(1200)
 RAY, PYTHON = str(BIN / "ray"), sys.executable
@@ -52,6 +53,7 @@ def last(done: subprocess.CompletedProcess[str]) -> str:
 # ── jobs ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_plain_ray_job_submit_trains_the_same(machines: Machines, clone: Path, undisturbed: Any, tmp_path: Path) -> None:
     """`ray job submit --working-dir . -- python -m trainer …` from a clean copy, to nodes that have the dependencies and nothing of ours."""
     experiment = write_experiment(tmp_path).rename(clone / "experiments" / "small.yaml")
@@ -64,6 +66,8 @@ def test_plain_ray_job_submit_trains_the_same(machines: Machines, clone: Path, u
     assert theirs == undisturbed  # to the bit: two ranks there, two here
 
 
+@pytest.mark.slow
+@F3
 def test_submit_follows_and_a_lost_node_is_survived(machines: Machines, clone: Path, undisturbed: Any, tmp_path: Path) -> None:
     """Three workers over both nodes, preflight first; one node is lost while they train; the rest goes on, and nothing is skipped."""
     experiment = write_experiment(tmp_path).rename(clone / "experiments" / "lost.yaml")
@@ -113,6 +117,7 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[Any], log: Pat
     raise AssertionError(log.read_text()[-3000:])
 
 
+@pytest.mark.slow
 def test_stop_saves_and_status_tells(machines: Machines, clone: Path, tmp_path: Path) -> None:
     """A job that nobody follows goes on; stop makes it save; what it did is there."""
     experiment = write_experiment(tmp_path).rename(clone / "experiments" / "stopped.yaml")
