@@ -40,4 +40,4 @@ slow: setup  ## tests that are too slow for every run, but for the faults
 	@$(PY) -m pytest -m slow --ignore tests/faults
 
 faults: setup  ## the fault matrix of docs/reliability.md; prints its table (about 20 minutes on two cores)
-	@OMP_NUM_THREADS=1 STUDYHALL_FAULTS_TABLE=benchmarks/results/faults.json $(PY) -m pytest tests/faults -m "" ; $(PY) -m benchmarks.faults_table
+	@OMP_NUM_THREADS=1 STUDYHALL_FAULTS_TABLE=benchmarks/results/faults.json $(PY) -m pytest tests/faults tests/cluster/test_jobs.py -m "" ; $(PY) -m benchmarks.faults_table

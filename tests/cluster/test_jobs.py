@@ -64,6 +64,7 @@ def test_plain_ray_job_submit_trains_the_same(machines: Machines, clone: Path, u
     assert theirs == undisturbed  # to the bit: two ranks there, two here
 
 
+@pytest.mark.slow
 def test_submit_follows_and_a_lost_node_is_survived(machines: Machines, clone: Path, undisturbed: Any, tmp_path: Path) -> None:
     """Three workers over both nodes, preflight first; one node is lost while they train; the rest goes on, and nothing is skipped."""
     experiment = write_experiment(tmp_path).rename(clone / "experiments" / "lost.yaml")
@@ -113,6 +114,7 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[Any], log: Pat
     raise AssertionError(log.read_text()[-3000:])
 
 
+@pytest.mark.slow
 def test_stop_saves_and_status_tells(machines: Machines, clone: Path, tmp_path: Path) -> None:
     """A job that nobody follows goes on; stop makes it save; what it did is there."""
     experiment = write_experiment(tmp_path).rename(clone / "experiments" / "stopped.yaml")
