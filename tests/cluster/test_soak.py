@@ -1,4 +1,4 @@
-"""Sixty-four light streams at once, on logical CPUs: what feeds 64 ranks, without the ranks."""
+"""Sixty-four light streams at once, on logical CPUs: what feeds 64 ranks, without the ranks. Minutes, and 64 worker processes."""
 
 import json
 import os
@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np, ray
 from data.stream import STREAM_CPUS, RankShares, StreamSpec, iterate, step_numbers
 
-RANKS, PROCESSES = 64, 8
-folder, num_steps, root = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+folder, num_steps, root, RANKS, PROCESSES = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 ray.init(
     address="local", num_cpus=int(RANKS * STREAM_CPUS) + 1, include_dashboard=False, object_store_memory=200 * 2**20,
     runtime_env={"env_vars": {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}}, log_to_driver=False,
@@ -52,7 +51,8 @@ ray.shutdown()
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_64_streams(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks, processes", [(8, 2), (64, 8)])
+def test_streams(tmp_path: Path, ranks: int, processes: int) -> None:
     """Every rank gets its rows in order, as many micro-steps as every other; together all tokens of the plan, once."""
     from data.bios import make_bios
     from data.catalogue import catalogue_of
@@ -69,11 +69,11 @@ def test_64_streams(tmp_path: Path) -> None:
     plan.save(tmp_path / "plan.npz")
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", SOAK, str(tmp_path), str(plan.num_steps), str(ROOT)], cwd=ROOT, env=env, text=True, capture_output=True, timeout=850
+        [sys.executable, "-c", SOAK, str(tmp_path), str(plan.num_steps), str(ROOT), str(ranks), str(processes)], cwd=ROOT, env=env, text=True, capture_output=True, timeout=850
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.strip().splitlines()[-1])
-    assert len(told) == 64 and all(one["ordered"] for one in told)
+    assert len(told) == ranks and all(one["ordered"] for one in told)
     assert len({one["rows"] for one in told}) == 1 and told[0]["rows"] >= plan.num_steps
     # Items over a row are cut into pieces that overlap by one token; nothing else is there twice.
     pieces = [-(-(int(n) - 1) // 95) for n in store.lengths[plan.items]]
