@@ -51,7 +51,7 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 @F16
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1300)
 def test_killed_driver_and_raising_trials(ray_cluster: str, tmp_path: Path) -> None:
     experiment = tmp_path / "search.yaml"
     experiment.write_text(EXPERIMENT.format(runs=tmp_path / "runs"))
@@ -63,7 +63,7 @@ def test_killed_driver_and_raising_trials(ray_cluster: str, tmp_path: Path) -> N
             command, cwd=ROOT, env={**env, "STUDYHALL_FAIL": "step.begin=sleep:0.05"}, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 420
         while time.monotonic() < deadline:
             states = [row["state"] for row in rows_of(folder).values()]
             if {"done", "failed"} & set(states) and "running" in states:
