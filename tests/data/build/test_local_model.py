@@ -18,7 +18,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("model")
     texts = [path.read_text() for path in Path(__file__).parent.glob("*.py")]
-    make_tiny_model(folder, TinyModel(vocab_size=600, hidden_size=64, layers=2, max_positions=4096), texts, seed=0)
+    make_tiny_model(folder, TinyModel(vocab_size=2000, hidden_size=64, layers=2, max_positions=4096), texts, seed=0)
     return folder
 
 
