@@ -1,4 +1,4 @@
-"""python -m data check …: reads an experiment's data (or one file) and says what was used, what not, and why. Also: plan, build."""
+"""python -m data check …: reads an experiment's data (or one file) and says what was used, what not, and why. Also: plan, build, show."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from rich.table import Table
 from cluster.connect import connected, gpus_here
 from console import UserError, door, out, say, write_result
 from data.build.command import add_build
+from data.build.show import add_show
 from data.config import DataConfig, Source
 from data.load import load_corpus
 from data.plan_command import Planned, add_plan, plan_arms
@@ -40,6 +41,7 @@ def main(argv: list[str] | None = None) -> int | None:
     _add_check(commands)
     add_plan(commands, _planned)
     add_build(commands, connected, gpus_here)
+    add_show(commands)
     args, rest = parser.parse_known_args(argv)  # overrides may stand behind options; sub-parsers know no intermixed arguments
     if any(word.startswith("-") for word in rest) or (rest and not hasattr(args, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
-from rich.table import Table
 
-from console import UserError, chatter_to, out, say, write_result
+from console import UserError, chatter_to, say, write_result
 from data.build import output
 from data.build.account import Account
 from data.build.arguments import GENERATORS, KEY, STUDENT, add_arguments
@@ -30,6 +29,7 @@ from data.build.questions import ORDER, Asking, Made, check_requests, collect, d
 from data.build.reading import Reading, ReadOptions, read_folder
 from data.build.requests import Answers, write_pending
 from data.build.sheet import write_sheet
+from data.build.show import print_account, print_splits
 from data.build.splits import SplitName, split_units
 from data.config import Source
 from data.readers import read_source
@@ -127,7 +127,7 @@ def _dry_run(args: argparse.Namespace, options: ReadOptions, benchmarks: Benchma
         about = {"account": account.as_dict(), "statistics": reading.statistics(), "splits": _split_sizes(reading, splits)}
         write_result(json.dumps({**about, "estimate": asdict(found)}, ensure_ascii=False, indent=1))
         return
-    _print_account(account.as_dict())
+    print_account(account.as_dict())
     say(_read_in_words(reading, splits))
     say(found.in_words(args.price))
 
@@ -165,8 +165,8 @@ def _write(
     if args.json:
         write_result(json.dumps({**about, "spent": asdict(spent)}, ensure_ascii=False, indent=1))
     else:
-        _print_account(account)
-        _print_splits(counts, levels)
+        print_account(account)
+        print_splits(counts, levels)
     say(f"look through {args.out / 'samples.html'} before you train; what was left out, and why: {args.out / 'left_out.jsonl'}")
     if empty:
         raise UserError(
@@ -247,20 +247,3 @@ def _read_in_words(reading: Reading, splits: dict[str, SplitName]) -> str:
     sizes = ", ".join(f"{split} {number:,}" for split, number in _split_sizes(reading, splits).items())
     languages = ", ".join(f"{name} {number:,}" for name, number in list(about["languages"].items())[:4])
     return f"{about['documents']:,} documents of {about['pages']:,} pages (half of them over {about['length']['p50']:,} characters; {languages}): {sizes}"
-
-
-def _print_account(account: dict[str, Any]) -> None:
-    table = Table("", "came", "used", "left out", title="Account")
-    for what, row in account.items():
-        left = "\n".join(f"{number:,} {reason}" for reason, number in row["left_out"].items())
-        table.add_row(what, f"{row['came']:,}", f"{row['used']:,}", left)
-    out.print(table, markup=False)
-
-
-def _print_splits(counts: dict[str, dict[str, int]], levels: dict[str, dict[str, int]]) -> None:
-    table = Table("split", "documents", "questions", "levels", title="Splits")
-    for split in ORDER:
-        row = counts[split]
-        shown = ", ".join(f"{level} {number:,}" for level, number in levels[split].items())
-        table.add_row(split, f"{row['documents']:,}", f"{row.get('questions', 0):,}", shown)
-    out.print(table, markup=False)

@@ -34,6 +34,9 @@ class LocalModel:
             seed=0,
             trust_remote_code=False,
             load_format="safetensors",  # "auto" would fall back on pickled weights
+            # JSON allows any space between its tokens: a weak model writes nothing else, to the end of its allowance.
+            # Of the engine, because vLLM 0.32 takes no notice of the same setting of a request.
+            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
             **settings,
         )
         self._max_model_len = max_model_len
@@ -78,6 +81,5 @@ class LocalModel:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
-        # Whitespace between tokens of JSON is free: a weak model writes nothing else, to the end of its allowance.
-        guided = StructuredOutputsParams(json=request.schema, disable_any_whitespace=True) if request.schema is not None else None
+        guided = StructuredOutputsParams(json=request.schema) if request.schema is not None else None
         return SamplingParams(temperature=request.temperature, max_tokens=request.max_tokens, seed=request.seed, structured_outputs=guided)

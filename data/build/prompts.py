@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,9 +147,13 @@ def _asked(one: Any, form: Form) -> Asked | Misread:
     return asked
 
 
+_CONTROLS = re.compile(r"[\x00-\x1f]")
+
+
 def _unfenced(text: str) -> str:
-    """Without the code fence that chat models put around JSON when nothing guides them."""
-    text = text.strip()
+    """Without the code fence that chat models put around JSON when nothing guides them, and without control characters: xgrammar lets
+    them into texts, where JSON wants them escaped. Between values they are space anyway."""
+    text = _CONTROLS.sub(" ", text).strip()
     if text.startswith("```") and text.endswith("```"):
         text = text[3:-3].removeprefix("json")
     return text.strip()

@@ -18,8 +18,9 @@ from data.overlap import normalise
 from data.records import Document
 
 ORDER: tuple[SplitName, ...] = ("test", "validation", "train")
-_TOKENS_A_QUESTION = 120
-"""Room for one question as JSON; a reply that needs more is cut off, counted and asked again."""
+_TOKENS_A_QUESTION = 160
+"""Room for one question as JSON, the longest texts of the schema at four characters a token; a reply that needs more is cut off,
+counted and asked again."""
 _CHECK_TOKENS = 48
 _RETRY_TEMPERATURE = 0.7
 """A greedy model that went wrong would go wrong again."""

@@ -111,7 +111,7 @@ def test_from_a_folder_to_a_plan(folder: Path, tmp_path: Path, service: Service,
         assert plan["contamination"]["kinds"]["questions"]["shared"] == 0
 
 
-def test_nothing_is_paid_twice(folder: Path, tmp_path: Path, service: Service) -> None:
+def test_nothing_is_paid_twice(folder: Path, tmp_path: Path, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "built"
     service.fail_after = 11
     with pytest.raises(RunError, match="401"):
@@ -120,6 +120,12 @@ def test_nothing_is_paid_twice(folder: Path, tmp_path: Path, service: Service) -
     service.fail_after = None
     build(folder, out, service, "--parallel", "2", "--no-ray")
     assert len(service.paid) == len(set(service.paid)) == manifest(out)["account"]["documents"]["used"]
+    capsys.readouterr()
+    main(["show", str(out), "--json", "--samples", "2"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["changed"] == [] and len(shown["samples"]["train"]) == 2 and shown["account"] == manifest(out)["account"]
+    main(["show", str(out)])
+    assert "by-rule" in capsys.readouterr().out
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".jsonl", ".yaml", ".html", ".json")}
     build(folder, out, service, "--parallel", "2", "--no-ray")
     assert len(service.paid) == len(set(service.paid))
@@ -177,3 +183,16 @@ def test_another_folder_is_not_written_into(folder: Path, tmp_path: Path) -> Non
     for out, why in ((tmp_path / "mine", "holds other files, e.g. thesis.tex"), (tmp_path, "holds the folder that is read")):
         with pytest.raises(UserError, match=why):
             main(["build", str(folder), "--out", str(out)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no finished build"):
+        main(["show", str(tmp_path / "empty")])
+
+
+def test_show_names_what_has_changed(folder: Path, tmp_path: Path, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "built"
+    build(folder, out, service, "--no-ray")
+    (out / "train_questions.jsonl").write_text("")
+    (out / "search.yaml").unlink()
+    capsys.readouterr()
+    main(["show", str(out), "--json"])
+    assert json.loads(capsys.readouterr().out)["changed"] == ["search.yaml", "train_questions.jsonl"]

@@ -18,7 +18,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("model")
     texts = [path.read_text() for path in Path(__file__).parent.glob("*.py")]
-    make_tiny_model(folder, TinyModel(vocab_size=600, hidden_size=64, layers=2, max_positions=4096), texts, seed=0)
+    make_tiny_model(folder, TinyModel(vocab_size=2000, hidden_size=64, layers=2, max_positions=4096), texts, seed=0)
     return folder
 
 
@@ -39,7 +39,7 @@ def test_guided_decoding_makes_json_of_noise(model: Path, tmp_path: Path) -> Non
     finished = [reply for reply in replies if reply["finish"] == "stop"]
     assert finished
     for reply in finished:
-        value = json.loads(reply["text"])
+        value = json.loads(reply["text"], strict=False)  # xgrammar lets control characters into texts
         assert set(value) == {"questions"} and 1 <= len(value["questions"]) <= 2
         assert not [
             one for one in read_answer(reply["text"], "open") if isinstance(one, Misread) and one.reason != "an empty question or answer"

@@ -85,6 +85,7 @@ CHOICE = {"question": "Who?", "choices": ["a", "b", "c", "d"], "answer": "B", "l
         (json.dumps({"questions": [GOOD]}), "open", None),
         ("```json\n" + json.dumps({"questions": [GOOD]}) + "\n```", "open", None),
         (json.dumps({"questions": [CHOICE]}), "choices", None),
+        ('{"questions":\n[{"question": "Who\x18 is\tit?", "answer": "Ada", "level": "remember"}]}', "open", None),
         (json.dumps({"questions": [GOOD]})[:-4], "open", "not JSON"),
         ('{"questions": [NaN]}', "open", "not JSON"),
         ("[]", "open", "no list of questions"),

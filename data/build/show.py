@@ -1,0 +1,108 @@
+"""python -m data show DIR: what a build has made, read from its manifest; samples, and whether a file has changed since."""
+
+import argparse
+import hashlib
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from console import UserError, out, write_result
+from data.build.output import FORMAT, MANIFEST
+from data.build.questions import ORDER
+from data.validate import excerpt
+
+
+def add_show(commands: Any) -> None:
+    show = commands.add_parser("show", help="what a build has made", description="Prints a build's account, splits, lengths and samples.")
+    show.add_argument("folder", type=Path, metavar="DIR", help="that python -m data build has written")
+    show.add_argument("--samples", type=int, default=3, metavar="N", help="questions of each split (3)")
+    show.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    show.set_defaults(run=_show)
+
+
+def _show(args: argparse.Namespace) -> None:
+    about = read_manifest(args.folder)
+    samples = {split: _sample(args.folder / f"{split}_questions.jsonl", args.samples, about["seed"]) for split in ORDER}
+    changed = changed_files(args.folder, about)
+    if args.json:
+        write_result(json.dumps({**about, "samples": samples, "changed": changed}, ensure_ascii=False, indent=1))
+        return
+    print_account(about["account"])
+    print_splits(about["splits"], about["levels"])
+    lengths = about["statistics"]["length"]
+    _say(
+        f"documents: {', '.join(f'{name} {value:,}' for name, value in lengths.items())} characters; {_counted(about['statistics'], 'formats')}"
+    )
+    _say(
+        f"questions by {about['model']}, prompts {about['prompts']['name']}: {about['tokens']['prompt']:,} tokens read, {about['tokens']['answer']:,} written"
+    )
+    for split, rows in samples.items():
+        for row in rows:
+            _say(f"{split}: {excerpt(row['question'], 160)} – {excerpt(row['answers'][0], 80)}")
+    for name in changed:
+        _say(f"changed since it was built: {name}")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises UserError where there is none that this version reads."""
+    try:
+        about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{folder / MANIFEST}: cannot be read: no finished build; run python -m data build … --out {folder}") from None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise UserError(f"{folder / MANIFEST}: another format than {FORMAT}; build it again with this version")
+    return about
+
+
+def changed_files(folder: Path, about: dict[str, Any]) -> list[str]:
+    """Names of files that are not what the manifest says, or gone."""
+
+    def differs(name: str, sha256: str) -> bool:
+        try:
+            with (folder / name).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() != sha256
+        except OSError:
+            return True
+
+    return [name for name, known in about["files"].items() if differs(name, known["sha256"])]
+
+
+def _sample(path: Path, number: int, seed: int) -> list[dict[str, Any]]:
+    """Some rows of a file, by reservoir; none where it is gone."""
+    kept: list[str] = []
+    if path.is_file():
+        rng = random.Random(seed)
+        with path.open(encoding="utf-8") as file:
+            kept = list(itertools.islice(file, number))
+            for position, line in enumerate(file, number):
+                if (at := rng.randint(0, position)) < number:
+                    kept[at] = line
+    return [json.loads(line) for line in kept]
+
+
+def print_account(account: dict[str, Any]) -> None:
+    table = Table("", "came", "used", "left out", title="Account")
+    for what, row in account.items():
+        left = "\n".join(f"{number:,} {reason}" for reason, number in row["left_out"].items())
+        table.add_row(what, f"{row['came']:,}", f"{row['used']:,}", left)
+    out.print(table, markup=False)
+
+
+def print_splits(counts: dict[str, dict[str, int]], levels: dict[str, dict[str, int]]) -> None:
+    table = Table("split", "documents", "questions", "levels", title="Splits")
+    for split in ORDER:
+        shown = ", ".join(f"{level} {number:,}" for level, number in levels[split].items())
+        table.add_row(split, f"{counts[split]['documents']:,}", f"{counts[split].get('questions', 0):,}", shown)
+    out.print(table, markup=False)
+
+
+def _counted(statistics: dict[str, Any], what: str) -> str:
+    return ", ".join(f"{name} {number:,}" for name, number in statistics[what].items())
+
+
+def _say(line: str) -> None:
+    out.print(line, markup=False, soft_wrap=True)
