@@ -1,4 +1,4 @@
-"""vLLM behind two small classes: `Examiner` runs in a Ray actor, `Engine` on the driver. The only file that imports vllm."""
+"""vLLM behind two small classes: `Examiner` runs in a Ray actor, `Engine` on the driver. Beside data/build/local_model.py the only file that imports vllm."""
 
 import contextlib
 import hashlib

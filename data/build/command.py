@@ -21,13 +21,13 @@ from data.build.account import Account
 from data.build.arguments import GENERATORS, KEY, STUDENT, add_arguments
 from data.build.endpoint import Endpoint, check_endpoint
 from data.build.estimate import estimate
+from data.build.exchange import Answers, write_pending
 from data.build.generate import Crew, Spent, generate
 from data.build.local_model import LocalModel
 from data.build.near import Benchmarks
 from data.build.prompts import load_prompts
 from data.build.questions import ORDER, Asking, Made, check_requests, collect, drop_checked, settle, to_ask
 from data.build.reading import Reading, ReadOptions, read_folder
-from data.build.requests import Answers, write_pending
 from data.build.sheet import write_sheet
 from data.build.show import print_account, print_splits
 from data.build.splits import SplitName, split_units

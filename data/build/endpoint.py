@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from console import UserError
-from data.build.requests import Declined, Reply, Request
+from data.build.exchange import Declined, Reply, Request
 
 _TIMEOUT_S = 300.0
 _LONGEST_WAIT_S = 60.0

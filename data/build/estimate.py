@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from data.build.exchange import Answers, Request
 from data.build.questions import Asking
 from data.build.reading import CHARACTERS_A_TOKEN
-from data.build.requests import Answers, Request
 
 _TOKENS_A_QUESTION = 60
 """A question, its answer and level as JSON, as instruct models write them; the allowance (Request.max_tokens) is larger."""

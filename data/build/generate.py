@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from console import RunError, progress
 from data.build.endpoint import EndpointFailure
-from data.build.requests import Answers, Declined, Pending, Reply, Request, read_pending
+from data.build.exchange import Answers, Declined, Pending, Reply, Request, read_pending
 
 
 class Asker(Protocol):

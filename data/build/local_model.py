@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from data.build.requests import Declined, Reply, Request
+from data.build.exchange import Declined, Reply, Request
 
 _BATCHED_TOKENS = 4096
 

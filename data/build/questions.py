@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.build.account import Account
+from data.build.exchange import Answers, Reply, Request
 from data.build.filters import Source, Unique, fault, right_answer
 from data.build.near import Benchmarks
 from data.build.prompts import LEVELS, Asked, Form, Misread, Prompts, Template, read_answer, schema
 from data.build.reading import Reading
-from data.build.requests import Answers, Reply, Request
 from data.build.splits import SplitName
 from data.overlap import normalise
 from data.records import Document

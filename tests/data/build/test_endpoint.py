@@ -7,8 +7,8 @@ import pytest
 from pydantic import SecretStr
 
 from data.build.endpoint import Endpoint, EndpointFailure
+from data.build.exchange import Declined, Request
 from data.build.prompts import schema
-from data.build.requests import Declined, Request
 from tests.data.build.service import KEY, Service, serving
 
 

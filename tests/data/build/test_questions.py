@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from console import UserError
+from data.build.exchange import Answers, Reply, Request, read_pending, write_pending
 from data.build.filters import Source, Unique, fault, names, supported
 from data.build.near import Benchmarks
 from data.build.output import few_questions, interval_points
 from data.build.prompts import LEVELS, Asked, Misread, load_prompts, read_answer, schema
-from data.build.requests import Answers, Reply, Request, read_pending, write_pending
 from data.records import Document
 
 LAMP = Document("lamps.md#1", "The Halley lamp opened in May 2023 in Lund. It was designed by Ada Holm, and costs 40 euros.", "Halley lamp")
