@@ -48,7 +48,7 @@ def build_report(
         "direction": search.direction,
         "names": short_names(list(search.space)),
         "questions": dict(questions),
-        "base": dict(base) if base else None,
+        "base": {key: base[key] for key in ("score", "guard")} if base else None,
         "ended": ended,
         "trials": [asdict(row) for row in rows],
         "ranking": [row.id for row in best],

@@ -33,9 +33,11 @@ def workplace(run_folder: Path, name: str) -> Path:
     place = run_folder / "search" / "work" / name
     (place / "logs").mkdir(parents=True, exist_ok=True)
     for shared in _SHARED:
-        (run_folder / shared).mkdir(exist_ok=True)
-        if not (place / shared).is_symlink():
-            (place / shared).symlink_to((run_folder / shared).resolve(), target_is_directory=True)
+        link, target = place / shared, (run_folder / shared).resolve()
+        target.mkdir(exist_ok=True)
+        if not link.is_symlink() or link.resolve() != target:  # the run folder may have been moved
+            link.unlink(missing_ok=True)
+            link.symlink_to(target, target_is_directory=True)
     return place
 
 

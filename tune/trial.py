@@ -95,7 +95,8 @@ def run_base(task: Task, desk: Any) -> dict[str, Any]:
         hf, weights = prepared.model_folder, "base"
     template = exam_template([job.stage for job in jobs])
     found = _examined(desk, BASE, hf, weights, template)
-    told = {**found, "hf": hf, "weights": weights, "template": template}
+    inside = Path(hf).is_relative_to(task.folder)  # without its place, so that the folder can be moved
+    told = {**found, "hf": str(Path(hf).relative_to(task.folder)) if inside else hf, "weights": weights, "template": template}
     write_json(Path(task.folder) / "search" / "base.json", told)
     return told
 

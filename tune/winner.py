@@ -44,7 +44,8 @@ def test_exam(experiment: Experiment, test: Corpus) -> Exam:
 
 def candidates(run_folder: Path, row: Row, base: dict[str, Any]) -> list[TrainedArm]:
     """The base (as base.json has it) and the winner as the exam takes them; the winner not where its weights are gone."""
-    found = [TrainedArm("base", base["hf"], base["weights"], None, False, {"hf": base["hf"], "template": base["template"]})]
+    start = str(run_folder.resolve() / base["hf"])  # an absolute path stays as it is
+    found = [TrainedArm("base", start, base["weights"], None, False, {"hf": start, "template": base["template"]})]
     if winner := StageStore(run_folder).manifest(row.stages[-1]):
         hf = str(run_folder.resolve() / row.hf)
         found.append(TrainedArm(row.id, hf, winner["weights_sha256"], None, False, {"hf": hf, "template": row.template}))

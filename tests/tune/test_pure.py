@@ -24,6 +24,7 @@ from tune.search import lay_out
 from tune.signals import measured, stopped_in
 from tune.space import trial_id
 from tune.stopping import Ends, cap_reached, cut, make_scheduler
+from tune.training import workplace
 
 SPACE = {"dials.epochs_documents": {"grid": [1, 2, 3, 4]}}
 
@@ -265,3 +266,10 @@ def test_more_gpus_than_there_are_is_refused() -> None:
 def test_rows_are_plain_json(tmp_path: Path) -> None:
     Ledger(tmp_path).write(row(1, 0.1, 0.5))
     assert json.loads(next((tmp_path / "search/trials").glob("*.json")).read_text())["rungs"][1]["share"] == 1.0
+
+
+def test_a_moved_run_folder_has_its_own_stages_again(tmp_path: Path) -> None:
+    (workplace(tmp_path / "before", "trial") / "stages" / "key").mkdir()
+    (tmp_path / "before").rename(tmp_path / "after")
+    (tmp_path / "before").mkdir()
+    assert (workplace(tmp_path / "after", "trial") / "stages" / "key").is_dir()
