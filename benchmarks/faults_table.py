@@ -12,13 +12,15 @@ BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown: id, promise, held, seconds to recover."""
-    lines = ["| id | promise | tests | held | seconds to recover |", "|---|---|---|---|---|"]
+    """Markdown: id, promise, held, seconds to recover, the commit that was tried."""
+    lines = ["| id | promise | tests | held | seconds to recover | run at |", "|---|---|---|---|---|---|"]
     for row in result["figures"]:
         seconds = ", ".join(f"{s:g}" for s in row["recovered_s"]) or "–"
-        lines.append(f"| {row['id']} | {row['promise']} | {row['tests']} | {'yes' if row['held'] else '**no**'} | {seconds} |")
+        lines.append(
+            f"| {row['id']} | {row['promise']} | {row['tests']} | {'yes' if row['held'] else '**no**'} | {seconds} | {row['commit']} |"
+        )
     about = result["environment"]
-    return "\n".join([*lines, "", f"`make faults`, {about['date']}, {about['cpus']} cores, {about['minutes']} minutes."])
+    return "\n".join([*lines, "", f"`make faults`, last on {about['date']}, {about['cpus']} cores."])
 
 
 def main() -> None:
