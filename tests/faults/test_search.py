@@ -50,6 +50,7 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 @F16
 @pytest.mark.timeout(1300)
 def test_killed_driver_and_raising_trials(ray_cluster: str, tmp_path: Path) -> None:
@@ -109,11 +110,12 @@ def test_killed_driver_and_raising_trials(ray_cluster: str, tmp_path: Path) -> N
     assert winner.search is None and winner.stages("only")[-1].rate == values["arms.only.stages.1.rate"]
     assert yaml.safe_load((folder / "search/winner.yaml").read_text())["exam"]["validation_share"] == 0.5
 
-    # Never paused, trained by the trainer's own command: the same stage, to the bit.
+    # Never paused, trained by the trainer's own command: the same stage, to the bit, with as many threads as Ray gives a trial.
     settings = [f"runs={tmp_path / 'again'}", "--no-ray", "--no-exam"]
     trained = subprocess.run(
         [sys.executable, "-m", "trainer", str(folder / "search/winner.yaml"), *settings],
         cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         text=True,
         capture_output=True,
         timeout=240,
