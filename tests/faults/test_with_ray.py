@@ -284,7 +284,7 @@ def test_a_data_file_changes_between_kill_and_resume(run_command: Callable[..., 
     killed = run_command("trainer", str(experiment), "--no-ray", "--no-exam", env={"STUDYHALL_FAIL": "step.begin=kill@12"})
     assert killed.returncode == -signal.SIGKILL
     (stage_folder,) = (tmp_path / "runs/changed/stages").iterdir()
-    assert checkpoints(stage_folder)[0].step == 10
+    assert checkpoints(stage_folder)[0].step in (5, 10)  # the one of step 10 is written behind training
     file = data / "train_documents.jsonl"
     original = file.read_text()
     file.write_text(original.replace("Document 3 ", "Document three "))
