@@ -58,14 +58,24 @@ class Endpoint:
         self._client = httpx.Client(timeout=httpx.Timeout(_TIMEOUT_S, connect=20.0), headers=headers, follow_redirects=False)
 
     def ask(self, requests: list[Request]) -> Iterator[tuple[Request, Reply | Declined]]:
-        """In the order in which they are answered. Raises EndpointFailure; what was yielded before is answered."""
+        """In the order in which they are answered. Raises EndpointFailure, after those that were on their way and are answered all the same."""
+        failure: BaseException | None = None
         with ThreadPoolExecutor(self._parallel) as pool:
             futures = {pool.submit(self._one, request): request for request in requests}
             try:
                 for future in as_completed(futures):
-                    yield futures[future], future.result()
+                    if future.cancelled():
+                        continue
+                    if (error := future.exception()) is None:
+                        yield futures[future], future.result()
+                    elif failure is None:
+                        failure = error
+                        for other in futures:
+                            other.cancel()
             finally:
                 pool.shutdown(cancel_futures=True)
+        if failure:
+            raise failure
 
     def _one(self, request: Request) -> Reply | Declined:
         retrying = Retrying(retry=retry_if_exception_type(_Again), stop=stop_after_attempt(self._tries), wait=self._wait, reraise=True)

@@ -376,7 +376,7 @@ def test_fake_and_truncated_parquet(tmp_path: Path) -> None:
 def test_parquet_extension_types_are_refused_before_they_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Pickled(pa.ExtensionType):  # type: ignore[misc]
         def __init__(self) -> None:
-            super().__init__(pa.string(), "ray.data.arrow_pickled_object")
+            super().__init__(pa.string(), "tests.pickled_object")
 
         def __arrow_ext_serialize__(self) -> bytes:
             return b"payload"
@@ -396,7 +396,7 @@ def test_parquet_extension_types_are_refused_before_they_load(tmp_path: Path, mo
         with pytest.raises(AssertionError, match="was loaded"):
             read(tmp_path, (tmp_path / "p").read_bytes(), format="parquet")
     finally:
-        pa.unregister_extension_type("ray.data.arrow_pickled_object")
+        pa.unregister_extension_type("tests.pickled_object")
 
 
 # --- sources that are themselves at fault ---------------------------------------------------------------------------
