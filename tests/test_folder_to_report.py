@@ -41,4 +41,8 @@ def test_three_commands(tmp_path: Path, run_command: Callable[..., subprocess.Co
         cwd=ROOT, env=os.environ.copy(), text=True, capture_output=True, timeout=60,
     )  # fmt: skip
     assert unknown.returncode == 2 and "no arm is called 'pitt'; did you mean pit?" in unknown.stderr
-    assert {s.split for s in load_experiment(experiment).final("pit").data.sources if s.holds == "questions"} == {"train"}
+    sources = load_experiment(experiment).final("pit").data.sources
+    assert {s.split for s in sources if s.holds == "questions"} == {"train"}
+    assert {s.path for s in sources if s.split == "train" and s.holds == "documents"} == {
+        f"{split}_documents.parquet" for split in ("train", "validation", "test")
+    }
