@@ -86,6 +86,25 @@ def gpus_here() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
+def gpu_gib_here() -> float:
+    """Memory of one of the connected cluster's GPUs in GiB; 0 without. RunError where the GPUs are taken for five minutes."""
+    import ray
+
+    if not gpus_here():
+        return 0.0
+
+    @ray.remote(num_gpus=1, max_retries=1)
+    def memory() -> float:
+        import torch
+
+        return float(torch.cuda.get_device_properties(0).total_memory / 2**30)
+
+    try:
+        return ray.get(memory.remote(), timeout=300)  # type: ignore[no-any-return]
+    except ray.exceptions.GetTimeoutError:
+        raise RunError("no GPU of the cluster came free in 300 s; stop what uses them, or name a model and --gpus 0") from None
+
+
 def announce_cluster() -> None:
     """One line on what was connected to."""
     import ray

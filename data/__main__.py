@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from rich.table import Table
 
-from cluster.connect import connected, gpus_here
+from cluster.connect import connected, gpu_gib_here
 from console import UserError, door, out, say, write_result
 from data.build.command import add_build
 from data.build.show import add_show
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int | None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_check(commands)
     add_plan(commands, _planned)
-    add_build(commands, connected, gpus_here)
+    add_build(commands, connected, gpu_gib_here)
     add_show(commands)
     args, rest = parser.parse_known_args(argv)  # overrides may stand behind options; sub-parsers know no intermixed arguments
     if any(word.startswith("-") for word in rest) or (rest and not hasattr(args, "overrides")):

@@ -22,10 +22,16 @@ _EXAMPLES = """examples:
 The same command goes on where it stopped: no question is asked a model twice.
 exit code: 0 good, 1 the model failed, 2 bad input (one line says where, why, and what to do)"""
 
-GENERATORS = {True: "Qwen/Qwen2.5-7B-Instruct", False: "Qwen/Qwen2.5-0.5B-Instruct"}
-"""Ungated; with and without GPUs."""
+GENERATORS = {76: "32B", 38: "14B", 20: "7B", 8: "1.5B", 0: "0.5B"}
+"""Sizes of Qwen2.5-Instruct, ungated and Apache-licensed, by the least GiB of one GPU: bf16 weights of 2 bytes a parameter, and room for the
+cache of some dozens of requests. 0: no GPU."""
 STUDENT = "Qwen/Qwen2.5-7B"
 KEY = "STUDYHALL_API_KEY"
+
+
+def generator_for(gpu_gib: float) -> str:
+    """The default writer of questions where one GPU has so much memory."""
+    return f"Qwen/Qwen2.5-{next(size for least, size in GENERATORS.items() if gpu_gib >= least)}-Instruct"
 
 
 def add_arguments(commands: Any) -> argparse.ArgumentParser:

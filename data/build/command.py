@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from console import UserError, chatter_to, say, write_result
 from data.build import output
 from data.build.account import Account
-from data.build.arguments import GENERATORS, KEY, STUDENT, add_arguments
+from data.build.arguments import KEY, STUDENT, add_arguments, generator_for
 from data.build.endpoint import Endpoint, check_endpoint
 from data.build.estimate import Estimate, estimate
 from data.build.exchange import Answers, write_pending
@@ -44,12 +44,12 @@ _ROWS = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _OURS = {"answers", "work", output.MANIFEST, "left_out.jsonl", "build.log"}
 
 
-def add_build(commands: Any, connect: Connect, gpus_here: Callable[[], int]) -> None:
+def add_build(commands: Any, connect: Connect, gpu_gib_here: Callable[[], float]) -> None:
     """The command's arguments, and the command."""
-    add_arguments(commands).set_defaults(run=lambda args: _build(args, connect, gpus_here))
+    add_arguments(commands).set_defaults(run=lambda args: _build(args, connect, gpu_gib_here))
 
 
-def _build(args: argparse.Namespace, connect: Connect, gpus_here: Callable[[], int]) -> None:
+def _build(args: argparse.Namespace, connect: Connect, gpu_gib_here: Callable[[], float]) -> None:
     _check(args)
     benchmarks = _benchmarks(args.benchmark)
     columns = dict(_column(text) for text in args.column)
@@ -65,15 +65,15 @@ def _build(args: argparse.Namespace, connect: Connect, gpus_here: Callable[[], i
         splits = split_units(reading.units, args.split, args.test_share, args.validation_share, args.seed)
         say(_read_in_words(reading, splits))
         with chatter_to(args.out / "build.log"), nullcontext() if args.no_ray else connect(cpus_needed=args.workers):
-            gpus = 0 if args.no_ray else gpus_here()
-            asking = _asking(args, gpus)
+            gpu_gib = 0.0 if args.no_ray else gpu_gib_here()
+            asking = _asking(args, gpu_gib)
             answers = Answers(args.out / "answers")
             say(_estimate(args, reading, splits, asking, answers).in_words(args.price))
-            crew, spent = _crew(args, asking, gpus), Spent()
+            crew, spent = _crew(args, asking, gpu_gib), Spent()
             made = _questions(args, reading, splits, asking, answers, crew, spent, account, benchmarks)
             rewrites = _rewrites(args, reading, splits, asking, answers, crew, spent, made, account, benchmarks)
         levels = settle(made, account)
-    _write(args, options, reading, splits, asking, made, levels, rewrites, account.as_dict(), gpus, spent)
+    _write(args, options, reading, splits, asking, made, levels, rewrites, account.as_dict(), int(gpu_gib > 0), spent)
 
 
 def _questions(
@@ -133,21 +133,21 @@ def _estimate(args: argparse.Namespace, reading: Reading, splits: dict[str, Spli
     return estimate(requests, answers, asking)
 
 
-def _asking(args: argparse.Namespace, gpus: int) -> Asking:
-    model = args.model or GENERATORS[bool(gpus)]
+def _asking(args: argparse.Namespace, gpu_gib: float) -> Asking:
+    model = args.model or generator_for(gpu_gib)
     named = f"{model}@{args.revision}" if args.revision else model
     return Asking(load_prompts(args.prompts), args.questions, named, args.seed, not args.endpoint, args.characters)
 
 
-def _crew(args: argparse.Namespace, asking: Asking, gpus_here: int) -> Crew:
+def _crew(args: argparse.Namespace, asking: Asking, gpu_gib: float) -> Crew:
     if args.endpoint:
         key = _key(args.key_file)
         url = check_endpoint(args.endpoint, key is not None)
         make = functools.partial(Endpoint, url, args.model, key, args.parallel)
         return Crew(make, args.workers, cpus=0.5, gpus=0, batch=4 * args.parallel)
-    gpus = min(1, gpus_here) if args.gpus is None else args.gpus
+    gpus = int(gpu_gib > 0) if args.gpus is None else args.gpus
     longest = args.max_model_len or args.characters // 2 + 512 + asking.longest_answer()
-    local = functools.partial(LocalModel, args.model or GENERATORS[bool(gpus_here)], args.revision, longest, gpus)
+    local = functools.partial(LocalModel, args.model or generator_for(gpu_gib), args.revision, longest, gpus)
     return Crew(local, args.workers, cpus=1, gpus=gpus, batch=64 if gpus else 8)
 
 

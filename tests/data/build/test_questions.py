@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from console import UserError
+from data.build.arguments import generator_for
 from data.build.exchange import Answers, Reply, Request, read_pending, write_pending
 from data.build.filters import Source, Unique, fault, names, supported
 from data.build.near import Benchmarks
@@ -162,3 +163,11 @@ def test_answers_are_kept_and_asked_once(tmp_path: Path) -> None:
 def test_width_of_the_interval() -> None:
     assert interval_points(100) == pytest.approx(9.8) and few_questions(100) is None
     assert "only 25 exam questions" in (few_questions(25) or "") and "±20 points" in (few_questions(25) or "")
+
+
+def test_the_generator_fits_the_gpu() -> None:
+    sizes = {0: "0.5B", 7.9: "0.5B", 8: "1.5B", 23.6: "7B", 39.4: "14B", 79.1: "32B", 139.8: "32B"}
+    for gib, size in sizes.items():
+        assert generator_for(gib) == f"Qwen/Qwen2.5-{size}-Instruct"
+        weights = float(size.removesuffix("B")) * 2e9 / 2**30
+        assert gib == 0 or weights < 0.85 * gib  # the rest is for the cache
