@@ -28,12 +28,13 @@ class Piece:
 Row = list[Piece]
 
 
-def pack(lengths: npt.ArrayLike, world_size: int, capacity: int, longest: int | None = None) -> list[list[Row]]:
+def pack(lengths: npt.ArrayLike, world_size: int, capacity: int, longest: int | None = None, one_item: bool = False) -> list[list[Row]]:
     """rows[micro_step][rank] for one optimiser step of items with these token counts.
 
     Rows hold at most `capacity` tokens; items over `longest` (default: the capacity) are cut into pieces that overlap by one token,
     so that the first target of a later piece still has a token to be predicted from. Ranks are balanced by tokens + tokens²/capacity:
-    linear layers cost the first, attention within an item the second.
+    linear layers cost the first, attention within an item the second. `one_item`: no row holds two pieces, and the rows of a
+    micro-step are of like length: for models whose items would see each other.
     """
     pieces = [
         piece
@@ -41,9 +42,9 @@ def pack(lengths: npt.ArrayLike, world_size: int, capacity: int, longest: int | 
         for piece in _pieces(item, length, min(capacity, longest or capacity))
     ]
     pieces.sort(key=lambda p: (-len(p), p.item, p.start))
-    bins = best_fit([len(p) for p in pieces], capacity)
+    bins = [[n] for n in range(len(pieces))] if one_item else best_fit([len(p) for p in pieces], capacity)
     micro_steps = ceil(len(bins) / world_size)
-    rows = _balance(pieces, micro_steps * world_size, capacity) or [[pieces[n] for n in members] for members in bins]
+    rows = (not one_item and _balance(pieces, micro_steps * world_size, capacity)) or [[pieces[n] for n in members] for members in bins]
     shortest = pieces[-1]
     rows += [[] for _ in range(micro_steps * world_size - len(rows))]
     filler = Piece(shortest.item, shortest.start, shortest.end, counts=False)
