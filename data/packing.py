@@ -36,15 +36,17 @@ def pack(lengths: npt.ArrayLike, world_size: int, capacity: int, longest: int | 
     linear layers cost the first, attention within an item the second. `one_item`: no row holds two pieces, and the rows of a
     micro-step are of like length: for models whose items would see each other.
     """
+    if one_item:
+        return _one_by_one(np.asarray(lengths).tolist(), world_size, min(capacity, longest or capacity))
     pieces = [
         piece
         for item, length in enumerate(np.asarray(lengths).tolist())
         for piece in _pieces(item, length, min(capacity, longest or capacity))
     ]
     pieces.sort(key=lambda p: (-len(p), p.item, p.start))
-    bins = [[n] for n in range(len(pieces))] if one_item else best_fit([len(p) for p in pieces], capacity)
+    bins = best_fit([len(p) for p in pieces], capacity)
     micro_steps = ceil(len(bins) / world_size)
-    rows = (not one_item and _balance(pieces, micro_steps * world_size, capacity)) or [[pieces[n] for n in members] for members in bins]
+    rows = _balance(pieces, micro_steps * world_size, capacity) or [[pieces[n] for n in members] for members in bins]
     shortest = pieces[-1]
     rows += [[] for _ in range(micro_steps * world_size - len(rows))]
     filler = Piece(shortest.item, shortest.start, shortest.end, counts=False)
@@ -53,6 +55,16 @@ def pack(lengths: npt.ArrayLike, world_size: int, capacity: int, longest: int | 
     # Neighbours in cost meet in one micro-step; every other one is reversed, so that no rank always gets the dearest.
     grid = [rows[n : n + world_size] for n in range(0, len(rows), world_size)]
     return [row[::-1] if n % 2 else row for n, row in enumerate(grid)]
+
+
+def _one_by_one(lengths: list[int], world_size: int, longest: int) -> list[list[Row]]:
+    """Rows of one piece, from long to short; every other micro-step is reversed, so that no rank always gets the longest."""
+    pieces = [piece for item, length in enumerate(lengths) for piece in _pieces(item, length, longest)]
+    pieces.sort(key=lambda p: (-len(p), p.item, p.start))
+    shortest = pieces[-1]
+    pieces += [Piece(shortest.item, shortest.start, shortest.end, counts=False)] * (-len(pieces) % world_size)
+    grid = [[[piece] for piece in pieces[n : n + world_size]] for n in range(0, len(pieces), world_size)]
+    return [ranks[::-1] if n % 2 else ranks for n, ranks in enumerate(grid)]
 
 
 def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:

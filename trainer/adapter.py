@@ -33,8 +33,14 @@ _READ_DIRECTLY = ["out_proj", "x_proj", "dt_proj"]
 def peft_config(adapter: Adapter, module: torch.nn.Module) -> PeftConfig:
     """peft's own config of this adapter for this model. UserError where peft refuses a value."""
     settings = adapter.settings()
-    if settings["target_modules"] == "all-linear" and has_state_space(module) and not isinstance(settings.get("exclude_modules"), str):
-        settings["exclude_modules"] = [*settings.get("exclude_modules", []), *_READ_DIRECTLY]
+    if has_state_space(module):
+        targets = settings["target_modules"]
+        if targets == "all-linear" and not isinstance(settings.get("exclude_modules"), str):
+            settings["exclude_modules"] = [*settings.get("exclude_modules", []), *_READ_DIRECTLY]
+        elif passed := [end for end in _READ_DIRECTLY if end in targets and isinstance(targets, list)]:
+            raise UserError(
+                f"adapter: target_modules: kernels read {passed[0]} past the module, so nothing would be trained there; leave it out"
+            )
     if adapter.embeddings:
         wanted: Any = module
         ends = {id(wanted.get_input_embeddings()), id(wanted.get_output_embeddings())}
