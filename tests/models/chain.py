@@ -45,52 +45,53 @@ def train(one: Experiment) -> run.Prepared:
     return prepared
 
 
-def main() -> None:
-    out, families = Path(sys.argv[1]), sys.argv[2:]
-    torch.set_num_threads(1)
-    drive.begin_alone()
+def through(out: Path, family: str) -> dict[str, Any]:
+    """Trains two stages of a few steps, and what came out of them."""
     from transformers import AutoModelForCausalLM
 
     from trainer.model import build_model
 
+    model = save_model(family, out / "models" / family, TEXTS)
+    one = experiment(out, family, model)
+    prepared = train(one)
+    stage = StageStore(one.folder).folder(prepared.jobs[-1].key)
+    manifest = json.loads((stage / "manifest.json").read_text())
+    trained = build_model(str(model), "eager", torch.float32)
+    load_into(trained, FragmentWeights(stage / "weights", manifest["shapes"], 1))
+    reloaded, told = AutoModelForCausalLM.from_pretrained(stage / "hf", attn_implementation="eager", output_loading_info=True)
+    before = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager")
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        of_network, of_files, at_start = (m.eval()(input_ids=ids, use_cache=False).logits for m in (trained, reloaded, before))
+    examiner = Generator(str(stage / "hf"), None, 128, EngineOptions())
+    prompts = [[5, 9, 33, 60, 7], [8] * 9, [12, 40, 77, 100, 3, 21, 90], [9, 9, 9, 9, 9]]
+    answers = examiner.answer(prompts, 12, 2)
+    said = [prompt + answer["token_ids"] for prompt, answer in zip(prompts, answers, strict=True)]
+    events = (one.folder / "logs" / "events-00000.jsonl").read_text().splitlines()
+    return {
+        "hf": str(stage / "hf"),
+        "events": [json.loads(line)["message"] for line in events],
+        "one_item": manifest["one_item_rows"],
+        "attention": manifest["attention"],
+        "missing": sorted(told["missing_keys"]),
+        "unexpected": sorted(told["unexpected_keys"]),
+        "export": float((of_network - of_files).abs().max()),
+        "moved": float((of_network - at_start).abs().max()),
+        "bad_steps": manifest["totals"]["bad_steps"],
+        "steps": manifest["totals"]["steps"],
+        "prompts": prompts,
+        "answers": [answer["token_ids"] for answer in answers],
+        "own": [answer["logprob"] for answer in answers],
+        "of_own": examiner.log_likelihoods(said, [len(prompt) for prompt in prompts]),
+    }
+
+
+def main() -> None:
+    out, families = Path(sys.argv[1]), sys.argv[2:]
+    torch.set_num_threads(1)
+    drive.begin_alone()
     for family in families:
-        model = save_model(family, out / "models" / family, TEXTS)
-        one = experiment(out, family, model)
-        prepared = train(one)
-        job = prepared.jobs[-1]
-        stage = StageStore(one.folder).folder(job.key)
-        manifest = json.loads((stage / "manifest.json").read_text())
-        trained = build_model(str(model), "eager", torch.float32)
-        load_into(trained, FragmentWeights(stage / "weights", manifest["shapes"], 1))
-        reloaded, told = AutoModelForCausalLM.from_pretrained(stage / "hf", attn_implementation="eager", output_loading_info=True)
-        ids = torch.arange(5, 25)[None]
-        with torch.no_grad():
-            of_network, of_files = (m.eval()(input_ids=ids, use_cache=False).logits for m in (trained, reloaded))
-            at_start = (
-                AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager").eval()(input_ids=ids, use_cache=False).logits
-            )
-        examiner = Generator(str(stage / "hf"), None, 128, EngineOptions())
-        prompts = [[5, 9, 33, 60, 7], [8] * 9, [12, 40, 77, 100, 3, 21, 90], [9, 9, 9, 9, 9]]
-        events = [json.loads(line)["message"] for line in (one.folder / "logs" / "events-00000.jsonl").read_text().splitlines()]
-        result = {
-            "hf": str(stage / "hf"),
-            "events": events,
-            "one_item": manifest["one_item_rows"],
-            "attention": manifest["attention"],
-            "missing": sorted(told["missing_keys"]),
-            "unexpected": sorted(told["unexpected_keys"]),
-            "export": float((of_network - of_files).abs().max()),
-            "moved": float((of_network - at_start).abs().max()),
-            "bad_steps": manifest["totals"]["bad_steps"],
-            "steps": manifest["totals"]["steps"],
-            "answers": [answer["token_ids"] for answer in examiner.answer(prompts, 12, 2)],
-            "own": [answer["logprob"] for answer in examiner.answer(prompts, 12, 2)],
-            "of_own": examiner.log_likelihoods(
-                [p + a["token_ids"] for p, a in zip(prompts, examiner.answer(prompts, 12, 2), strict=True)], [len(p) for p in prompts]
-            ),
-            "prompts": prompts,
-        }
-        (out / f"{family}.json").write_text(json.dumps(result))
+        (out / f"{family}.json").write_text(json.dumps(through(out, family)))
     torch.distributed.destroy_process_group()
 
 
