@@ -23,7 +23,6 @@ KINDS: dict[str, set[str]] = {
     "oft": {*_WHERE, "r", "oft_block_size", "module_dropout", "bias", "coft", "eps", "block_share", "init_weights"},
     "hra": {*_WHERE, "r", "apply_GS", "bias", "init_weights"},
     "miss": {*_WHERE, "r", "miss_dropout", "mini_r", "bias", "init_weights"},
-    "delora": {*_WHERE, "r", "delora_lambda", "module_dropout", "bias", "rank_pattern", "lambda_pattern", "init_weights"},
 }  # fmt: skip
 _SHORT = {"alpha": "lora_alpha", "dropout": "lora_dropout", "init": "init_lora_weights"}
 """Of lora: ours → peft's."""
@@ -36,7 +35,7 @@ class Adapter(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     type: str = "lora"
-    """lora, loha, lokr, ia3, oft, hra, miss or delora; `full`: none of them, all weights (`adapter: full`)."""
+    """lora, loha, lokr, ia3, oft, hra or miss; `full`: none of them, all weights (`adapter: full`)."""
     target_modules: str | list[str] = "all-linear"
     """Ends of module names, a regular expression, or every linear layer but the output head."""
     embeddings: bool = False
@@ -79,8 +78,9 @@ class Adapter(BaseModel):
 
     def _refuse_impossible(self) -> None:
         settings = self.settings()
+        given = {key for key in ("r", "alpha") if getattr(self, key) is not None} | set(self.model_extra or {})
         for short, long in _SHORT.items():
-            if self.type == "lora" and short in (self.model_extra or {}) and long in (self.model_extra or {}):
+            if self.type == "lora" and {short, long} <= given:
                 raise ValueError(f"{short}: given twice, as {long} too")
         if settings.get("init_lora_weights", True) not in _LORA_STARTS:
             raise ValueError(

@@ -109,7 +109,7 @@ class MergedWeights:
         self._replaced: dict[str, str] = {}
         """Parameter → the trained copy that takes its place."""
         for path, module in self._model.named_modules():
-            if isinstance(module, BaseTunerLayer):
+            if isinstance(module, BaseTunerLayer) and not path.endswith(".base_layer"):  # experts have wrappers inside wrappers
                 self._adapted |= {f"{path}.{name}": path for name, _ in module.get_base_layer().named_parameters()}
             elif isinstance(module, ModulesToSaveWrapper):
                 copies = module.original_module.named_parameters()
@@ -134,14 +134,17 @@ class MergedWeights:
     def _merge(self, path: str) -> dict[str, Tensor]:
         module: Any = self._model.get_submodule(path)
         for name, _ in list(module.named_parameters()):
-            full, plain = f"{path}.{name}", f"{path}.{name.removeprefix('base_layer.')}"
+            full, plain = f"{path}.{name}", f"{path}.{name.replace('base_layer.', '')}"
             value = (self._trained.read(full) if full in self._names else self._parent.read(plain)).float()
             owner, _, last = name.rpartition(".")
             module.get_submodule(owner)._parameters[last] = torch.nn.Parameter(value.clone(), requires_grad=False)
-        module.merge()
+        layers: list[Any] = [part for part in module.modules() if isinstance(part, BaseTunerLayer)]
+        for layer in reversed(layers):  # the inner ones first
+            layer.merge()
         merged = {f"{path}.{name}": weight.detach() for name, weight in module.get_base_layer().named_parameters()}
         module.to("meta")
-        module.merged_adapters.clear()
+        for layer in layers:
+            layer.merged_adapters.clear()
         return merged
 
     def adapter_tensors(self) -> dict[str, Tensor]:

@@ -103,10 +103,9 @@ def logits(model: Any) -> torch.Tensor:
 CASES: list[tuple[str, dict[str, Any]]] = [(family, {}) for family in FAMILIES] + [
     ("qwen3", {"use_dora": True}), ("qwen3", {"use_rslora": True, "rank_pattern": {"q_proj": 4}}), ("qwen3", {"embeddings": True}),
     ("qwen3", {"bias": "all"}), ("qwen2", {"bias": "lora_only"}), ("qwen3", {"target_modules": ["q_proj", "embed_tokens"]}),
-    ("qwen3", {"target_modules": r".*\.[kv]_proj", "layers_to_transform": [1]}),
+    ("qwen3", {"target_modules": r".*\.[kv]_proj"}), ("qwen3", {"target_modules": ["v_proj"], "layers_to_transform": [1]}),
     ("qwen3", {"type": "loha", "r": 4}), ("qwen3", {"type": "lokr", "r": 4}), ("qwen3", {"type": "ia3", "feedforward_modules": []}),
     ("qwen3", {"type": "oft", "oft_block_size": 4}), ("qwen3", {"type": "hra", "r": 4}), ("qwen3", {"type": "miss", "r": 4}),
-    ("qwen3", {"type": "delora", "r": 4}),
 ]  # fmt: skip
 
 
@@ -135,6 +134,7 @@ def test_merged_is_what_the_adapter_computes(folders: dict[str, Path], family: s
     scale = float(wanted.abs().max())
     # one product more or less in fp32; rotations (oft, hra) solve small systems
     torch.testing.assert_close(logits(plain), wanted, rtol=0, atol=2e-5 * scale)
+    assert not any("lm_head" in name for name in trained) or settings
     assert (wanted - before).abs().max() > 1e-3 * scale  # the twin: without the adapter it is another model
 
 
