@@ -194,7 +194,8 @@ class Engine:
     def __init__(self, options: EngineOptions, examiner: type | None = None) -> None:
         """`examiner`: None: by the model that is opened (choose_examiner)."""
         self._options, self._examiner = options, examiner
-        self._told = ""
+        self.by = ""
+        """What answers, and why, for people."""
         self._actor: Any = None
         self._checkpoint: tuple[str, str | None, int] = ("", None, 0)
         self._weights = ""
@@ -261,8 +262,8 @@ class Engine:
 
     def _actor_class(self) -> Any:
         examiner, why = (self._examiner, "") if self._examiner else choose_examiner(*self._checkpoint[:2], self._options)
-        if why != self._told:
-            self._told = why
+        if why != self.by:
+            self.by = why
             say(f"examined by {why}")
         return ray.remote(examiner).options(num_cpus=self._options.cpus, num_gpus=self._options.gpus, max_restarts=0)
 

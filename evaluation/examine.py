@@ -113,6 +113,7 @@ def examine_one(
         "weights": arm.weights,
         "fingerprint": _finite(fingerprint),
         "dtype": options.dtype,
+        "engine": engine.by,
         "template": arm.template,
         "gpus": options.gpus,
         "seconds": round(seconds, 3),

@@ -38,6 +38,15 @@ def has_state_space(module: torch.nn.Module) -> bool:
     return any(name.rpartition(".")[2] == "A_log" for name, _ in module.named_parameters())
 
 
+def refuse_buffers(module: torch.nn.Module) -> None:
+    """UserError for a model that keeps state beside its parameters (DeepSeek-V3's routing biases): it would be lost."""
+    for path, part in module.named_modules():
+        if kept := [name for name in part._buffers if name not in part._non_persistent_buffers_set]:
+            raise UserError(
+                f"model: {path}.{kept[0]} is state that is no parameter; it would be neither trained nor exported: not supported"
+            )
+
+
 def kernels_in_words() -> str:
     """Of state-space layers: what computes them here."""
     missing = [name for name in _KERNELS if importlib.util.find_spec(name) is None]

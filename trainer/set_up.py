@@ -8,7 +8,7 @@ from transformers import AutoConfig
 from trainer.checkpoint import Checkpoint
 from trainer.engine import MOMENTS, DeepSpeedEngine, deepspeed_config
 from trainer.export import dtype_of, saved_weights
-from trainer.families import attention_for
+from trainer.families import attention_for, refuse_buffers
 from trainer.freeze import freeze
 from trainer.isolation import Isolation, decide
 from trainer.model import build_model
@@ -41,6 +41,7 @@ def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, devi
             module = build_model(settings.model_folder, attention, dtype_of(settings.precision))
     else:
         module = build_model(settings.model_folder, attention, torch.float32).to(device)
+    refuse_buffers(module)
     if trainer.gradient_checkpointing:
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     module.train()

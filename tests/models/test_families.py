@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from console import UserError
 from data.rows import Row, step_rows
 from evaluation.engine import EngineOptions, choose_examiner
 from tests.conftest import ROOT
 from tests.models.families import FAMILIES, make_model, save_model
 from tests.numerics import steps
-from trainer.families import attention_for, folder_weights
+from trainer.families import attention_for, folder_weights, refuse_buffers
 from trainer.isolation import Leaks, decide
 from trainer.model import build_model
 from trainer.plain import PlainEngine
@@ -138,6 +139,21 @@ def test_a_planted_leak_is_caught(family: tuple[str, Path], monkeypatch: pytest.
     assert decide(engine, "auto", attention, engine.module.config, "fp32").one_item  # type: ignore[arg-type]
     with pytest.raises(Leaks):
         decide(engine, "packed", attention, engine.module.config, "fp32")  # type: ignore[arg-type]
+
+
+def test_what_would_be_lost_is_refused() -> None:
+    """Families whose routers keep a bias outside of the parameters; and attention that computes something else than the model."""
+    import transformers
+
+    model = make_model("llama3", 100)
+    refuse_buffers(model)
+    model.register_buffer("correction", torch.zeros(3))
+    with pytest.raises(UserError, match="correction is state that is no parameter"):
+        refuse_buffers(model)
+    with pytest.raises(UserError, match=r"trainer\.attention: sdpa leaves out its soft cap of 50 .*gemma2.*; use auto or eager"):
+        attention_for(transformers.Gemma2Config(), "sdpa", CPU, "fp32")
+    with pytest.raises(UserError, match=r"trainer\.attention: sdpa has no place in it .*mamba"):
+        attention_for(transformers.MambaConfig(), "sdpa", CPU, "fp32")
 
 
 @pytest.fixture(scope="module")
