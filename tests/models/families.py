@@ -27,7 +27,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", {k: v for k, v in _DENSE.items() if k != "head_dim"}),
     "qwen2.5-tied": ("Qwen2Config", {**{k: v for k, v in _DENSE.items() if k != "head_dim"}, "tie_word_embeddings": True}),
     "qwen3": ("Qwen3Config", _DENSE),
-    "gemma2": ("Gemma2Config", {**_DENSE, "query_pre_attn_scalar": 32, "sliding_window": 32}),
+    "gemma2": ("Gemma2Config", {**_DENSE, "query_pre_attn_scalar": 32, "sliding_window": 32, "attn_logit_softcapping": 2.0}),
     "gemma3": ("Gemma3TextConfig", {**_DENSE, "query_pre_attn_scalar": 32, "sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"]}),
     "mistral": ("MistralConfig", {**_DENSE, "sliding_window": 32}),
     "mamba": ("MambaConfig", {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}),
