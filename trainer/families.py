@@ -25,7 +25,7 @@ def attention_for(config: Any, wanted: str, device: torch.device, precision: str
     chosen = choose_attention(wanted, config.model_type, getattr(config, "sliding_window", None), device, precision)
     architecture: Any = AutoModelForCausalLM._model_mapping[type(config)]
     capped = getattr(config, "attn_logit_softcapping", None)
-    if chosen in ("sdpa", "padded_sdpa") and (capped or not architecture._supports_sdpa):
+    if chosen in ("sdpa", "padded_sdpa", "varlen") and (capped or not architecture._supports_sdpa):
         if wanted != "auto":
             why = f"leaves out its soft cap of {capped:g}" if capped else "has no place in it"
             raise UserError(f"trainer.attention: {wanted} {why} (model_type {config.model_type}); use auto or eager")

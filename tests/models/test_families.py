@@ -17,6 +17,7 @@ from evaluation.engine import EngineOptions, choose_examiner
 from tests.conftest import ROOT
 from tests.models.families import FAMILIES, make_model, save_model
 from tests.numerics import steps
+from trainer.attention import attention_inputs
 from trainer.families import attention_for, folder_weights, refuse_buffers
 from trainer.isolation import Leaks, decide
 from trainer.model import build_model
@@ -62,8 +63,6 @@ def loss_and_gradients(engine: PlainEngine, attention: str, given: list[Row]) ->
 
 
 def logits_by_item(engine: PlainEngine, attention: str, given: list[Row]) -> dict[bytes, torch.Tensor]:
-    from trainer.attention import attention_inputs
-
     found = {}
     for row in given:
         ids = torch.as_tensor(row["input_ids"])[None]
@@ -130,10 +129,8 @@ def test_a_planted_leak_is_caught(family: tuple[str, Path], monkeypatch: pytest.
 
     def forgetful(**inputs: Any) -> Any:
         length = inputs["input_ids"].shape[1]
-        inputs["position_ids"] = torch.arange(length)[None]
-        if "row_buckets" in inputs:
-            inputs["row_buckets"] = [(torch.arange(length)[None], torch.ones(1, length, dtype=torch.bool))]
-        return forward(**inputs)
+        one_item = attention_inputs(attention, np.array([0, length], dtype=np.int32), CPU)
+        return forward(**{**inputs, **one_item, "position_ids": torch.arange(length)[None]})
 
     monkeypatch.setattr(engine, "forward", forgetful)
     assert decide(engine, "auto", attention, engine.module.config, "fp32").one_item  # type: ignore[arg-type]
