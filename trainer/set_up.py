@@ -60,6 +60,9 @@ def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, devi
                 parameter.data.copy_(start.read(name))
         else:
             start = _Copies(trained)
+        if trainer.zero_stage == 3:  # DeepSpeed rounds the whole model itself, but for one that was sharded as it was built
+            for parameter in trained.values():
+                parameter.data = parameter.data.to(dtype_of(settings.precision))
     freeze(module, job.stage, settings.seed, job.number)
     trained_shapes = {name: shape for name, shape in _shapes(module).items() if name in trained} if adapter else shapes
     engine = DeepSpeedEngine(module, trainer, settings.precision, device, saves_frozen=not adapter)
