@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from console import UserError
+from data.adapters import Adapter
 from data.changes import RECORDS, run_and_arm
 from data.config import Arm, DataConfig, Dials, Stage, Strict
 from data.curriculum import PRESETS, preset_stages
@@ -146,12 +147,14 @@ class Experiment(Strict):
         return run_and_arm(self.base_run)[0] / RECORDS if self.base_run else None
 
     def stages(self, arm: str) -> list[Stage]:
-        """The whole curriculum of an arm, base stages first. `arm` may be "base"."""
+        """The whole curriculum of an arm, base stages first, each with the adapter that it trains. `arm` may be "base"."""
+        base = [self._with_adapter(stage, None, f"base.{n}") for n, stage in enumerate(self.base)]
         if arm == "base":
-            return list(self.base)
+            return base
         described = self.arms[arm]
         if described.stages:
-            return [*self.base, *described.stages]
+            own = [self._with_adapter(stage, described.adapter, f"arms.{arm}.stages.{n}") for n, stage in enumerate(described.stages)]
+            return [*base, *own]
         assert described.preset is not None
         if described.preset not in PRESETS:
             raise ValueError(f"arms.{arm}.preset: unknown preset {_short(described.preset)}{_suggestion(described.preset, PRESETS)}")
@@ -162,7 +165,16 @@ class Experiment(Strict):
             key = ".".join(map(str, first["loc"]))
             hint = _suggestion(key, Dials.model_fields) if first["type"] == "extra_forbidden" else ""
             raise ValueError(f"arms.{arm}.dials.{key}: {_plain(first)}{hint}") from None
-        return [*self.base, *preset_stages(described.preset, dials)]
+        preset = preset_stages(described.preset, dials)
+        return [*base, *(self._with_adapter(stage, described.adapter, f"arms.{arm}.adapter") for stage in preset)]
+
+    def _with_adapter(self, stage: Stage, of_arm: Adapter | None, place: str) -> Stage:
+        """The stage with the adapter that counts for it: its own, the arm's, the experiment's, or none."""
+        chosen = next((one for one in (stage.adapter, of_arm, self.trainer.adapter) if one is not None), None)
+        adapter = None if chosen is None or chosen.trains_all else chosen
+        if adapter and stage.freeze_share:
+            raise ValueError(f"{place}: freeze_share: an adapter freezes all of the model's own weights; give one of the two")
+        return stage.model_copy(update={"adapter": adapter})
 
 
 class ExperimentError(UserError):
@@ -203,7 +215,8 @@ def read_experiment(path: str | Path, overrides: list[str] | None = None) -> tup
         loc, message = _deeper(node, tuple(first["loc"]), message)
         if not loc and (named := re.match(r"[\w.-]+(?=: )", message)):  # our own validators name the key in the text
             loc, message = tuple(named[0].split(".")), message[named.end() + 2 :]
-        blame = next((text for keys, text in given.items() if keys == tuple(map(str, loc[: len(keys)]))), None)
+        at_fault = (*map(str, loc), *message.partition(":")[0].split("."))  # our own validators name keys below loc in the text
+        blame = next((text for keys, text in given.items() if keys in (tuple(map(str, loc[: len(keys)])), at_fault[: len(keys)])), None)
         at = f"override {blame}" if blame else f"{path}:{_line(node, loc)}"
         hint = _suggestion(str(loc[-1]), _siblings(loc)) if first["type"] == "extra_forbidden" else ""
         key = ".".join(map(_key, loc))

@@ -23,25 +23,35 @@ _CPU_NODE_BYTES = 2.0 * GIB
 
 @dataclass(frozen=True)
 class SetUp:
-    """How the trainer is set; `adapter` and `compensated` are priced but cannot be chosen: trainer/config.py knows no such thing yet."""
+    """How the trainer is set; `compensated` is priced but cannot be chosen: trainer/config.py knows no such thing yet."""
 
     zero_stage: int
     row_tokens: int
     recompute: bool = False
     offload: bool = False
-    adapter: bool = False
-    """LoRA: the model frozen in bf16, 1 % of its weights trained."""
+    adapter: int = 0
+    """LoRA on all linear layers of this rank, the model frozen in bf16; 0: all weights are trained. Other adapters count as LoRA."""
     compensated: bool = False
     """bf16 weights, gradients and moments with Kahan compensation: 2 + 2 + 2 + 4 bytes a parameter, no fp32 masters."""
 
     @property
     def available(self) -> bool:
-        return not (self.adapter or self.compensated)
+        return not self.compensated
 
     def __str__(self) -> str:
-        states = "LoRA" if self.adapter else "compensated bf16 states" if self.compensated else "fp32 states"
+        states = f"LoRA of rank {self.adapter}" if self.adapter else "compensated bf16 states" if self.compensated else "fp32 states"
         where = " in host memory" if self.offload else ""
         return f"ZeRO-{self.zero_stage}, {states}{where}{', recompute' if self.recompute else ''}, rows of {self.row_tokens:,}"
+
+
+def trained_share(shape: ModelShape, set_up: SetUp) -> float:
+    """Of the model's weights: 1, or what LoRA puts beside every linear layer of a block, rank × (inputs + outputs)."""
+    if not set_up.adapter:
+        return 1.0
+    d, f = shape.hidden_size, shape.intermediate_size
+    queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    block = 2 * (d + queries) + 2 * (d + keys) + 3 * (d + f)
+    return set_up.adapter * block * shape.num_hidden_layers / shape.parameters
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ def gpu_memory(shape: ModelShape, set_up: SetUp, num_gpus: int, fp32: bool = Fal
     """
     n, stage = num_gpus, set_up.zero_stage
     wide = 4 if fp32 else 2
-    trained = 0.01 if set_up.adapter else 1.0
+    trained = trained_share(shape, set_up)
     size = float(shape.parameters)
     weights = wide * size / (n if stage == 3 else 1)
     gradients = (2 if set_up.compensated else 4) * trained * size / (n if stage >= 2 else 1)
@@ -139,13 +149,15 @@ class HostMemory:
 def host_memory(shape: ModelShape, set_up: SetUp, hardware: Hardware) -> HostMemory:
     """A node's share. Page-locked buffers are rounded up to a power of two by torch's allocator."""
     n, ranks = hardware.num_gpus, min(hardware.gpus_per_node, hardware.num_gpus)
-    trained = 0.01 if set_up.adapter else 1.0
+    trained = trained_share(shape, set_up)
     size = float(shape.parameters)
     share = trained * size / n if set_up.zero_stage else trained * size
     pinned = hardware.chip is not None and not set_up.offload
     buffer, last = 12 * share, 4 * share  # at the stage's end a second buffer, while the first is still there
     if pinned:
         buffer, last = power_of_two(buffer), power_of_two(last)
+    if set_up.adapter:  # merged weights, listed and then copied, in pageable memory
+        last = 8 * size / n
     states = 0.0
     if set_up.offload:
         pieces = share if set_up.zero_stage < 3 else min(share, _SUB_GROUP)
@@ -178,8 +190,9 @@ class Disk:
         return self.model + self.stages + self.checkpoints
 
 
-def disk(shape: ModelShape, num_stages: int, keep: int, fp32: bool = False) -> Disk:
-    """`num_stages`: different ones over all arms; none is removed before the exam has seen it. `keep`: trainer.checkpoint.keep."""
+def disk(shape: ModelShape, num_stages: int, keep: int, fp32: bool = False, trained: float = 1.0) -> Disk:
+    """`num_stages`: different ones over all arms; none is removed before the exam has seen it. `keep`: trainer.checkpoint.keep;
+    `trained`: see trained_share: a checkpoint holds what is trained, a stage all weights."""
     size = float(shape.parameters)
     wide = 4 if fp32 else 2
-    return Disk(wide * size, num_stages * (4 + wide) * size, (keep + 1) * 12 * size)
+    return Disk(wide * size, num_stages * (4 + wide) * size, (keep + 1) * 12 * trained * size)

@@ -63,15 +63,25 @@ def plan_experiment(experiment: Experiment, hardware: Hardware) -> Advice:
 
 def question_of(experiment: Experiment, hardware: Hardware) -> Question:
     trainer = experiment.trainer
-    file = SetUp(trainer.zero_stage, trainer.row_tokens, trainer.gradient_checkpointing, trainer.offload_optimizer)
+    file = SetUp(trainer.zero_stage, trainer.row_tokens, trainer.gradient_checkpointing, trainer.offload_optimizer, _rank(experiment))
     fp32 = trainer.precision == "fp32" or (trainer.precision == "auto" and hardware.chip is None)
     return Question(shape_of(experiment.model), workload_of(experiment), file, trainer.checkpoint.keep, fp32)
 
 
+def _rank(experiment: Experiment) -> int:
+    """The largest rank of its adapters where every stage has one; one stage that trains all weights needs the memory for them."""
+    adapters = [stage.adapter for arm in ("base", *experiment.arms) for stage in experiment.stages(arm)]
+    ranks = [int(adapter.settings().get("r", 16)) if adapter else 0 for adapter in adapters]
+    return max(ranks) if ranks and all(ranks) else 0
+
+
 def refuse_hopeless(advice: Advice, hardware: Hardware) -> None:
     if advice.recommended is None:
-        nearest = min((one for one in advice.offers if one.set_up.available), key=_lack)
-        raise UserError(f"no set-up fits {hardware}: {nearest.set_up} comes nearest and lacks {'; '.join(nearest.problems)}")
+        asked = [one for one in advice.offers if one.set_up.available and bool(one.set_up.adapter) == one.adapter_in_file]
+        nearest = min(asked, key=_lack)
+        others = [one for one in advice.offers if one.can_be_chosen]
+        hint = f"; {others[0].set_up} would fit: {' '.join(others[0].overrides())}" if others else ""
+        raise UserError(f"no set-up fits {hardware}: {nearest.set_up} comes nearest and lacks {'; '.join(nearest.problems)}{hint}")
 
 
 def _lack(one: Offer) -> float:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from cluster.chips import GIB, Hardware
-from cluster.memory import Disk, GpuMemory, HostMemory, SetUp, disk, gpu_memory, host_memory
+from cluster.memory import Disk, GpuMemory, HostMemory, SetUp, disk, gpu_memory, host_memory, trained_share
 from cluster.model_shape import ModelShape
 from cluster.speed import break_even_tokens, step_time
 from cluster.workload import Workload
@@ -15,6 +15,7 @@ _STAGE_BYTES = 12
 """Per parameter that rank 0 moves in turn for a stage: weights in, fragments read again, hf/ written and hashed."""
 USABLE = 0.96
 """Share of a GPU's memory that a plan may fill: the activations' formula is good to 10 %."""
+_RANK = 16  # of the LoRA that is offered beside full fine-tuning
 _LEAST_BUSY = 0.8  # of what one GPU does where fewer share the work
 _START_S = 90.0  # worker group, imports, first kernels: assumed
 
@@ -41,6 +42,7 @@ class Offer:
     """All GPUs, while training."""
     from_file: bool = False
     """As the experiment's file says."""
+    adapter_in_file: bool = False
 
     @property
     def fits(self) -> bool:
@@ -64,6 +66,7 @@ class Offer:
         return [
             f"trainer.num_workers={self.hardware.num_gpus}", f"trainer.zero_stage={s.zero_stage}", f"trainer.row_tokens={s.row_tokens}",
             f"trainer.gradient_checkpointing={str(s.recompute).lower()}", f"trainer.offload_optimizer={str(s.offload).lower()}",
+            *([f"trainer.adapter.r={s.adapter}"] if s.adapter and not self.adapter_in_file else []),
         ]  # fmt: skip
 
 
@@ -86,7 +89,7 @@ def offer(question: Question, set_up: SetUp, hardware: Hardware) -> Offer:
     host = host_memory(shape, set_up, hardware)
     if hardware.chip is None:  # the ranks' own memory is host memory
         host = replace(host, states=host.states + min(hardware.num_gpus, hardware.gpus_per_node) * gpu.total)
-    on_disk = disk(shape, len(work.stages), question.keep, question.fp32)
+    on_disk = disk(shape, len(work.stages), question.keep, question.fp32, trained_share(shape, set_up))
     loads = [stage.load(hardware.num_gpus, set_up.row_tokens) for stage in work.stages]
     seconds = training = None
     if hardware.chip is not None or hardware.seconds_per_flop is not None:
@@ -100,7 +103,7 @@ def offer(question: Question, set_up: SetUp, hardware: Hardware) -> Offer:
         set_up, hardware, gpu, host, on_disk, _problems(gpu, host, on_disk, hardware),
         work.tokens / hardware.num_gpus / micro_steps, work.tokens / hardware.num_gpus / work.steps,
         break_even_tokens(shape, set_up, hardware, attended) if known else 0.0,
-        seconds, work.tokens / training if training else None, set_up == question.file,
+        seconds, work.tokens / training if training else None, set_up == question.file, bool(question.file.adapter),
     )  # fmt: skip
 
 
@@ -124,15 +127,16 @@ def set_ups(question: Question, hardware: Hardware) -> list[SetUp]:
     rows = sorted({*(row for row in _ROW_TOKENS if row >= least), question.file.row_tokens}) if on_gpu else [question.file.row_tokens]
     stages = (1, 2, 3) if hardware.num_gpus > 1 else (2, 3)
     found = [
-        SetUp(stage, row, recompute, offload)
+        SetUp(stage, row, recompute, offload, question.file.adapter)
         for stage in stages
         for offload in ((False, True) if on_gpu else (False,))
         for recompute in (False, True)
         for row in rows
     ]
-    if on_gpu:  # priced, so that it can be seen what they would buy
+    if on_gpu:  # so that it can be seen what they would buy
         most = 3 if hardware.num_gpus > 1 else 2
-        found += [SetUp(most, row, True, adapter=adapter, compensated=not adapter) for adapter in (True, False) for row in rows]
+        found += [SetUp(most, row, True, adapter=0 if question.file.adapter else _RANK) for row in rows]
+        found += [SetUp(most, row, True, compensated=True) for row in rows]
     return found if question.file in found else [*found, question.file]
 
 
@@ -158,8 +162,11 @@ def _rank(one: Offer) -> tuple[bool, float, int]:
 
 
 def best(found: list[Offer]) -> Offer | None:
-    """The fastest that fits and that the trainer knows; among equals (within 2 %) the one with the fewest measures."""
-    able = [one for one in found if one.can_be_chosen]
+    """The fastest that fits and that the trainer knows; among equals (within 2 %) the one with the fewest measures.
+
+    With an adapter or without as the file says: what is learnt is another thing, so the choice is the user's.
+    """
+    able = [one for one in found if one.can_be_chosen and bool(one.set_up.adapter) == one.adapter_in_file]
     if not able:
         return None
     if able[0].seconds is None:  # CPUs of unknown speed: as the file says, if that fits

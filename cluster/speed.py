@@ -7,7 +7,7 @@ same rows. `python -m benchmarks.cost_model` fits, and holds rows out to see wha
 from dataclasses import dataclass
 
 from cluster.chips import Hardware
-from cluster.memory import SetUp
+from cluster.memory import SetUp, trained_share
 from cluster.model_shape import ModelShape
 
 RECOMPUTE = 0.15
@@ -51,9 +51,9 @@ class StepTime:
         return longer + _EXPOSED * shorter + self.update
 
 
-def compute_s_per_token(shape: ModelShape, attended: float, hardware: Hardware, recompute: bool) -> float:
-    """Of one rank, without waiting for others."""
-    more = 1 + RECOMPUTE * recompute
+def compute_s_per_token(shape: ModelShape, attended: float, hardware: Hardware, recompute: bool, adapter: bool = False) -> float:
+    """Of one rank, without waiting for others. With an adapter no gradient of the frozen weights is computed: a third less."""
+    more = (1 + RECOMPUTE * recompute) * (2 / 3 if adapter else 1)
     flops = shape.flops_per_token(attended)
     if hardware.chip is None:
         assert hardware.seconds_per_flop is not None, "a CPU's speed is known from a measurement only"
@@ -63,12 +63,12 @@ def compute_s_per_token(shape: ModelShape, attended: float, hardware: Hardware, 
     return more * (flops / (chip.efficiency * chip.peak_flops) + traffic / chip.hbm_bytes_per_s)
 
 
-def communicate_s(shape: ModelShape, zero_stage: int, hardware: Hardware) -> float:
+def communicate_s(shape: ModelShape, zero_stage: int, hardware: Hardware, trained: float = 1.0) -> float:
     """Of one micro-step. ZeRO 3 moves 6 bytes a parameter (gathered twice, gradients reduced once, bf16), ZeRO 1 and 2 the gradients,
     ZeRO 0 gradients there and back. Between nodes the node's network counts, inside one NVLink."""
     if hardware.num_gpus == 1 or hardware.chip is None:
         return 0.0
-    moved = {0: 4, 1: 2, 2: 2, 3: 6}[zero_stage] * float(shape.parameters)
+    moved = {0: 4 * trained, 1: 2 * trained, 2: 2 * trained, 3: 4 + 2 * trained}[zero_stage] * float(shape.parameters)
     nodes = hardware.num_nodes
     if nodes == 1:
         return moved * (hardware.num_gpus - 1) / hardware.num_gpus / hardware.chip.nvlink_bytes_per_s
@@ -79,20 +79,22 @@ def break_even_tokens(shape: ModelShape, set_up: SetUp, hardware: Hardware, atte
     """Tokens per GPU and micro-step below which communication takes longer than computing; 0 where there is none."""
     if hardware.num_gpus == 1 or hardware.chip is None:
         return 0.0
-    return communicate_s(shape, set_up.zero_stage, hardware) / compute_s_per_token(shape, attended, hardware, set_up.recompute)
+    communicate = communicate_s(shape, set_up.zero_stage, hardware, trained_share(shape, set_up))
+    return communicate / compute_s_per_token(shape, attended, hardware, set_up.recompute, bool(set_up.adapter))
 
 
 def step_time(shape: ModelShape, set_up: SetUp, load: StepLoad, hardware: Hardware) -> StepTime:
     """Of the fullest rank."""
-    compute = load.tokens * compute_s_per_token(shape, load.attended, hardware, set_up.recompute)
+    compute = load.tokens * compute_s_per_token(shape, load.attended, hardware, set_up.recompute, bool(set_up.adapter))
     if hardware.chip is None:
         return StepTime(compute, 0.0, 0.0)
     compute = max(compute, load.micro_steps * shape.num_hidden_layers * _BLOCK_S)
-    size, n = float(shape.parameters), hardware.num_gpus
+    trained = trained_share(shape, set_up)
+    size, n = float(shape.parameters) * trained, hardware.num_gpus
     owned = size / n if set_up.zero_stage else size
-    communicate = load.micro_steps * communicate_s(shape, set_up.zero_stage, hardware)
+    communicate = load.micro_steps * communicate_s(shape, set_up.zero_stage, hardware, trained)
     if set_up.zero_stage in (1, 2):  # the updated weights, once a step
-        communicate += communicate_s(shape, 2, hardware)
+        communicate += communicate_s(shape, 2, hardware, trained)
     update = _STEP_BYTES * owned / hardware.chip.hbm_bytes_per_s
     if set_up.offload:
         ranks = min(n, hardware.gpus_per_node)

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from data.adapters import Adapter
+
 Split = Literal["train", "test", "replay"]
 # What a mixture may name. test_questions is absent on purpose: the exam is never trained on.
 Kind = Literal["train_documents", "train_questions", "test_documents", "replay_documents", "replay_questions"]
@@ -174,6 +176,9 @@ class Stage(Strict):
     """Share of each block's matrices and norms that stays as it is (half fine-tuning, arXiv 2404.18466: 0.5); trainer/freeze.py."""
     freeze_round: Annotated[int, Field(ge=0)] | None = None
     """Two stages of one round freeze the same; empty: the stage's number in its arm, so that each stage is a round."""
+    adapter: Adapter | None = None
+    """Train LoRA or another adapter of peft instead of the weights, and merge it when the stage ends; `full`: all weights, whatever the arm
+    or trainer.adapter say (data/adapters.py)."""
 
     @model_validator(mode="after")
     def makes_sense(self) -> "Stage":
@@ -187,6 +192,8 @@ class Stage(Strict):
             raise ValueError("give either batch_items or batch_tokens")
         if self.warmup_steps and self.warmup_share:
             raise ValueError("give either warmup_steps or warmup_share")
+        if self.adapter and not self.adapter.trains_all and self.freeze_share:
+            raise ValueError("freeze_share: an adapter freezes all of the model's own weights; give one of the two")
         if self.steps and self.order in ("questions_grouped", "documents_grouped", "spaced"):
             raise ValueError(f"order {self.order} lays out all repeats of an item over the stage, so it needs epochs, not steps")
         self._refuse_without_effect()
@@ -239,6 +246,8 @@ class Arm(Strict):
     dials: dict[str, int | float] = {}
     """Overrides of the experiment's dials for this arm."""
     stages: list[Stage] = []
+    adapter: Adapter | None = None
+    """Of the arm's own stages, where they do not say otherwise; `full`: all weights, whatever trainer.adapter says."""
 
     @model_validator(mode="after")
     def one_form(self) -> "Arm":

@@ -28,13 +28,16 @@ class Piece:
 Row = list[Piece]
 
 
-def pack(lengths: npt.ArrayLike, world_size: int, capacity: int, longest: int | None = None) -> list[list[Row]]:
+def pack(lengths: npt.ArrayLike, world_size: int, capacity: int, longest: int | None = None, one_item: bool = False) -> list[list[Row]]:
     """rows[micro_step][rank] for one optimiser step of items with these token counts.
 
     Rows hold at most `capacity` tokens; items over `longest` (default: the capacity) are cut into pieces that overlap by one token,
     so that the first target of a later piece still has a token to be predicted from. Ranks are balanced by tokens + tokens²/capacity:
-    linear layers cost the first, attention within an item the second.
+    linear layers cost the first, attention within an item the second. `one_item`: no row holds two pieces, and the rows of a
+    micro-step are of like length: for models whose items would see each other.
     """
+    if one_item:
+        return _one_by_one(np.asarray(lengths).tolist(), world_size, min(capacity, longest or capacity))
     pieces = [
         piece
         for item, length in enumerate(np.asarray(lengths).tolist())
@@ -52,6 +55,16 @@ def pack(lengths: npt.ArrayLike, world_size: int, capacity: int, longest: int | 
     # Neighbours in cost meet in one micro-step; every other one is reversed, so that no rank always gets the dearest.
     grid = [rows[n : n + world_size] for n in range(0, len(rows), world_size)]
     return [row[::-1] if n % 2 else row for n, row in enumerate(grid)]
+
+
+def _one_by_one(lengths: list[int], world_size: int, longest: int) -> list[list[Row]]:
+    """Rows of one piece, from long to short; every other micro-step is reversed, so that no rank always gets the longest."""
+    pieces = [piece for item, length in enumerate(lengths) for piece in _pieces(item, length, longest)]
+    pieces.sort(key=lambda p: (-len(p), p.item, p.start))
+    shortest = pieces[-1]
+    pieces += [Piece(shortest.item, shortest.start, shortest.end, counts=False)] * (-len(pieces) % world_size)
+    grid = [[[piece] for piece in pieces[n : n + world_size]] for n in range(0, len(pieces), world_size)]
+    return [ranks[::-1] if n % 2 else ranks for n, ranks in enumerate(grid)]
 
 
 def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:

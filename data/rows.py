@@ -50,6 +50,7 @@ def step_rows(
     loss: Loss,
     reading: Reading = PAPER,
     longest: int | None = None,
+    one_item: bool = False,
 ) -> list[Row]:
     """The rows of one rank for one optimiser step, one per micro-step.
 
@@ -57,9 +58,10 @@ def step_rows(
     cu_seqlens (pieces + 1,) with the items' boundaries; with input noise also target_ids (T,), the ids without noise.
     Summed over all ranks and micro-steps of a step, Σ weight × nll is the step's loss: the division is done here, once,
     with the whole step's counts. With weights of their own on tokens, counts are sums of weights: a weighted mean.
+    `one_item`: see pack; weights are the same.
     """
     items = plan.step(step)
-    grid = pack(store.lengths[items], world_size, capacity, longest)
+    grid = pack(store.lengths[items], world_size, capacity, longest, one_item)
     mine = {piece.item for ranks in grid for piece in ranks[rank]}
     weighted = reading.loss_on_everything or reading.other_weight != 1
     tokens = {n: _read(int(items[n]), step, store, reading) for n in (range(len(items)) if weighted else mine)}
@@ -81,10 +83,11 @@ def rank_rows(
     first_step: int = 0,
     reading: Reading = PAPER,
     longest: int | None = None,
+    one_item: bool = False,
 ) -> Iterator[Row]:
     """Every row of one rank from `first_step` on: the stream without Ray."""
     for step in range(first_step, plan.num_steps):
-        yield from step_rows(plan, store, step, rank, world_size, capacity, loss, reading, longest)
+        yield from step_rows(plan, store, step, rank, world_size, capacity, loss, reading, longest, one_item)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,8 @@ class StreamSpec:
     reading: Reading = PAPER
     longest: int | None = None
     """Tokens of an item before it is cut: the model's positions, where a row holds more."""
+    one_item: bool = False
+    """Rows of one item each, for models whose items would see each other."""
 
 
 class RankShares(ray.train.DataConfig):
@@ -77,7 +79,16 @@ def share(spec: StreamSpec, steps: ray.data.Dataset, rank: int, world_size: int)
             row
             for step in block["id"]
             for row in step_rows(
-                plan, store, int(step) + spec.first_step, rank, world_size, spec.capacity, spec.loss, spec.reading, spec.longest
+                plan,
+                store,
+                int(step) + spec.first_step,
+                rank,
+                world_size,
+                spec.capacity,
+                spec.loss,
+                spec.reading,
+                spec.longest,
+                spec.one_item,
             )
         ]
         # Arrays of different lengths travel as bytes: no ragged-tensor conversion, and the types are exact on arrival.

@@ -1,4 +1,4 @@
-"""vLLM behind two small classes: `Examiner` runs in a Ray actor, `Engine` on the driver. Beside data/build/local_model.py the only file that imports vllm."""
+"""vLLM behind two small classes: `Examiner` runs in a Ray actor (evaluation/generate.py stands in for it), `Engine` on the driver. Beside data/build/local_model.py the only file that imports vllm."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any, Literal, TypedDict
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from console import RunError
+from console import RunError, say
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,10 @@ _BATCHED_TOKENS = 2048
 _PROBE_TOKENS = 16
 # Keys of config.json that change nothing in the network; the engine's dtype is ours to choose.
 _INCIDENTAL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
+
+
+_NOT_ON_CPUS = {"mamba", "mamba2", "falcon_mamba", "bamba", "falcon_h1", "jamba", "zamba2", "granitemoehybrid", "nemotron_h"}
+"""model_type of families whose state-space layers vLLM 0.32 computes by kernels for GPUs alone (docs/models.md says what was tried)."""
 
 
 class EngineFailure(RunError):
@@ -47,6 +51,8 @@ class EngineOptions:
     """On CPUs; on GPUs vLLM takes what is free."""
     timeout_s: float = 1800
     """Longest start, and longest call."""
+    backend: Literal["auto", "vllm", "transformers"] = "auto"
+    """auto: vLLM, but on CPUs transformers for families that it cannot run there."""
 
 
 class Examiner:
@@ -155,15 +161,41 @@ def network(path: str) -> str | None:
     return digest.hexdigest()
 
 
+def choose_examiner(path: str, revision: str | None, options: EngineOptions) -> tuple[type, str]:
+    """(class, why, for people) for the model at `path`, a folder or a hub id."""
+    from evaluation.generate import Generator
+
+    if options.backend == "transformers":
+        return Generator, "transformers' generate, as exam.engine says"
+    if options.backend == "auto" and not options.gpus and (model_type := _model_type(path, revision)) in _NOT_ON_CPUS:
+        return Generator, f"transformers' generate: vLLM has no CPU support for {model_type}"
+    return Examiner, "vLLM"
+
+
+def _model_type(path: str, revision: str | None) -> str:
+    """ "" where config.json cannot be had: the engine will say why."""
+    folder = Path(path)
+    try:
+        if folder.is_dir():
+            return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
+        from transformers import AutoConfig
+
+        return str(AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False).model_type)
+    except (OSError, ValueError):
+        return ""
+
+
 class Engine:
     """An Examiner that is replaced when it crashes, hangs, or keeps old weights. Needs a running Ray; use it as a context manager.
 
     Each checkpoint may cost one replacement; a second failure raises EngineFailure with the cause.
     """
 
-    def __init__(self, options: EngineOptions, examiner: type = Examiner) -> None:
-        self._options = options
-        self._actor_class: Any = ray.remote(examiner).options(num_cpus=options.cpus, num_gpus=options.gpus, max_restarts=0)
+    def __init__(self, options: EngineOptions, examiner: type | None = None) -> None:
+        """`examiner`: None: by the model that is opened (choose_examiner)."""
+        self._options, self._examiner = options, examiner
+        self.by = ""
+        """What answers, and why, for people."""
         self._actor: Any = None
         self._checkpoint: tuple[str, str | None, int] = ("", None, 0)
         self._weights = ""
@@ -218,7 +250,7 @@ class Engine:
         while True:
             try:
                 if self._actor is None:
-                    self._actor = self._actor_class.remote(*self._checkpoint, self._options)
+                    self._actor = self._actor_class().remote(*self._checkpoint, self._options)
                 return ray.get(getattr(self._actor, method).remote(*args), timeout=self._options.timeout_s)
             except RayError as error:
                 self._kill()
@@ -227,6 +259,13 @@ class Engine:
                     raise EngineFailure(f"{self._checkpoint[0]}: {cause}") from None
                 self._replacements_left -= 1
                 log.warning("engine for %s failed (%s); trying once more", self._checkpoint[0], cause)
+
+    def _actor_class(self) -> Any:
+        examiner, why = (self._examiner, "") if self._examiner else choose_examiner(*self._checkpoint[:2], self._options)
+        if why != self.by:
+            self.by = why
+            say(f"examined by {why}")
+        return ray.remote(examiner).options(num_cpus=self._options.cpus, num_gpus=self._options.gpus, max_restarts=0)
 
     def _no_reply(self) -> str:
         free = ray.available_resources()

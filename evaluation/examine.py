@@ -13,7 +13,7 @@ from data.records import Document
 from data.templates import Wording
 from data.tokens import Encoder, load_tokenizer
 from evaluation.config import ExamConfig, RetrievalConfig
-from evaluation.engine import Engine, EngineFailure, EngineOptions, Examiner
+from evaluation.engine import Engine, EngineFailure, EngineOptions
 from evaluation.exam import Exam, tokenise
 from evaluation.prompts import Found
 from evaluation.score_files import SCORE_FORMAT, TrainedArm, closed, score_stem, write_score
@@ -27,7 +27,7 @@ def engine_options(config: ExamConfig, gpus_in_cluster: int) -> EngineOptions:
     """exam.gpus and exam.dtype with `auto` filled in."""
     gpus = min(1, gpus_in_cluster) if config.gpus is None else config.gpus
     dtype = ("bfloat16" if gpus else "float32") if config.dtype == "auto" else config.dtype
-    return EngineOptions(gpus=gpus, dtype=dtype, kv_cache_gib=config.kv_cache_gib, timeout_s=config.timeout_s)
+    return EngineOptions(gpus=gpus, dtype=dtype, kv_cache_gib=config.kv_cache_gib, timeout_s=config.timeout_s, backend=config.engine)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def examine(
     seed: int,
     options: EngineOptions,
     knowledge: Knowledge | None = None,
-    examiner: type = Examiner,
+    examiner: type | None = None,
 ) -> dict[str, str]:
     """Writes the score of each arm (or stage) in its exam; returns why others have none. What is written stays, whatever happens to the next.
 
@@ -113,6 +113,7 @@ def examine_one(
         "weights": arm.weights,
         "fingerprint": _finite(fingerprint),
         "dtype": options.dtype,
+        "engine": engine.by,
         "template": arm.template,
         "gpus": options.gpus,
         "seconds": round(seconds, 3),

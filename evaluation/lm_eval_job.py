@@ -90,7 +90,10 @@ def _model(job: dict[str, Any]) -> Any:
         on_cpu = {} if job["gpus"] else {"enforce_eager": True, "kv_cache_memory_bytes": int(job["kv_cache_gib"] * 2**30)}
         return get_model("vllm")(**common, tensor_parallel_size=max(1, job["gpus"]), batch_size="auto", seed=job["seed"], **on_cpu)
     placed = {"parallelize": True} if job["gpus"] > 1 else {"device": "cuda" if job["gpus"] else "cpu"}
-    return get_model("hf")(**common, batch_size=job["batch_items"], **placed)
+    model: Any = get_model("hf")(**common, batch_size=job["batch_items"], **placed)
+    if getattr(model.config, "attn_logit_softcapping", None):
+        model.model.set_attn_implementation("eager")  # torch's kernel would leave the soft cap out
+    return model
 
 
 def _own_task(task: dict[str, Any], model: Any) -> dict[str, Any]:

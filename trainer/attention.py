@@ -81,7 +81,9 @@ AttentionMaskInterface.register("padded_sdpa", lambda *_, **__: None)
 
 
 def leak(logits_of: Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], Tensor], vocab_size: int) -> float:
-    """Largest change of item B's logits when item A before it, in the same row, changes. 0 up to rounding means isolated.
+    """Largest change of item B's logits when item A before it, in the same row, changes, as a share of the largest of them.
+
+    0 up to rounding means isolated.
 
     `logits_of(input_ids (T,), cu_seqlens)` → (T, V).
     """
@@ -89,4 +91,4 @@ def leak(logits_of: Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], Tenso
     a, other, b = (rng.integers(0, vocab_size, n) for n in (11, 11, 9))
     boundaries = np.array([0, 11, 20], dtype=np.int32)
     first, second = (logits_of(np.concatenate([x, b]), boundaries)[11:].float() for x in (a, other))
-    return float((first - second).abs().max())
+    return float((first - second).abs().max() / first.abs().max())

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from data.adapters import Adapter
 from data.config import Strict
 
 
@@ -81,6 +82,11 @@ class TrainerConfig(Strict):
     """On matrices and embeddings, not on norms and biases."""
     attention: Literal["auto", "padded_sdpa", "sdpa", "eager", "flash_attention_2"] = "auto"
     """auto: flash_attention_2 where it can be imported and the device is a GPU, else padded_sdpa (trainer/attention.py)."""
+    packing: Literal["auto", "packed", "one_item"] = "auto"
+    """Many items in a row, or one. auto: packed where changing one item of a row leaves the others' logits as they are, tried on this
+    model, attention and precision before each stage; else one item per row, rows of like length together. The loss is the same."""
+    adapter: Adapter | None = None
+    """Train LoRA or another adapter of peft in every stage, where stage or arm do not say otherwise; empty: all weights."""
     log_every_steps: Annotated[int, Field(ge=1)] = 10
     """Steps between lines of metrics."""
     max_failures: Annotated[int, Field(ge=0)] = 3

@@ -122,9 +122,9 @@ class _Shown:
         self._bar.update(self._task, completed=done, description=f"training {self._labels[key]}", note=note)
 
 
-def rows_without_ray(prepared: Prepared, seed: int) -> Callable[[Job, int, int, int], Iterator[Row]]:
-    """(job, rank, world size, first step) → rows, made in the process that trains on them."""
-    return lambda job, rank, world_size, first_step: rank_rows(
+def rows_without_ray(prepared: Prepared, seed: int) -> Callable[[Job, int, int, int, bool], Iterator[Row]]:
+    """(job, rank, world size, first step, one item per row?) → rows, made in the process that trains on them."""
+    return lambda job, rank, world_size, first_step, one_item: rank_rows(
         plan_of(prepared, job),
         prepared.store.worded(wording_of(job.stage)),
         rank,
@@ -134,6 +134,7 @@ def rows_without_ray(prepared: Prepared, seed: int) -> Callable[[Job, int, int, 
         first_step=first_step,
         reading=reading_of(job.stage, seed),
         longest=job.longest,
+        one_item=one_item,
     )
 
 

@@ -32,7 +32,13 @@ def in_lines(report: dict[str, Any]) -> list[str]:
         for n, stage in enumerate(stages[first:], first):
             tokens = f"{stage['tokens']:,} tokens" if stage["tokens"] is not None else "? tokens"
             lines.append(f"  {n + 1}. {' + '.join(stage['mix'])}, {stage['order']}: {stage['in_words']}")
+            adapter = stage["settings"].get("adapter")
+            what = f", {adapter.get('type', 'lora')} adapter {_values(adapter)}" if adapter else ""
             lines.append(
-                f"     {stage['steps']:,} steps, {tokens}, rate {stage['rate']:g} {stage['schedule']}, plan {stage['plan_hash'][:12]}"
+                f"     {stage['steps']:,} steps, {tokens}, rate {stage['rate']:g} {stage['schedule']}{what}, plan {stage['plan_hash'][:12]}"
             )
     return lines
+
+
+def _values(adapter: dict[str, Any]) -> str:
+    return "{" + ", ".join(f"{key}: {value}" for key, value in adapter.items() if key != "type") + "}"

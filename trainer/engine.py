@@ -49,7 +49,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class DeepSpeedEngine:
     """One stage's engine: own optimiser, own schedule. Expects torch.distributed to be initialised."""
 
-    def __init__(self, module: torch.nn.Module, config: TrainerConfig, precision: Precision, device: torch.device) -> None:
+    def __init__(
+        self, module: torch.nn.Module, config: TrainerConfig, precision: Precision, device: torch.device, saves_frozen: bool = True
+    ) -> None:
+        """`saves_frozen`: whether fragments hold parameters without gradient too; those beside an adapter are the parent's."""
         decayed, rest = matrices_and_rest(module)
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         self._adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=config.betas)
@@ -58,6 +61,7 @@ class DeepSpeedEngine:
         )
         self.module = self._engine.module
         self.device = device
+        self._saves_frozen = saves_frozen
         self.zero_stage = config.zero_stage
         self._world_size = torch.distributed.get_world_size()
         self._norm = float("nan")
@@ -141,6 +145,8 @@ class DeepSpeedEngine:
         """
         rank = torch.distributed.get_rank()
         for number, (name, parameter) in enumerate(self.module.named_parameters()):
+            if not (self._saves_frozen or parameter.requires_grad):
+                continue
             if self.zero_stage == 3:
                 offset, size = rank * parameter.ds_tensor.numel(), parameter.ds_numel  # type: ignore[attr-defined]
                 real = max(0, min(parameter.ds_tensor.numel(), size - offset))  # type: ignore[attr-defined]

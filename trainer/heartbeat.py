@@ -36,6 +36,7 @@ class Heartbeat:
         self._phase: tuple[str, int, float, float] = ("start", -1, time.monotonic(), first_limit_s)
         self.stop_requested = False
         self._leaving = leaving
+        self._told: set[str] = set()
         self._beats = 0
         self._events = (run_folder / "logs" / f"events-{rank:05d}.jsonl").open("a")
         self._stacks = (run_folder / "logs" / f"stacks-{rank:05d}.txt").open("a")
@@ -53,6 +54,12 @@ class Heartbeat:
         """A line that the driver shows to the user; `key` and `step` make it name that step's items."""
         self._events.write(json.dumps({"message": message, **facts}) + "\n")
         self._events.flush()
+
+    def tell_once(self, message: str) -> None:
+        """Not again what this process has told."""
+        if message not in self._told:
+            self._told.add(message)
+            self.tell(message)
 
     def close(self) -> None:
         self._closed.set()

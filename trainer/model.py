@@ -11,6 +11,7 @@ from transformers.initialization import no_init_weights
 from console import UserError
 from data.tiny_tokenizer import make_tokenizer
 from trainer.config import TinyModel
+from trainer.families import has_state_space, tell_items_to_kernels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +55,8 @@ def build_model(folder: str, attention: str, dtype: torch.dtype) -> "PreTrainedM
         raise UserError(f"model {folder}: cannot be built: {str(error).splitlines()[0]}") from None
     model.tie_weights()
     model.config.use_cache = False
+    if has_state_space(model):
+        tell_items_to_kernels(model)
     return model  # type: ignore[no-any-return]
 
 

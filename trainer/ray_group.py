@@ -43,7 +43,7 @@ def train_on_ray(settings: Any, jobs: list[Job], resume: dict[str, int], tokens_
 
 def _fit(settings: Any, jobs: list[Job], resume: dict[str, int], tokens_folder: str, num_workers: int, use_gpu: bool) -> None:
     specs = {
-        job.key: StreamSpec(
+        _stream(job.key, one_item): StreamSpec(
             job.plan_path,
             tokens_folder,
             job.num_steps,
@@ -52,8 +52,10 @@ def _fit(settings: Any, jobs: list[Job], resume: dict[str, int], tokens_folder: 
             reading=reading_of(job.stage, settings.seed),
             longest=job.longest,
             first_step=resume.get(job.key, 0),
+            one_item=one_item,
         )
         for job in jobs
+        for one_item in (False, True)  # workers find out which (trainer/isolation.py); the other is never read, and so never made
     }
     trainer = TorchTrainer(
         _worker_main,
@@ -75,6 +77,11 @@ def _fit(settings: Any, jobs: list[Job], resume: dict[str, int], tokens_folder: 
     trainer.fit()
 
 
+def _stream(key: str, one_item: bool) -> str:
+    """Name of a job's dataset."""
+    return f"{key}-one-item" if one_item else key
+
+
 def our_environment() -> dict[str, str]:
     """Our own environment variables: workers inherit their cluster's environment, not the driver's."""
     return {name: value for name, value in os.environ.items() if name.startswith("STUDYHALL_")}
@@ -93,8 +100,10 @@ def _worker_main(config: dict[str, Any]) -> None:
 
     from trainer.worker import train_jobs
 
-    def rows_of(job: Job, rank: int, world_size: int, first_step: int) -> Iterator[Row]:
-        return iterate(ray.train.get_dataset_shard(job.key), ROWS_TIMEOUT_S)  # begins at resume[job.key], which is first_step
+    def rows_of(job: Job, rank: int, world_size: int, first_step: int, one_item: bool) -> Iterator[Row]:
+        return iterate(
+            ray.train.get_dataset_shard(_stream(job.key, one_item)), ROWS_TIMEOUT_S
+        )  # begins at resume[job.key], which is first_step
 
     # ray.train.get_preemption_info() asks the same, with a barrier over all ranks; heartbeats of each look by themselves, and the loop agrees.
     notice = get_train_context().preemption_context

@@ -84,6 +84,7 @@ def prepare(
     catalogue = catalogue_of(corpus)
     model_folder = str(parent.hf) if parent else resolve_model(folder, model, catalogue, seed)
     check_model_folder(Path(model_folder))
+    _check_adapters(arms, model_folder, trainer.zero_stage)
     tokenizer = load_tokenizer(model_folder)
     encoder = Encoder(tokenizer)
     tokens_folder = folder / "tokens" / store_key(catalogue, encoder)[:16]  # workers may still read the store of other records
@@ -127,6 +128,18 @@ def prepare(
         parent,
         changes,
     )
+
+
+def _check_adapters(arms: dict[str, list[Stage]], model_folder: str, zero_stage: int) -> None:
+    """Each different one once; UserError, naming the arm, where it does not fit the model."""
+    found = {repr(stage.adapter): (arm, stage.adapter) for arm, stages in reversed(arms.items()) for stage in stages if stage.adapter}
+    for arm, adapter in found.values():
+        from trainer.adapter import check_adapter
+
+        try:
+            say(check_adapter(adapter, model_folder, zero_stage))
+        except UserError as error:
+            raise UserError(f"{f'arms.{arm}' if arm != 'base' else arm}: {error}") from None
 
 
 def _announce_changes(parent: Parent, changes: Changes, arms: dict[str, list[Stage]], corpus: Corpus) -> None:

@@ -19,7 +19,7 @@ STAGE_FORMAT = 1
 _STAGE_KEYS = {"rate", "schedule", "final_rate_share", "warmup_steps", "loss"}
 # Settings that came later count only where they are not at their default: what is trained stays trained.
 _LATER_STAGE_KEYS = {"decay_share", "loss_on", "other_weight", "template", "prefix", "input_noise", "sentence_shuffle"}
-_LATER_STAGE_KEYS |= {"freeze_share", "freeze_round", "warmup_share"}
+_LATER_STAGE_KEYS |= {"freeze_share", "freeze_round", "warmup_share", "adapter"}
 _TRAINER_KEYS = {"clip", "betas", "weight_decay"}
 
 
@@ -30,6 +30,7 @@ def stage_key(
 
     `parent`: key of the stage before, or the initial model's identity. `capacity`: most tokens of an item, where that cuts one; else None.
     """
+    libraries = ("torch", "deepspeed", "transformers", *(("peft",) if stage.adapter else ()))
     facts = {
         "format": STAGE_FORMAT,
         "parent": parent,
@@ -40,7 +41,7 @@ def stage_key(
         "precision": precision,
         "capacity": capacity,
         "seed": seed,
-        "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
+        "versions": {name: version(name) for name in libraries},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -68,7 +69,7 @@ class StageStore:
     def clear_partial(self, key: str) -> None:
         """Removes what an interrupted try left, but for its checkpoints; a committed stage is never touched."""
         if self.manifest(key) is None:
-            for part in ("weights", "hf"):
+            for part in ("weights", "hf", "adapter", "adapter-fragments"):
                 shutil.rmtree(self.folder(key) / part, ignore_errors=True)
             self.folder(key).mkdir(parents=True, exist_ok=True)
 

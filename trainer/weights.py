@@ -7,7 +7,9 @@ what any other wrote.
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,9 +113,12 @@ def load_into(module: torch.nn.Module, weights: Weights, zero_stage: int = 0) ->
                 parameter.data.copy_(weights.read(name))
 
 
-def export(weights: Weights, folder: Path, dtype: torch.dtype) -> tuple[str, dict[str, Any]]:
+def export(
+    weights: Weights, folder: Path, dtype: torch.dtype, layout: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+) -> tuple[str, dict[str, Any]]:
     """Writes `weights` as the safetensors of a model folder, a shard at a time; (SHA-256 over all, {file: {bytes, sha256}}).
 
+    `layout`: how the files name and cut the tensors of a block, where that is not as the network does (trainer/families.py).
     Memory: one shard (5 GiB). config.json and tokenizer are the caller's.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,8 +127,10 @@ def export(weights: Weights, folder: Path, dtype: torch.dtype) -> tuple[str, dic
     files: dict[str, Any] = {}
     for number, names in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: weights.read(name).to(dtype).contiguous() for name in names}, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(names, file))
+        tensors = {name: weights.read(name).to(dtype) for name in names}
+        tensors = layout(tensors) if layout else tensors
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(tensors, file))
         sync(folder / file)
         files[file] = {"bytes": (folder / file).stat().st_size, "sha256": sha256_of(folder / file)}
         digest.update(bytes.fromhex(files[file]["sha256"]))
@@ -133,14 +140,22 @@ def export(weights: Weights, folder: Path, dtype: torch.dtype) -> tuple[str, dic
 
 
 def _shards(weights: Weights, dtype: torch.dtype) -> Iterator[list[str]]:
+    """Names for each file; a block's parameters stay together, for a layout may need them so."""
     names: list[str] = []
     size = 0
-    for name in sorted(weights.names()):
-        added = prod(weights.shape(name)) * dtype.itemsize
+    for _, members in groupby(sorted(weights.names()), key=_block_of):
+        block = list(members)
+        added = sum(prod(weights.shape(name)) for name in block) * dtype.itemsize
         if names and size + added > _SHARD_BYTES:
             yield names
             names, size = [], 0
-        names.append(name)
+        names += block
         size += added
     if names:
         yield names
+
+
+def _block_of(name: str) -> str:
+    """ "model.layers.3" of "model.layers.3.mlp.up_proj.weight"; the name itself outside of blocks."""
+    match = re.match(r".*?\.\d+(?=\.)", name)
+    return match[0] if match else name

@@ -176,7 +176,7 @@ def arm_alone(values: dict[str, Any], arm: str) -> dict[str, Any]:
 
 def _effect(experiment: Experiment, arm: str) -> str:
     stages = [stage.model_dump_json() for stage in experiment.stages(arm)]
-    return json.dumps([stages, experiment.trainer.model_dump_json()])
+    return json.dumps([stages, experiment.trainer.model_dump_json(exclude={"adapter"})])  # stages carry what of it counts for them
 
 
 def check_space(path: str | Path, values: dict[str, Any], experiment: Experiment) -> None:

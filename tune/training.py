@@ -58,7 +58,7 @@ class Training:
         self, run_folder: Path, place: Path, prepared: Prepared, settings: WorkerSettings, workers: tuple[int, int] | None
     ) -> None:
         """`workers`: least and most of a Ray Train group; None: in this process alone."""
-        self._run_folder, self._place, self._prepared, self._settings, self._workers = run_folder, place, prepared, settings, workers
+        self._run_folder, self._place, self._prepared, self.settings, self._workers = run_folder, place, prepared, settings, workers
         self._store = StageStore(run_folder)
         self.seconds = 0.0
         """In which something was trained, loading included."""
@@ -80,7 +80,7 @@ class Training:
     def _train(self, job: Job, limit: int) -> None:
         before, started = self._totals(job), time.monotonic()
         pause = {job.key: limit} if limit < job.num_steps else {}
-        settings = replace(self._settings, pause_after=pause)
+        settings = replace(self.settings, pause_after=pause)
         request, events = StopRequest(), Events(self._place)
         group = Group(self._place, settings, self._prepared.tokens_folder, self._workers) if self._workers else None
 

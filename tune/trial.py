@@ -143,10 +143,10 @@ class _Trial:
             saved = self._training.checkpoint(job, point.step)
             if saved is None:
                 return None
-            from trainer.worker import export_checkpoint
+            from trainer.export import export_checkpoint
 
             target = self._place / "hf"
-            weights, hf = export_checkpoint(saved, self._prepared.model_folder, target), str(target)
+            weights, hf = export_checkpoint(saved, self._training.settings, target), str(target)
         else:
             hf, weights = _weights_of(self._folder, job)
         name = f"{self._row.id}-at-{100 * point.share:g}" if point.share < 1 else self._row.id

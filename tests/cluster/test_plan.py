@@ -9,7 +9,7 @@ import pytest
 from cluster.chips import CHIPS, GIB, Hardware, chip_of_device, make_hardware
 from cluster.fallback import fitting
 from cluster.measure import FILE, calibrated, calibration_of
-from cluster.memory import SetUp
+from cluster.memory import SetUp, trained_share
 from cluster.model_shape import read_shape, shape_of
 from cluster.plan import estimate, plan_experiment, question_of, refuse_hopeless
 from cluster.setups import USABLE, Advice, Offer, Question, advise, offer, set_ups
@@ -63,7 +63,7 @@ def test_7b_on_one_a100() -> None:
     """Fits: states in host memory, given 512 GiB of it. Does not: fp32 states on the card (18 bytes a weight), whatever the rest."""
     hardware = make_hardware(1, CHIPS["A100-80G"], host_gib=512)
     advice = plan_experiment(experiment("7b"), hardware)
-    on_card = [one for one in advice.offers if not one.set_up.offload and one.set_up.available]
+    on_card = [one for one in advice.offers if not one.set_up.offload and not one.set_up.adapter and one.set_up.available]
     assert on_card and not any(one.fits for one in on_card)
     for one in on_card:
         assert "GPU memory" in one.problems[0] and "GiB missing" in one.problems[0]
@@ -71,7 +71,7 @@ def test_7b_on_one_a100() -> None:
     assert any(one.fits for one in advice.offers if one.set_up.offload)
     assert advice.recommended is not None and advice.recommended.set_up.offload
     lora = next(one for one in advice.offers if one.set_up.adapter)
-    assert lora.fits and not lora.can_be_chosen, "priced, but the trainer has no LoRA"
+    assert lora.fits and lora.can_be_chosen and lora is not advice.recommended  # another method is the user's choice
 
 
 def test_7b_on_one_a100_in_a_small_machine_is_refused() -> None:
@@ -85,11 +85,35 @@ def test_70b_with_fp32_states_on_8_a100_is_refused_with_the_number() -> None:
     question = question_of(experiment("70b"), hardware)
     advice = advise(question, hardware)
     assert advice.recommended is None
-    on_card = min((o for o in advice.offers if o.set_up.available and not o.set_up.offload), key=lambda o: o.gpu.total)
+    on_card = min(
+        (o for o in advice.offers if o.set_up.available and not o.set_up.offload and not o.set_up.adapter), key=lambda o: o.gpu.total
+    )
     missing = (on_card.gpu.total - USABLE * 79.1 * GIB) / GIB
     assert on_card.problems[0].startswith(f"GPU memory: {missing:,.1f} GiB missing") and missing > 60
     with pytest.raises(UserError, match=r"no set-up fits 8×A100-80G.*GiB missing \(needs"):
         refuse_hopeless(advice, hardware)
+
+
+def test_lora_is_planned_as_the_file_says() -> None:
+    """One stage without an adapter needs the memory of all weights; a rank of 16 is half a per cent of 7B."""
+    hardware = make_hardware(1, CHIPS["A100-80G"])
+    lora = plan_experiment(experiment("7b", "trainer.adapter.r=16"), hardware).recommended
+    assert lora is not None and lora.set_up.adapter == 16 and not lora.set_up.offload
+    shape = shape_of(experiment("7b").model)
+    assert trained_share(shape, lora.set_up) == pytest.approx(39_976_960 / 6_738_415_616)  # as peft counts it
+    assert "trainer.adapter" not in " ".join(lora.overrides())
+    arm = next(iter(experiment("7b").arms))
+    mixed = question_of(experiment("7b", "trainer.adapter.r=16", f"arms.{arm}.adapter=full"), hardware)
+    assert mixed.file.adapter == 0
+    offered = next(one for one in advise(mixed, hardware).offers if one.set_up.adapter)
+    assert experiment("7b", *offered.overrides()).trainer.adapter is not None
+
+
+def test_where_only_lora_fits_the_refusal_says_so() -> None:
+    with pytest.raises(
+        UserError, match=r"no set-up fits 1×A100-80G: .*GiB missing.*; .*LoRA of rank 16.* would fit: .*trainer\.adapter\.r=16"
+    ):
+        plan_experiment(experiment("7b"), make_hardware(1, CHIPS["A100-80G"], host_gib=200))
 
 
 def test_7b_on_eight_cards_fits_with_fp32_states() -> None:

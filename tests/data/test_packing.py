@@ -9,9 +9,9 @@ from data.packing import best_fit, pack
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(2, 300), min_size=1, max_size=80), st.integers(1, 8), st.integers(16, 128))
-def test_every_token_exactly_once(lengths: list[int], world_size: int, capacity: int) -> None:
-    grid = pack(lengths, world_size, capacity)
+@given(st.lists(st.integers(2, 300), min_size=1, max_size=80), st.integers(1, 8), st.integers(16, 128), st.booleans())
+def test_every_token_exactly_once(lengths: list[int], world_size: int, capacity: int, one_item: bool) -> None:
+    grid = pack(lengths, world_size, capacity, one_item=one_item)
     assert all(len(ranks) == world_size for ranks in grid)
     covered = [np.zeros(n, dtype=int) for n in lengths]
     for row in (row for ranks in grid for row in ranks):
@@ -47,3 +47,18 @@ def test_one_item_on_many_ranks_fills_the_others_with_weightless_rows() -> None:
     [ranks] = pack([5], 4, 16)
     assert sum(piece.counts for row in ranks for piece in row) == 1
     assert len(ranks) == 4
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_one_item_per_row_has_the_same_pieces_by_length(world_size: int) -> None:
+    lengths = np.random.default_rng(2).integers(2, 150, 60)
+    alone, packed = (pack(lengths, world_size, 64, one_item=one_item) for one_item in (True, False))
+
+    def pieces(grid: list) -> list[tuple[int, int, int]]:  # type: ignore[type-arg]
+        return sorted((p.item, p.start, p.end) for ranks in grid for row in ranks for p in row if p.counts)
+
+    assert pieces(alone) == pieces(packed)
+    assert all(len(row) == 1 for ranks in alone for row in ranks) and any(len(row) > 1 for ranks in packed for row in ranks)
+    longest = [max(len(row[0]) for row in ranks) for ranks in alone]
+    shortest = [min(len(row[0]) for row in ranks if row[0].counts) for ranks in alone]
+    assert all(low >= high for low, high in zip(shortest, longest[1:], strict=False))  # ranks that wait for each other have like lengths

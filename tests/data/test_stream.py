@@ -52,6 +52,26 @@ def test_each_planned_item_once_through_ray(ray_cluster: str, stage_files, world
     assert len({len(share) for share in rows}) == 1  # as many micro-steps on every rank
 
 
+def test_rows_of_one_item_carry_the_same_weights(ray_cluster: str, stage_files) -> None:  # type: ignore[no-untyped-def]
+    """The stream that a model with leaking items is given: the same tokens with the same weights, step by step, each item alone."""
+    import dataclasses
+
+    from data.stream import RankShares, iterate, step_numbers
+
+    _, _, spec = stage_files
+    specs = {"packed": spec, "alone": dataclasses.replace(spec, one_item=True)}
+    shares = RankShares(specs).configure({name: step_numbers(of) for name, of in specs.items()}, 2, None, None)
+    seen: dict[str, Counter[tuple[int, bytes, bytes]]] = {name: Counter() for name in specs}
+    for name in specs:
+        for share in shares:
+            for row in iterate(share[name], timeout_s=60):
+                assert name == "packed" or len(row["cu_seqlens"]) == 2
+                for start, end in zip(row["cu_seqlens"], row["cu_seqlens"][1:], strict=False):
+                    if row["loss_weight"][start:end].any():
+                        seen[name][row["step"], row["input_ids"][start:end].tobytes(), row["loss_weight"][start:end].tobytes()] += 1
+    assert seen["packed"] == seen["alone"] and seen["alone"]
+
+
 def test_noise_travels_with_its_targets(ray_cluster: str, stage_files) -> None:  # type: ignore[no-untyped-def]
     import dataclasses
 

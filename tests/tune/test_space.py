@@ -75,6 +75,25 @@ def test_a_good_one_is_not_refused(tmp_path: Path) -> None:
     assert values["search"], "the file's own values are left alone"
 
 
+def test_the_rank_of_an_adapter_can_be_searched(tmp_path: Path) -> None:
+    """Also where the experiment has none yet; not where the arm sets one itself, for then nothing changes."""
+    with_rank = GOOD.replace("dials.epochs_documents:\n      choice: [1, 2]", "trainer.adapter.r: {choice: [4, 64]}")
+    (tmp_path / "x.yaml").write_text(with_rank)
+    experiment, values = read_experiment(tmp_path / "x.yaml")
+    check_space(tmp_path / "x.yaml", values, experiment)
+    trials = [for_trial(values, "pit", {"trainer.adapter.r": rank}).stages("pit") for rank in (4, 64)]
+    for rank, stages in zip((4, 64), trials, strict=True):
+        assert [stage.adapter.settings()["r"] for stage in stages if stage.adapter] == [rank] * len(stages)
+        assert all(stage.adapter and stage.adapter.settings()["lora_alpha"] == 2 * rank for stage in stages)
+    (tmp_path / "x.yaml").write_text(with_rank.replace("    preset: pit\n", "    preset: pit\n    adapter: {r: 8}\n"))
+    experiment, values = read_experiment(tmp_path / "x.yaml")
+    with pytest.raises(ExperimentError, match=r"trainer\.adapter\.r: not every value changes what the arm pit trains"):
+        check_space(tmp_path / "x.yaml", values, experiment)
+    assert refused(tmp_path, "dials.epochs_documents", "trainer.adapter.rank").startswith(
+        "x.yaml:15: search.space.trainer.adapter.rank: 1 is refused: trainer.adapter: rank: unknown key of a lora adapter"
+    )
+
+
 def test_which_arm(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(GOOD.replace("arms:\n", "arms:\n  mix: {preset: mix}\n"))
     with pytest.raises(UserError, match=r"search\.arm: say which arm is tuned: mix, pit"):

@@ -1,0 +1,103 @@
+"""transformers behind the engine's interface, for families that vLLM cannot run on CPUs: slower, and the same answers."""
+
+import math
+from collections.abc import Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evaluation.engine import Answer, EngineOptions
+
+_LOGITS_AT_ONCE = 50_000_000
+"""Elements of (rows, tokens, vocabulary) in one call: 200 MB of fp32."""
+_PROBE_TOKENS = 16
+
+
+class Generator:
+    """One model in one process. Greedy; sequences of equal length share a batch, so that nothing is padded and nothing can leak."""
+
+    def __init__(self, path: str, revision: str | None, max_model_len: int, options: "EngineOptions") -> None:
+        import torch
+        from transformers import AutoTokenizer
+
+        self._torch: Any = torch
+        self._options, self._revision = options, revision
+        self._device = "cuda" if options.gpus else "cpu"
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        self._model: Any = self._read(path)
+
+    def _read(self, path: str) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        dtype = getattr(self._torch, self._options.dtype)
+        revision = self._revision
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        )
+        if getattr(model.config, "attn_logit_softcapping", None):
+            model.set_attn_implementation("eager")  # torch's kernel would leave the soft cap out
+        return model.to(self._device).eval()
+
+    def load(self, path: str) -> bool:
+        """Puts the weights of another checkpoint in place; False where the tokenizer may be another too (a hub id)."""
+        from evaluation.engine import network
+
+        if network(path) is None:
+            return False
+        self._model = None  # one at a time in memory
+        self._model = self._read(path)
+        return True
+
+    def answer(self, prompts: list[list[int]], max_tokens: int, eos_id: int) -> "list[Answer]":
+        """See evaluation.engine.Examiner.answer."""
+        answers: list[Any] = [None] * len(prompts)
+        vocabulary = self._model.config.vocab_size
+        for members in _equal_lengths(prompts, lambda length: max_tokens * vocabulary):
+            ids = self._tensor([prompts[n] for n in members])
+            said = self._model.generate(
+                input_ids=ids, attention_mask=self._torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False, num_beams=1,
+                eos_token_id=eos_id, pad_token_id=eos_id, return_dict_in_generate=True, output_logits=True,
+            )  # fmt: skip
+            logs = self._torch.stack(said.logits, dim=1).float().log_softmax(-1)  # (rows, tokens, V)
+            new = said.sequences[:, ids.shape[1] :]
+            own = logs.gather(-1, new[..., None])[..., 0]
+            for row, n in enumerate(members):
+                tokens = new[row].tolist()
+                ended = eos_id in tokens
+                tokens = tokens[: tokens.index(eos_id) + 1] if ended else tokens
+                answers[n] = {
+                    "token_ids": tokens,
+                    "text": self._tokenizer.decode(tokens, skip_special_tokens=True),
+                    "finish_reason": "stop" if ended else "length",
+                    "logprob": math.fsum(own[row, : len(tokens)].tolist()),
+                }
+        return answers
+
+    def log_likelihoods(self, sequences: list[list[int]], starts: list[int] | None = None) -> list[float]:
+        """See evaluation.engine.Examiner.log_likelihoods."""
+        found = [0.0] * len(sequences)
+        vocabulary = self._model.config.vocab_size
+        for members in _equal_lengths(sequences, lambda length: length * vocabulary):
+            ids = self._tensor([sequences[n] for n in members])
+            with self._torch.no_grad():
+                logs = self._model(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+            own = logs.gather(-1, ids[:, 1:, None])[..., 0]  # (rows, tokens - 1)
+            for row, n in enumerate(members):
+                found[n] = math.fsum(own[row, (starts[n] if starts else 1) - 1 :].tolist())
+        return found
+
+    def probe(self) -> float:
+        """See evaluation.engine.Examiner.probe."""
+        return self.log_likelihoods([[i % self._model.config.vocab_size for i in range(_PROBE_TOKENS)]])[0]
+
+    def _tensor(self, rows: list[list[int]]) -> Any:
+        return self._torch.tensor(rows, dtype=self._torch.long, device=self._device)
+
+
+def _equal_lengths(sequences: list[list[int]], elements_of: Any) -> Iterator[list[int]]:
+    """Numbers of sequences of one length each, so many that their logits fit; elements_of(length) → logits of one."""
+    order = sorted(range(len(sequences)), key=lambda n: len(sequences[n]))
+    for length, group in groupby(order, key=lambda n: len(sequences[n])):
+        members = list(group)
+        size = max(1, _LOGITS_AT_ONCE // elements_of(max(1, length)))
+        yield from (members[at : at + size] for at in range(0, len(members), size))

@@ -1,0 +1,229 @@
+"""Adapters: settings are refused in one line, merging gives the adapter's own logits for every kind and family, and a run leaves ordinary models."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from console import UserError
+from data.adapters import KINDS, Adapter
+from experiment import ExperimentError, load_experiment
+from tests.conftest import ROOT
+from tests.models.families import FAMILIES, save_model
+from trainer.adapter import MergedWeights, check_adapter, inject, trained_parameters
+from trainer.families import folder_weights
+from trainer.model import build_model
+from trainer.weights import load_into
+
+DEMO = ROOT / "experiments" / "bios_cpu.yaml"
+IDS = torch.arange(5, 25)[None]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("trainer.adapter.rr=8", "override trainer.adapter.rr=8: trainer.adapter: rr: unknown key of a lora adapter; did you mean r?"),
+        ("trainer.adapter.r=0", "trainer.adapter.r: input should be greater than or equal to 1"),
+        ("trainer.adapter={type: prefix_tuning}", "trainer.adapter: type: 'prefix_tuning' is no adapter that can be merged"),
+        ("trainer.adapter={init: pissa}", "trainer.adapter: init: 'pissa' changes the model before training"),
+        ("trainer.adapter={type: ia3, r: 3}", "trainer.adapter: r: unknown key of a ia3 adapter"),
+        ("trainer.adapter={dropout: 1.0}", "trainer.adapter: dropout: 1.0 is no share below 1"),
+        ("arms.pit.adapter=lora", "arms.pit.adapter: 'lora' is neither full"),
+        ("arms.pit.adapter={alpha: 4, lora_alpha: 4}", "arms.pit.adapter: alpha: given twice, as lora_alpha too"),
+        ("arms.pit.adapter={target_modules: []}", "arms.pit.adapter: target_modules: is empty"),
+        ("base.0={mix: {replay_documents: 1}, epochs: 1, batch_items: 4, rate: 1e-3, freeze_share: 0.5, adapter: {r: 2}}", "freeze_share: an adapter"),
+    ],
+)  # fmt: skip
+def test_refused_in_one_line(override: str, told: str) -> None:
+    with pytest.raises(ExperimentError) as refused:
+        load_experiment(DEMO, [override])
+    assert told in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_stage_before_arm_before_experiment() -> None:
+    def ranks(*overrides: str) -> list[int | None]:
+        stages = load_experiment(DEMO, list(overrides)).stages("pit")
+        return [stage.adapter.settings()["r"] if stage.adapter else None for stage in stages]
+
+    whole = ranks()
+    assert set(whole) == {None}
+    assert set(ranks("trainer.adapter.r=8")) == {8}
+    own = len(load_experiment(DEMO).stages("pit")) - len(load_experiment(DEMO).base)
+    assert ranks("arms.pit.adapter.r=4") == [None] * (len(whole) - own) + [4] * own
+    assert ranks("trainer.adapter.r=8", "arms.pit.adapter=full") == [8] * (len(whole) - own) + [None] * own
+
+
+def test_another_adapter_is_another_stage() -> None:
+    from trainer.store import stage_key
+
+    def key(*overrides: str) -> str:
+        experiment = load_experiment(DEMO, list(overrides))
+        return stage_key("parent", experiment.stages("pit")[-1], "plan", "tokens", experiment.trainer, "fp32", None, 0)
+
+    keys = [key(), key("trainer.adapter.r=8"), key("trainer.adapter.r=4"), key("trainer.adapter={r: 8, use_dora: true}")]
+    assert len(set(keys)) == 4 and key("trainer.adapter.r=8") == key("trainer.adapter={r: 8}") == key("arms.pit.adapter.r=8")
+    assert key("trainer.packing=one_item") == keys[0]  # the same weights, up to rounding
+
+
+def test_the_keys_are_pefts() -> None:
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.utils import PeftType
+
+    for kind, keys in KINDS.items():
+        known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind.upper()]])}
+        assert keys <= known, (kind, keys - known)
+        assert not PEFT_TYPE_TO_TUNER_MAPPING[PeftType[kind.upper()]].uses_shared_state  # a module is merged with what is in it
+
+
+class Held:
+    """Weights in memory."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> list[int]:
+        return list(self._tensors[name].shape)
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS, position_ids=torch.arange(20)[None], use_cache=False).logits[0]  # type: ignore[no-any-return]
+
+
+CASES: list[tuple[str, dict[str, Any]]] = [(family, {}) for family in FAMILIES] + [
+    ("qwen3", {"use_dora": True}), ("qwen3", {"use_rslora": True, "rank_pattern": {"q_proj": 4}}), ("qwen3", {"embeddings": True}),
+    ("qwen3", {"bias": "all"}), ("qwen2", {"bias": "lora_only"}), ("qwen3", {"target_modules": ["q_proj", "embed_tokens"]}),
+    ("qwen3", {"target_modules": r".*\.[kv]_proj"}), ("qwen3", {"target_modules": ["v_proj"], "layers_to_transform": [1]}),
+    ("qwen3", {"type": "loha", "r": 4}), ("qwen3", {"type": "lokr", "r": 4}), ("qwen3", {"type": "ia3", "feedforward_modules": []}),
+    ("qwen3", {"type": "oft", "oft_block_size": 4}), ("qwen3", {"type": "hra", "r": 4}), ("qwen3", {"type": "miss", "r": 4}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("adapters")
+    return {name: save_model(name, root / name, ["some words to make tokens of"]) for name in FAMILIES}
+
+
+@pytest.mark.parametrize(("family", "settings"), CASES, ids=str)
+def test_merged_is_what_the_adapter_computes(folders: dict[str, Path], family: str, settings: dict[str, Any]) -> None:
+    folder, adapter = folders[family], Adapter.model_validate(settings)
+    module = build_model(str(folder), "eager", torch.float32)
+    parent = folder_weights(folder, [name for name, _ in module.named_parameters()])
+    load_into(module, parent)
+    before = logits(module)
+    inject(module, adapter, 0, 0)
+    trained = trained_parameters(module)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in trained.values():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    wanted = logits(module)
+    merged = MergedWeights(str(folder), adapter, parent, Held({name: p.detach() for name, p in trained.items()}))
+    plain = build_model(str(folder), "eager", torch.float32)
+    load_into(plain, merged)
+    scale = float(wanted.abs().max())
+    # one product more or less in fp32; rotations (oft, hra) solve small systems
+    torch.testing.assert_close(logits(plain), wanted, rtol=0, atol=2e-5 * scale)
+    assert not any("lm_head" in name for name in trained) or settings
+    assert (wanted - before).abs().max() > 1e-3 * scale  # the twin: without the adapter it is another model
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "zero_stage", "told"),
+    [
+        ("qwen2.5-tied", {"embeddings": True}, 2, "tied"),
+        ("gemma3", {"target_modules": ["embed_tokens"]}, 2, "tied"),
+        ("qwen3", {"embeddings": True}, 3, "trainer.zero_stage 0, 1 or 2"),
+        ("qwen3", {"target_modules": ["nowhere"]}, 2, "nowhere"),
+        ("mamba", {"target_modules": ["out_proj"]}, 2, "out_proj"),
+    ],
+    ids=str,
+)
+def test_impossible_combinations(folders: dict[str, Path], family: str, settings: dict[str, Any], zero_stage: int, told: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_adapter(Adapter.model_validate(settings), str(folders[family]), zero_stage)
+    assert str(refused.value).startswith("adapter: ") and told in str(refused.value) and "\n" not in str(refused.value)
+
+
+EXPERIMENT = """\
+name: adapters
+runs: {runs}
+data:
+  bios: {{replay_people: 4, train_people: 8, test_people: 2}}
+model:
+  tiny: {{hidden_size: 64, layers: 2}}
+base:
+  - {{mix: {{replay_documents: 1}}, epochs: 2, batch_items: 4, rate: 3.0e-3}}
+arms:
+  full:
+    stages: &stages
+      - {{mix: {{train_questions: 1}}, epochs: 2, batch_items: 20, rate: 3.0e-3}}
+      - {{mix: {{test_documents: 1}}, epochs: 4, batch_items: 2, rate: 3.0e-3}}
+  lora:
+    adapter: {{r: 4, alpha: 16}}
+    stages: *stages
+trainer: {{row_tokens: 256, num_workers: 2, checkpoint: {{every_steps: 1}}}}
+exam: {{compare_to: full, modes: [closed], base_modes: [closed]}}
+"""
+
+
+def check_run(folder: Path) -> None:
+    """Arms share the base; the LoRA arm's stages are ordinary models, each the one before with its own adapter merged in."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    arms = json.loads((folder / "arms.json").read_text())["arms"]
+    full, lora = arms["full"]["stages"], arms["lora"]["stages"]
+    assert full[0] == lora[0] and full[1] != lora[1] and arms["full"]["plan_hashes"] == arms["lora"]["plan_hashes"]
+    for before, key in itertools.pairwise(lora):
+        stage = folder / "stages" / key
+        files = json.loads((stage / "manifest.json").read_text())["files"]
+        assert {name for name in files if name.startswith("adapter/")} == {
+            "adapter/adapter_model.safetensors",
+            "adapter/adapter_config.json",
+        }
+        assert not (stage / "adapter-fragments").exists() and not (stage / "checkpoints").exists()
+        own = AutoModelForCausalLM.from_pretrained(stage / "hf")
+        parent = AutoModelForCausalLM.from_pretrained(folder / "stages" / before / "hf")
+        start = logits(parent)
+        adapted = logits(PeftModel.from_pretrained(parent, str(stage / "adapter")))
+        torch.testing.assert_close(adapted, logits(own), rtol=0, atol=1e-5)
+        assert (adapted - start).abs().max() > 1e-3
+
+
+def test_arms_with_and_without_an_adapter(tmp_path: Path, run_command: Any) -> None:
+    (tmp_path / "x.yaml").write_text(EXPERIMENT.format(runs=tmp_path))
+    done = run_command("trainer", str(tmp_path / "x.yaml"), "--no-ray", "--no-exam", env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "lora adapter: " in done.stderr and "packed rows: items do not see each other (llama, padded_sdpa" in done.stderr
+    check_run(tmp_path / "adapters")
+
+
+def test_a_wrong_module_is_refused_before_anything_starts(tmp_path: Path, run_command: Any) -> None:
+    (tmp_path / "x.yaml").write_text(EXPERIMENT.format(runs=tmp_path))
+    done = run_command("trainer", str(tmp_path / "x.yaml"), "--no-ray", "arms.lora.adapter.target_modules=[nowhere]")
+    assert done.returncode == 2 and "nowhere" in done.stderr and "Traceback" not in done.stderr
+    assert "x.yaml:14: arms.lora: adapter: " in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_whole_chain_on_ray(ray_cluster: str, tmp_path: Path, run_command: Any) -> None:
+    """Two workers, ZeRO-3, vLLM's exam, one report with both arms."""
+    (tmp_path / "x.yaml").write_text(EXPERIMENT.format(runs=tmp_path))
+    env = {"RAY_ADDRESS": ray_cluster, "DS_ACCELERATOR": "cpu"}
+    done = run_command("trainer", str(tmp_path / "x.yaml"), "trainer.zero_stage=3", env=env, timeout_s=500)
+    assert done.returncode == 0, done.stderr
+    check_run(tmp_path / "adapters")
+    report = json.loads((tmp_path / "adapters" / "report.json").read_text())
+    assert {"base", "full", "lora"} == set(report["arms"]) and all(arm["status"] == "scored" for arm in report["arms"].values())

@@ -1,0 +1,126 @@
+"""Adapters through DeepSpeed equal peft in plain torch, saves hold the adapter alone, and merging gives peft's own merged weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.rows import step_rows
+from tests.numerics import adapter_steps, steps
+from tests.numerics.adapter_steps import ADAPTERS, CASES, NUMBER, RESUMED, SEED, model_folder
+from tests.numerics.test_zero import launch
+from trainer.adapter import inject, peft_config, trained_parameters
+from trainer.model import build_model
+from trainer.plain import PlainEngine
+from trainer.schedule import learning_rate
+from trainer.step import optimiser_step
+from trainer.weights import FolderWeights, FragmentWeights, load_into
+
+WORLD_SIZE = 2
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("adapter")
+    model: Any = steps.made_model()
+    model.save_pretrained(model_folder(out))
+    return launch(out, WORLD_SIZE, "adapter_steps")
+
+
+class Oracle:
+    """peft's own model, started where ours starts, four steps of plain torch."""
+
+    def __init__(self, out: Path, name: str) -> None:
+        from peft import get_peft_model
+
+        start = build_model(str(model_folder(out)), "padded_sdpa", torch.float32)
+        load_into(start, FolderWeights(model_folder(out)))
+        inject(start, ADAPTERS[name], SEED, NUMBER)
+        module = build_model(str(model_folder(out)), "padded_sdpa", torch.float32)
+        load_into(module, FolderWeights(model_folder(out)))
+        self.model: Any = get_peft_model(module, peft_config(ADAPTERS[name], module))
+        ours = trained_parameters(start)
+        theirs = {key.removeprefix("base_model.model."): p for key, p in self.model.named_parameters() if p.requires_grad}
+        assert ours.keys() == theirs.keys()
+        for key, parameter in theirs.items():
+            parameter.data.copy_(ours[key].detach())
+        self.start = {key: parameter.detach().clone() for key, parameter in theirs.items()}
+        engine = PlainEngine(self.model, steps.CONFIG.betas, steps.CONFIG.weight_decay, steps.CONFIG.clip)
+        self.losses = []
+        for step in range(steps.NUM_STEPS):
+            rows = step_rows(steps.made_plan(), steps.made_store(), step, 0, 1, steps.CAPACITY, "example")
+            loss, _ = optimiser_step(engine, rows, learning_rate(steps.STAGE, step, steps.NUM_STEPS), "padded_sdpa")
+            self.losses.append(float(loss))
+        self.trained = {key: parameter.detach().clone() for key, parameter in theirs.items()}
+        self.merged = dict(self.model.merge_and_unload().named_parameters())
+
+
+@pytest.fixture(scope="module")
+def oracles(results: Path) -> dict[str, Oracle]:
+    return {name: Oracle(results, name) for name in ADAPTERS}
+
+
+def folder_of(results: Path, case: tuple[int, str, str]) -> Path:
+    return results / "-".join(map(str, case))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case[1] == "fp32"], ids=str)
+def test_steps_equal_plain_peft(results: Path, oracles: dict[str, Oracle], case: tuple[int, str, str]) -> None:
+    folder, oracle = folder_of(results, case), oracles[case[2]]
+    told = json.loads((folder / "result.json").read_text())
+    # fp32 sums in another order, as in test_zero.py
+    torch.testing.assert_close(torch.tensor(told["losses"]), torch.tensor(oracle.losses), rtol=1e-5, atol=1e-5)
+    stored = FragmentWeights(folder / "ended" / "adapter", told["shapes"], WORLD_SIZE)
+    assert set(stored.names()) == set(oracle.trained)
+    for name, weight in oracle.trained.items():
+        torch.testing.assert_close(stored.read(name), weight, rtol=0, atol=1e-5)
+    assert any((stored.read(name) - oracle.start[name]).abs().max() > 1e-3 for name in oracle.start)  # the twin: it did train
+    merged = FragmentWeights(folder / "ended" / "merged", {n: list(p.shape) for n, p in oracle.merged.items()}, WORLD_SIZE)
+    for name, weight in oracle.merged.items():
+        torch.testing.assert_close(merged.read(name), weight.detach(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case[1] == "bf16"], ids=str)
+def test_bf16_trains_fp32_adapters_and_leaves_the_base_exact(results: Path, oracles: dict[str, Oracle], case: tuple[int, str, str]) -> None:
+    folder, oracle = folder_of(results, case), oracles[case[2]]
+    told = json.loads((folder / "result.json").read_text())
+    stored = FragmentWeights(folder / "ended" / "adapter", told["shapes"], WORLD_SIZE)
+    moved = torch.cat([(stored.read(name) - oracle.start[name]).flatten() for name in oracle.start])
+    expected = torch.cat([(weight - oracle.start[name]).flatten() for name, weight in oracle.trained.items()])
+    assert torch.nn.functional.cosine_similarity(moved, expected, dim=0) > 0.97  # as in test_zero.py
+    base = FolderWeights(model_folder(results))
+    merged = FragmentWeights(folder / "ended" / "merged", {n: list(p.shape) for n, p in oracle.merged.items()}, WORLD_SIZE)
+    for name in oracle.merged:
+        assert torch.equal(merged.read(name), base.read(name)) == (not name.endswith("proj.weight")), name  # not rounded to bf16
+
+
+@pytest.mark.parametrize("case", RESUMED, ids=str)
+def test_a_resumed_stage_is_the_same_to_the_bit(results: Path, case: tuple[int, str, str]) -> None:
+    folder = folder_of(results, case)
+    shapes = json.loads((folder / "result.json").read_text())["shapes"]
+    whole, resumed = (FragmentWeights(folder / part / "adapter", shapes, WORLD_SIZE) for part in ("ended", "resumed"))
+    saved = FragmentWeights(folder / "saved", shapes, WORLD_SIZE)
+    assert all(torch.equal(whole.read(name), resumed.read(name)) for name in shapes)
+    assert any(not torch.equal(saved.read(name), whole.read(name)) for name in shapes)
+
+
+def test_a_checkpoint_holds_what_is_trained_and_no_more(results: Path) -> None:
+    from safetensors import safe_open
+
+    names = set()
+    for rank in range(WORLD_SIZE):
+        with safe_open(folder_of(results, (2, "fp32", "lora")) / "saved" / f"rank-{rank:05d}.safetensors", framework="pt") as file:
+            names |= set(file.keys())
+    assert names and all("lora_" in name for name in names)
+    assert {name.split("/")[0] for name in names if "/" in name} == {"exp_avg", "exp_avg_sq"}
+
+
+def test_every_stage_starts_elsewhere() -> None:
+    def start(number: int) -> torch.Tensor:
+        model = steps.made_model()
+        inject(model, adapter_steps.ADAPTERS["lora"], SEED, number)
+        return next(p.detach() for name, p in model.named_parameters() if "lora_A" in name)
+
+    assert torch.equal(start(0), start(0)) and not torch.equal(start(0), start(1))

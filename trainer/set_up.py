@@ -1,0 +1,94 @@
+"""A stage's engine, made on one rank: the model with its start weights, adapter or frozen part, DeepSpeed around it, isolation tried."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoConfig
+
+from trainer.checkpoint import Checkpoint
+from trainer.engine import MOMENTS, DeepSpeedEngine, deepspeed_config
+from trainer.export import dtype_of, saved_weights
+from trainer.families import attention_for, refuse_buffers
+from trainer.freeze import freeze
+from trainer.isolation import Isolation, decide
+from trainer.model import build_model
+from trainer.prepare import Job
+from trainer.weights import Weights, load_into
+from trainer.worker_settings import WorkerSettings
+
+
+@dataclass(frozen=True)
+class StageEngine:
+    engine: DeepSpeedEngine
+    shapes: dict[str, list[int]]
+    """Of the model's own parameters."""
+    trained_shapes: dict[str, list[int]]
+    """Of what a checkpoint holds: the same, or with an adapter its parameters alone."""
+    attention: str
+    isolation: Isolation
+
+
+def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, device: torch.device, saved: Checkpoint | None) -> StageEngine:
+    """The engine with the parent's fp32 weights, or the checkpoint's and its moments; `parent` may be None where a checkpoint holds all."""
+    config = AutoConfig.from_pretrained(settings.model_folder, trust_remote_code=False)
+    trainer, adapter = settings.trainer, job.stage.adapter
+    attention = attention_for(config, trainer.attention, device, settings.precision)
+    torch.manual_seed(settings.seed)
+    if trainer.zero_stage == 3:
+        import deepspeed
+
+        with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(trainer, settings.precision)):
+            module = build_model(settings.model_folder, attention, dtype_of(settings.precision))
+    else:
+        module = build_model(settings.model_folder, attention, torch.float32).to(device)
+    refuse_buffers(module)
+    if trainer.gradient_checkpointing:
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    module.train()
+    shapes = _shapes(module)
+    start = saved_weights(saved) if saved else parent
+    whole = parent if adapter else start
+    assert start is not None and whole is not None
+    load_into(module, whole, trainer.zero_stage)
+    if adapter:
+        from trainer.adapter import inject, trained_parameters
+
+        inject(module, adapter, settings.seed, job.number)
+        trained = trained_parameters(module)
+        if saved:
+            for name, parameter in trained.items():
+                parameter.data.copy_(start.read(name))
+        else:
+            start = _Copies(trained)
+        if trainer.zero_stage == 3:  # DeepSpeed rounds the whole model itself, but for one that was sharded as it was built
+            for parameter in trained.values():
+                parameter.data = parameter.data.to(dtype_of(settings.precision))
+    freeze(module, job.stage, settings.seed, job.number)
+    trained_shapes = {name: shape for name, shape in _shapes(module).items() if name in trained} if adapter else shapes
+    engine = DeepSpeedEngine(module, trainer, settings.precision, device, saves_frozen=not adapter)
+    if settings.precision == "bf16":
+        engine.set_fp32(start.read)
+    if saved:
+        moments = {moment: saved_weights(saved, moment) for moment in MOMENTS}
+        engine.set_moments(lambda moment, name, begin, end: moments[moment].slice(name, begin, end), saved.manifest["optimizer_steps"])
+    return StageEngine(engine, shapes, trained_shapes, attention, decide(engine, trainer.packing, attention, config, settings.precision))
+
+
+class _Copies:
+    """What an adapter starts from, before an engine in bf16 rounds it."""
+
+    def __init__(self, parameters: dict[str, torch.nn.Parameter]) -> None:
+        self._copies = {name: parameter.detach().float().clone() for name, parameter in parameters.items()}
+
+    def names(self) -> list[str]:
+        return list(self._copies)
+
+    def shape(self, name: str) -> list[int]:
+        return list(self._copies[name].shape)
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._copies[name]
+
+
+def _shapes(module: torch.nn.Module) -> dict[str, list[int]]:
+    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in module.named_parameters()}  # under ZeRO-3 p itself is empty
