@@ -4,7 +4,7 @@ KIND := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PY := .venv/bin/python
 RUFF := .venv/bin/ruff
 
-.PHONY: help setup demo test slow faults fuzz check format lock audit clean-demo
+.PHONY: help setup demo test slow faults fuzz benchmarks peers check format lock audit clean-demo
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,12 @@ audit: setup  ## known vulnerabilities of the pinned packages; needs the index's
 
 fuzz: setup  ## 10,000 broken inputs for every reader and for experiment files; FUZZ=n for n; writes benchmarks/results/fuzz.json
 	@$(PY) -m benchmarks.fuzz_readers --inputs $(or $(FUZZ),10000)
+
+benchmarks: setup  ## the table of all measurements with goals and verdicts; `python -m benchmarks NAMES` runs some
+	@$(PY) -m benchmarks
+
+peers: setup  ## what the benchmarks measure against and the environment lacks, into .peers
+	@$(PY) -m pip install --quiet --no-deps --upgrade --target .peers -r requirements/peers.txt
 
 clean-demo:  ## forget what the demo has trained
 	@rm -rf runs/bios-cpu
