@@ -40,22 +40,22 @@ def pack(lengths: npt.ArrayLike, world_size: int, capacity: int, longest: int | 
     order = np.argsort(-size, kind="stable")  # pieces stand in the order of items; so do equal lengths
     sizes: list[int] = size[order].tolist()
     rows = fewest_rows(sizes, capacity)
+    places, items, starts, ends = order.tolist(), item.tolist(), start.tolist(), end.tolist()
+
+    def made(row: list[int]) -> Row:
+        return [Piece(items[n], starts[n], ends[n]) for n in sorted([places[n] for n in row])]
+
+    if world_size == 1:  # one rank computes all rows, however they are filled
+        return [[made(row)] for row in rows]
     micro_steps = ceil(len(rows) / world_size)
     cost = (size[order] + size[order] ** 2 / capacity).tolist()
-    if world_size > 1:  # one rank computes all rows, however they are filled
-        rows = _balance(sizes, cost, micro_steps * world_size, capacity) or rows
-    rows += [[] for _ in range(micro_steps * world_size - len(rows))]
-    filler = len(sizes) - 1  # the shortest piece
-    costs = [sum(cost[n] for n in row or [filler]) for row in rows]
-    places = order.tolist()
-    items, starts, ends = item.tolist(), start.tolist(), end.tolist()
-    made = [
-        [Piece(items[n], starts[n], ends[n]) for n in sorted([places[n] for n in row])]
-        if row
-        else [Piece(items[places[filler]], starts[places[filler]], ends[places[filler]], counts=False)]
-        for row in (rows[n] for n in sorted(range(len(rows)), key=costs.__getitem__, reverse=True))
-    ]
-    return _deal(made, sorted(costs, reverse=True), world_size)
+    rows = [row for row in _balance(sizes, cost, micro_steps * world_size, capacity) or rows if row]
+    costs = [sum([cost[n] for n in row]) for row in rows]
+    dear_first = sorted(range(len(rows)), key=costs.__getitem__, reverse=True)
+    shortest = places[-1]
+    num_filler = micro_steps * world_size - len(rows)
+    filler = [[Piece(items[shortest], starts[shortest], ends[shortest], counts=False)] for _ in range(num_filler)]
+    return _deal([made(rows[n]) for n in dear_first] + filler, [costs[n] for n in dear_first] + [cost[-1]] * num_filler, world_size)
 
 
 def fewest_rows(lengths: list[int], capacity: int) -> list[list[int]]:
@@ -81,16 +81,17 @@ def exact_fit(lengths: list[int], capacity: int) -> list[list[int]]:
     while there:
         row: list[int] = []
         free = capacity
-        while free and (fits := there & ((2 << free) - 1)):
-            if there >> free & 1:
-                take = [free]
-            elif pairs := fits & (mirrored >> (capacity - free)):
+        while free and there:
+            longest = there.bit_length() - 1
+            if longest > free:
+                longest = (there & ((2 << free) - 1)).bit_length() - 1  # -1: nothing fits
+                if longest < 0:
+                    break
+            take: tuple[int, ...] = (longest,)
+            if longest < free <= 2 * longest and (pairs := there & (mirrored >> (capacity - free))):
                 longer = pairs.bit_length() - 1
-                take = [longer, free - longer]
-                if 2 * longer == free and len(left[longer]) == 1:
-                    take = [longer]  # it is its own partner, and there is one only
-            else:
-                take = [fits.bit_length() - 1]
+                if 2 * longer != free or len(left[longer]) > 1:  # else it is its own partner, and there is one only
+                    take = (longer, free - longer)
             for length in take:
                 stack = left[length]
                 row.append(stack.pop())
