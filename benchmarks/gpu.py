@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.mix import mixed_lengths
 from benchmarks.result_file import write_result_file
 from benchmarks.tiny import made_store, plan_of
-from console import RunError, say
+from console import say
 from data.rows import Row, step_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -164,7 +164,7 @@ def plain_torch(setting: Setting) -> Step:
 def hugging_face(setting: Setting, num_rows: int, optimiser: str = "adamw_torch_fused", dtype: str = "float32") -> Step:
     """transformers' Trainer with bf16=True, one row a micro-batch; it is asked for one optimiser step at a time, and only that is timed."""
     import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class Clock(TrainerCallback):
         began, spent = 0.0, 0.0
@@ -195,6 +195,7 @@ def hugging_face(setting: Setting, num_rows: int, optimiser: str = "adamw_torch_
         remove_unused_columns=False,
     )
     trainer = Trainer(model=setting.model("sdpa", getattr(torch, dtype)), args=arguments, callbacks=[clock])
+    trainer.remove_callback(PrinterCallback)
 
     def step(rows: list[Row]) -> float:
         if not made:
@@ -291,30 +292,9 @@ def compare(
         write_result_file(name, {}, goal, None, status="not measured: no GPU here")
         return
     figures = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for kind in kinds:
-            say(f"{name}: {kind}")
-            out = Path(folder) / f"{kind}.json"
-            flags = ["--tiny"] if arguments.tiny else []
-            command = [
-                sys.executable,
-                "-m",
-                f"benchmarks.{name}",
-                "--kind",
-                kind,
-                "--out",
-                str(out),
-                "--steps",
-                str(arguments.steps),
-                *flags,
-            ]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-            if done.returncode and arguments.tiny:
-                raise RunError(f"{name}: {kind}: {done.stderr.strip()[-2000:]}")
-            # A peer that does not fit or is not installed is a result too.
-            figures[kind] = (
-                json.loads(out.read_text()) if not done.returncode else {"failed": (done.stderr.strip().splitlines() or ["?"])[-1]}
-            )
+    for kind, function in kinds.items():
+        say(f"{name}: {kind}")
+        figures[kind] = function(True, 1) if arguments.tiny else _in_own_process(name, kind, arguments.steps)
     figures["matmul_tflops"] = matmul_tflops(arguments.tiny)
     if arguments.tiny:
         say(json.dumps(figures, indent=1))
@@ -323,6 +303,17 @@ def compare(
 
     headline, holds = judge(figures)
     write_result_file(name, {**headline, **figures, "device": torch.cuda.get_device_name()}, goal, holds)
+
+
+def _in_own_process(name: str, kind: str, steps: int) -> dict[str, Any]:
+    """The figures of one kind; a peer that does not fit or is not installed is a result too."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "figures.json"
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--kind", kind, "--out", str(out), "--steps", str(steps)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            return {"failed": (done.stderr.strip().splitlines() or ["?"])[-1]}
+        return json.loads(out.read_text())  # type: ignore[no-any-return]
 
 
 def _has_gpu() -> bool:
