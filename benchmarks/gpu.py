@@ -121,7 +121,7 @@ def one_process_group(device: Any) -> None:
         )
 
 
-def ours(setting: Setting, zero_stage: int = 1, offload: bool = False) -> Step:
+def ours(setting: Setting, zero_stage: int = 1, offload: bool = False, attention: str = "auto") -> Step:
     """Our optimiser step: DeepSpeed, bf16 with fp32 masters, masked attention, loss without the logits."""
     import torch
 
@@ -131,7 +131,7 @@ def ours(setting: Setting, zero_stage: int = 1, offload: bool = False) -> Step:
     from trainer.engine import DeepSpeedEngine
     from trainer.step import optimiser_step
 
-    attention = choose_attention("auto", "llama", None, setting.device, "bf16")
+    attention = choose_attention(attention, "llama", None, setting.device, "bf16")
     model = setting.model(attention, torch.float32)
     engine = DeepSpeedEngine(model, TrainerConfig(zero_stage=zero_stage, offload_optimizer=offload), "bf16", setting.device)
 

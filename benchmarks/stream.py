@@ -1,7 +1,7 @@
 """What feeding a rank costs: python -m benchmarks.stream
 
-A plan of steps that are 8 rows of 2,048 tokens for each of two ranks, items as in benchmarks/mix.py. First the cost of a batch of 8 rows at full
-speed, one rank, CPU seconds of this process and all of Ray's: data/stream.py; Ray Data as it is usually written (Parquet of token lists,
+A plan of steps that are 8 rows of 2,048 tokens for each of two ranks, items as in benchmarks/mix.py. First the cost of a batch of 8 rows in a pass
+at full speed, one rank, CPU seconds of this process and all of Ray's: data/stream.py; Ray Data as it is usually written (Parquet of token lists,
 `map_batches` that packs, `iter_torch_batches`); torch's DataLoader with one worker over the same rows as ours. In turns, median of 5.
 Then two ranks that take a batch every 100 ms (a sleep): the share of that which they wait.
 Goal: data wait at most 1 % of the step, at most 0.5 of plain Ray Data's cost. Writes benchmarks/results/stream.json.
@@ -91,12 +91,10 @@ def cpu_s() -> float:
     return total
 
 
-def cost_of_a_batch(batches: Iterator[Any]) -> float:
-    """CPU seconds of 8 rows, the first ones left out: processes start and files open in them."""
-    for _ in range(WARM_UP):
-        next(batches)
+def cost_of_a_batch(batches_of: Any) -> float:
+    """CPU seconds of 8 rows over a whole pass: a stream works ahead, so that a part of one says nothing."""
     started = cpu_s()
-    num_rows = sum(rows_of(batch) for batch in batches)
+    num_rows = sum(rows_of(batch) for batch in batches_of(0, 1))
     return (cpu_s() - started) / num_rows * ROWS
 
 
@@ -155,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
         costs: dict[str, list[float]] = {name: [] for name in kinds}
         for number in range(ROUNDS + 1):  # the first round starts the worker processes
             for name, batches_of in kinds.items():
-                cost = cost_of_a_batch(batches_of(0, 1))
+                cost = cost_of_a_batch(batches_of)
                 if number:
                     costs[name].append(cost)
                 bar.advance(task)

@@ -79,8 +79,9 @@ class TrainerConfig(Strict):
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """On matrices and embeddings, not on norms and biases."""
-    attention: Literal["auto", "padded_sdpa", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """auto: flash_attention_2 where it can be imported and the device is a GPU, else padded_sdpa (trainer/attention.py)."""
+    attention: Literal["auto", "padded_sdpa", "sdpa", "eager", "flash_attention_2", "varlen"] = "auto"
+    """auto: flash_attention_2 where it can be imported and the device is a GPU, else padded_sdpa (trainer/attention.py); varlen: torch's own
+    kernel for packed rows, on GPUs in bf16."""
     log_every_steps: Annotated[int, Field(ge=1)] = 10
     """Steps between lines of metrics."""
     max_failures: Annotated[int, Field(ge=0)] = 3

@@ -36,10 +36,7 @@ class PlainEngine:
 
     def step(self, rate: float) -> float:
         for group in self._optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):  # compiled optimisers keep it on the device
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+            group["lr"] = rate
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._clip or float("inf"))
         if math.isfinite(norm):
             self._optimizer.step()

@@ -14,6 +14,7 @@ from data.rows import Row
 from failpoints import hit
 from trainer.attention import attention_inputs
 from trainer.linear_loss import head_gives_loss, plain_head, tiny_row
+from trainer.placing import on_device
 
 
 class Engine(Protocol):
@@ -52,12 +53,6 @@ def row_loss(engine: Engine, row: Row, attention: str) -> Tensor:
     logits = engine.forward(**inputs).logits[0]
     nll = cross_entropy((logits if keeps else logits[predicting]).float(), target, reduction="none")
     return (nll * share).sum()
-
-
-def on_device(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    """To a GPU through page-locked memory: the copy waits its turn there, and this side goes on."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _inputs(engine: Engine, row: Row, attention: str) -> dict[str, Any]:
