@@ -30,7 +30,7 @@ from data.tokens import open_store
 from trainer.config import TrainerConfig
 
 ROUNDS, STEPS, WARM_UP = 5, 12, 4
-STEP_ITEMS, CAPACITY, WORLD_SIZE = 16, 4096, 2  # a row of some 2,300 tokens on each rank
+STEP_ITEMS, CAPACITY, WORLD_SIZE = 16, 8192, 2  # a row of some 2,300 tokens on each rank
 GOAL = 1.05
 STAGE = Stage(mix=Mix(train_documents=1), steps=STEPS, batch_items=STEP_ITEMS, rate=1e-4)
 
