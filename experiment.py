@@ -113,6 +113,29 @@ class Experiment(Strict):
             rounds.append(before)
         return rounds
 
+    def final(self, arm: str) -> "Experiment":
+        """One arm on everything: the exam's documents and questions are trained with the others too, and nothing is left to examine.
+
+        Raises UserError for made data, updates, or an arm that is not there.
+        """
+        if arm not in self.arms:
+            raise UserError(f"--final: no arm is called {arm!r}{_suggestion(arm, self.arms)}")
+        if self.data.bios or self.updates or self.base_run:
+            what = "data.bios" if self.data.bios else "updates" if self.updates else "base: a run"
+            raise UserError(f"--final is for an experiment of data.sources that starts from a model, and this one has {what}")
+        if mixed := next((source.path for source in self.data.sources if source.split == "test" and source.holds == "both"), None):
+            raise UserError(
+                f"--final: {mixed} holds the exam's documents and questions in one; list it twice, as documents and as questions"
+            )
+        exam = [source for source in self.data.sources if source.split == "test" and source.holds != "choices"]
+        # Its documents twice: the orders want every question's document in its split, and the arm's stages still read new ones.
+        sources = [source for source in self.data.sources if source.split != "test"]
+        sources += [source.model_copy(update={"split": "train"}) for source in exam]
+        sources += [source for source in exam if source.holds == "documents"]
+        # Counts and overlap speak of the splits as they were.
+        data = self.data.model_copy(update={"sources": sources, "counts": {}, "overlap": "allow"})
+        return self.model_copy(update={"name": f"{self.name}-final", "data": data, "arms": {arm: self.arms[arm]}})
+
     @property
     def folder(self) -> Path:
         return Path(self.runs) / self.name

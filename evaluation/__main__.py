@@ -128,7 +128,7 @@ def _examine_experiment(experiment: Experiment, insecure: bool) -> tuple[dict[st
     scores = {one.name: score for one in arms if (score := read_score(stems[one.name]))}
     by_stage = {one.entry["stage"]: score for one in stages if (score := read_score(stems[one.name]))}
     report = build_report(experiment.name, seed, config, exam, corpus, arms, scores, reasons, by_stage, stage_totals(folder, arms))
-    report |= {"about": experiment.about, **collect(folder, arms, scores, exam, corpus, seed), **extras.blocks()}
+    report |= {"about": experiment.about, "folder": str(folder), **collect(folder, arms, scores, exam, corpus, seed), **extras.blocks()}
     report["settings"].pop("sinks")  # an address may hold a password
     if changes is not None:
         report["changes"] = changes_report(experiment.base_run or "", changes, scores, config.resamples, seed)

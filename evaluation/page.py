@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from evaluation import plots
 from evaluation.blocks import blocks
-from evaluation.render import HOW_TO_READ, MISSING, _points, _range, baseline_lines, summary, table_cells
+from evaluation.render import HOW_TO_READ, MISSING, _points, _range, baseline_lines, summary, table_cells, use_lines
 
 
 def page(report: dict[str, Any]) -> str:
@@ -42,6 +42,7 @@ def page(report: dict[str, Any]) -> str:
         curricula=_stage_plot(report),
         cost=_cost(report),
         how_to_read=[line.removeprefix("- ") for line in re.split(r"\n(?=- )", HOW_TO_READ.strip())],
+        use=use_lines(report),
         made_with=_made_with(report),
         plan_hashes=[[s["label"], s["plan_hash"]] for s in (report.get("stages") or {}).values()],
         **blocks(report),

@@ -1,6 +1,8 @@
 """The report for people: one sentence, one table, a few answers, and how to read them."""
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -117,6 +119,15 @@ def _clean_scores(report: dict[str, Any]) -> str:
     return f" Test EM without them: {listed}." if clean else ""
 
 
+def use_lines(report: dict[str, Any]) -> list[str]:
+    """Commands that use the best arm; none where no arm that was trained here has a score."""
+    best = report["differences"]["best"]
+    if best is None or not report["arms"][best]["stage"] or not report.get("folder"):
+        return []
+    hf = shlex.quote(str(Path(report["folder"], report["arms"][best]["hf"])))
+    return [f'python -m evaluation ask {hf} "a question"', f"vllm serve {hf}"]
+
+
 def markdown(report: dict[str, Any], more: Sequence[str] = ()) -> str:
     """report.md; `more`: further sections."""
     heads, rows = table_cells(report)
@@ -136,6 +147,8 @@ def markdown(report: dict[str, Any], more: Sequence[str] = ()) -> str:
         lines += [line for item in report["samples"] for line in _sample_lines(item)]
     made = ", ".join(f"{k} {v}" for k, v in report["versions"].items() if v)
     lines += [line for section in more if section for line in (section.strip(), "")]
+    if commands := use_lines(report):
+        lines += [f"## Use `{report['differences']['best']}`", "```", *commands, "```", ""]
     return "\n".join([*lines, "## Made with", f"Seed {report['seed']}; {made}.", ""])
 
 

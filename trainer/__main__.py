@@ -23,6 +23,7 @@ examples:
   python -m trainer experiments/bios_cpu.yaml
   python -m trainer experiments/wiki2023_cpu.yaml data.root=/data/wiki2023_film
   python -m trainer experiments/wiki2023_llama2_7b.yaml --dry-run
+  python -m trainer built/experiment.yaml --final
   python -m trainer gc experiments/bios_cpu.yaml --keep-best 2
   ray job submit --working-dir . -- python -m trainer experiments/bios_cpu.yaml runs=/shared/runs     (or: python -m cluster submit)
 """
@@ -41,6 +42,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--update", metavar="NAME", help="train only this round of the experiment's updates; the one before must be trained"
     )
     parser.add_argument(
+        "--final",
+        nargs="?",
+        const="",
+        metavar="ARM",
+        help="train the best arm of the report (or ARM) once more, the exam's questions with it: for use, not for measuring",
+    )
+    parser.add_argument(
         "--as-written", action="store_true", help="use the file's settings on this machine's GPUs even where they seem not to fit"
     )
     parser.add_argument("--json", action="store_true", help="print tables as JSON")
@@ -55,6 +63,8 @@ def main(argv: list[str] | None) -> int:
     arguments = _arguments(argv)
     experiment = load_experiment(arguments.experiment, arguments.overrides)
     with located(arguments.experiment):
+        if arguments.final is not None:
+            return _final(experiment, arguments)
         chosen = _chosen(experiment, arguments.update)
         if arguments.dry_run:
             _dry_run(chosen, _arms(chosen), arguments.json)
@@ -77,6 +87,27 @@ def main(argv: list[str] | None) -> int:
     flags = [flag for flag, given in (("--json", arguments.json), ("--insecure", arguments.insecure)) if given]
     command = [sys.executable, "-m", "evaluation", arguments.experiment, *arguments.overrides, *flags]
     return subprocess.run(command).returncode  # the rooms meet on disk; same Ray cluster where RAY_ADDRESS names one
+
+
+def _final(experiment: Experiment, arguments: argparse.Namespace) -> int:
+    """The curriculum that was chosen by an exam, on everything; what it is worth is what the exam said of it."""
+    if arguments.update:
+        raise UserError("--final and --update do not go together")
+    from trainer.retention import best_arms
+
+    arm = arguments.final or next(iter(best_arms(experiment.folder, 1) - {"base"}), "")
+    if not arm:
+        raise UserError(f"--final: no arm of {experiment.folder / 'report.json'} does better than the base; name one with --final ARM")
+    final = experiment.final(arm)
+    if arguments.dry_run:
+        _dry_run(final, _arms(final), arguments.json)
+        return 0
+    _train(final, _arms(final), arguments.no_ray, arguments.insecure, arguments.as_written)
+    hf = final.folder / json.loads((final.folder / "arms.json").read_text())["arms"][arm]["hf"]
+    say(f"{arm} on all documents and all questions: {hf}; it is not examined, for no question is left that it has not seen")
+    say(f"what the curriculum was worth before: {experiment.folder / 'report.html'}")
+    say(f'use it: python -m evaluation ask {hf} "a question"; or vllm serve {hf}')
+    return 0
 
 
 def _gc(argv: list[str]) -> int:

@@ -98,6 +98,8 @@ class Mirror:
         selector = pyarrow.fs.FileSelector(f"{self._root}/{name}", recursive=True)
         for info in self._fs.get_file_info(selector):
             relative = info.path.split(f"{self._root}/{name}/", 1)[-1]
+            if ".." in relative.split("/"):  # an object's name may be anything; as a path it would lead out of the run folder
+                continue
             if info.type == pyarrow.fs.FileType.File and relative != "manifest.json" and "checkpoints/" not in relative:
                 self._copy_down(info.path, place / relative)
         if bad := first_bad_file(place, manifest.get("files", {})):

@@ -37,7 +37,7 @@ def find_waste(run_folder: Path, keep_best: int | None, unfinished: bool) -> lis
         elif stage.name not in used:
             waste.append(Waste(stage, "no arm uses it"))
     if keep_best is not None:
-        kept = _best_arms(run_folder, keep_best) | {"base"}
+        kept = best_arms(run_folder, keep_best) | {"base"}
         needed = {key for name, arm in arms.items() if name in kept for key in arm["stages"]}
         waste += [
             Waste(store.folder(key), f"not among the best {keep_best}") for key in sorted(used - needed) if store.manifest(key) is not None
@@ -45,7 +45,8 @@ def find_waste(run_folder: Path, keep_best: int | None, unfinished: bool) -> lis
     return waste
 
 
-def _best_arms(run_folder: Path, count: int) -> set[str]:
+def best_arms(run_folder: Path, count: int) -> set[str]:
+    """By test EM in report.json. Raises UserError where there is none."""
     report = _read(run_folder / "report.json")
     scored = {name: arm["sets"]["test"]["em"]["mean"] for name, arm in report.get("arms", {}).items() if arm.get("sets", {}).get("test")}
     if not scored:

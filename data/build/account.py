@@ -5,12 +5,12 @@ import re
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, get_args
 
 from data.records import Refusal
 
-What = Literal["files", "rows", "documents", "answers", "questions"]
-"""`rows`: of tables; `answers`: of the model, one a document and purpose, each holding several questions."""
+What = Literal["files", "rows", "documents", "answers", "questions", "rewrites"]
+"""`rows`: of tables; `answers`: of the model, one a document, each holding several questions; `rewrites`: documents in other words."""
 
 LEFT_OUT = "left_out.jsonl"
 _DETAIL = re.compile(r" at |: | \(|; | of [\d,]+ |named '")
@@ -55,6 +55,6 @@ class Account:
             assert came == self.used[what] + sum(self.left.get(what, {}).values()), f"{what}: {came} came, {self.used[what]} used"
         return {
             what: {"came": self.came[what], "used": self.used[what], "left_out": dict(self.left.get(what, Counter()).most_common())}
-            for what in ("files", "rows", "documents", "answers", "questions")
+            for what in get_args(What)
             if what in self.came
         }

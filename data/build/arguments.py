@@ -92,6 +92,14 @@ def _add_model(group: Any) -> None:
     group.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="per million tokens, for the estimate")
     group.add_argument("--drop-known", action="store_true", help="also ask every question alone; leave out what the model answers")
     group.add_argument("--drop-unanswerable", action="store_true", help="also ask it after its document; leave out what it cannot answer")
+    group.add_argument("--paraphrases", type=_number(0), default=0, metavar="N", help="of every document, as more documents (0)")
+    group.add_argument(
+        "--rewrites",
+        type=_ratio,
+        default=0.0,
+        metavar="R",
+        help="of train documents around a question, for each train question (0); 1: as many",
+    )
     group.add_argument(
         "--student", metavar="NAME", help=f"model of the experiment; default: {STUDENT} where there are GPUs, else a tiny one"
     )
@@ -105,6 +113,16 @@ def _number(least: int) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+def _ratio(text: str) -> float:
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = -1.0
+    if not 0 <= ratio <= 100:
+        raise argparse.ArgumentTypeError(f"{text}: expected a ratio from 0 to 100")
+    return ratio
 
 
 def _share(text: str) -> float:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from data.build import output
 from data.build.account import Account
 from data.build.arguments import GENERATORS, KEY, STUDENT, add_arguments
 from data.build.endpoint import Endpoint, check_endpoint
-from data.build.estimate import estimate
+from data.build.estimate import Estimate, estimate
 from data.build.exchange import Answers, write_pending
 from data.build.generate import Crew, Spent, generate
 from data.build.local_model import LocalModel
@@ -28,6 +29,7 @@ from data.build.near import Benchmarks
 from data.build.prompts import load_prompts
 from data.build.questions import ORDER, Asking, Made, check_requests, collect, drop_checked, settle, to_ask
 from data.build.reading import Reading, ReadOptions, read_folder
+from data.build.rewrites import Wanted, to_write, write_rewrites
 from data.build.sheet import write_sheet
 from data.build.show import print_account, print_splits
 from data.build.splits import SplitName, split_units
@@ -66,11 +68,12 @@ def _build(args: argparse.Namespace, connect: Connect, gpus_here: Callable[[], i
             gpus = 0 if args.no_ray else gpus_here()
             asking = _asking(args, gpus)
             answers = Answers(args.out / "answers")
-            say(estimate(to_ask(reading, splits, asking, answers, 0), answers, asking).in_words(args.price))
-            crew = _crew(args, asking, gpus)
-            made, spent = _questions(args, reading, splits, asking, answers, crew, account, benchmarks)
+            say(_estimate(args, reading, splits, asking, answers).in_words(args.price))
+            crew, spent = _crew(args, asking, gpus), Spent()
+            made = _questions(args, reading, splits, asking, answers, crew, spent, account, benchmarks)
+            rewrites = _rewrites(args, reading, splits, asking, answers, crew, spent, made, account, benchmarks)
         levels = settle(made, account)
-    _write(args, options, reading, splits, asking, made, levels, account.as_dict(), gpus, spent)
+    _write(args, options, reading, splits, asking, made, levels, rewrites, account.as_dict(), gpus, spent)
 
 
 def _questions(
@@ -80,11 +83,12 @@ def _questions(
     asking: Asking,
     answers: Answers,
     crew: Crew,
+    spent: Spent,
     account: Account,
     benchmarks: Benchmarks | None,
-) -> tuple[Made, Spent]:
+) -> Made:
     """Asks, asks again where the reply was no good, reads, filters, checks."""
-    pending_file, spent = args.out / "work" / "requests.jsonl", Spent()
+    pending_file = args.out / "work" / "requests.jsonl"
     declined: dict[str, str] = {}
     for attempt in range(args.tries):
         pending = write_pending(to_ask(reading, splits, asking, answers, attempt), answers, pending_file)
@@ -95,13 +99,44 @@ def _questions(
             pending = write_pending(check_requests(made, asking, with_document, reading), answers, pending_file)
             generate(pending, pending_file, answers, crew, what, spent, not args.no_ray)
             drop_checked(made, asking, with_document, reading, answers, account)
-    return made, spent
+    return made
+
+
+def _rewrites(
+    args: argparse.Namespace,
+    reading: Reading,
+    splits: dict[str, SplitName],
+    asking: Asking,
+    answers: Answers,
+    crew: Crew,
+    spent: Spent,
+    made: Made,
+    account: Account,
+    benchmarks: Benchmarks | None,
+) -> dict[str, int]:
+    """Documents in other words, after the questions that some of them are written around; how many of each split."""
+    pending_file, wanted = args.out / "work" / "requests.jsonl", Wanted(args.paraphrases, args.rewrites)
+    declined: dict[str, str] = {}
+    for attempt in range(args.tries if wanted else 0):
+        pending = write_pending(to_write(reading, splits, asking, wanted, made, answers, attempt), answers, pending_file)
+        declined |= generate(pending, pending_file, answers, crew, "rewrites" if attempt == 0 else "written again", spent, not args.no_ray)
+    return write_rewrites(args.out, reading, splits, asking, wanted, made, answers, args.tries, declined, account, benchmarks)
+
+
+def _estimate(args: argparse.Namespace, reading: Reading, splits: dict[str, SplitName], asking: Asking, answers: Answers) -> Estimate:
+    """Of rewrites around questions as many as there may be questions."""
+    wanted = Wanted(args.paraphrases, args.rewrites)
+    requests = chain(
+        to_ask(reading, splits, asking, answers, 0),
+        to_write(reading, splits, asking, wanted, None, answers, 0),
+    )
+    return estimate(requests, answers, asking)
 
 
 def _asking(args: argparse.Namespace, gpus: int) -> Asking:
     model = args.model or GENERATORS[bool(gpus)]
     named = f"{model}@{args.revision}" if args.revision else model
-    return Asking(load_prompts(args.prompts), args.questions, named, args.seed, bounded=not args.endpoint)
+    return Asking(load_prompts(args.prompts), args.questions, named, args.seed, not args.endpoint, args.characters)
 
 
 def _crew(args: argparse.Namespace, asking: Asking, gpus_here: int) -> Crew:
@@ -122,7 +157,7 @@ def _dry_run(args: argparse.Namespace, options: ReadOptions, benchmarks: Benchma
     splits = split_units(reading.units, args.split, args.test_share, args.validation_share, args.seed)
     answers = Answers(args.out / "answers")
     asking = _asking(args, 0)
-    found = estimate(to_ask(reading, splits, asking, answers, 0), answers, asking)
+    found = _estimate(args, reading, splits, asking, answers)
     if args.json:
         about = {"account": account.as_dict(), "statistics": reading.statistics(), "splits": _split_sizes(reading, splits)}
         write_result(json.dumps({**about, "estimate": asdict(found)}, ensure_ascii=False, indent=1))
@@ -140,12 +175,15 @@ def _write(
     asking: Asking,
     made: Made,
     levels: dict[str, dict[str, int]],
+    rewrites: dict[str, int],
     account: dict[str, Any],
     gpus: int,
     spent: Spent,
 ) -> None:
     name = args.name or re.sub(r"[^A-Za-z0-9._-]+", "-", args.out.resolve().name).strip("-._") or "built"
     counts = output.write_records(args.out, reading, splits, made)
+    for split, number in rewrites.items():
+        counts[split]["rewrites"] = number
     write_sheet(args.out, name, reading, made, account, args.seed)
     empty = [split for split in ("train", "test") if not counts[split].get("questions")]
     experiments = [] if empty else output.write_experiments(args.out, name, args.student or (STUDENT if gpus else None), gpus, counts)

@@ -40,7 +40,7 @@ class Estimate:
 
 
 def estimate(requests: Iterable[Request], answers: Answers, asking: Asking) -> Estimate:
-    """Of the first attempt at every document; what is asked again, and checks, come on top."""
+    """Of the first attempt at everything; what is asked again, and checks, come on top. A rewrite is about as long as its document."""
     found = Estimate()
     for request in requests:
         if answers.has(request.key):
@@ -48,6 +48,8 @@ def estimate(requests: Iterable[Request], answers: Answers, asking: Asking) -> E
             continue
         found.requests += 1
         found.prompt_tokens += sum(round(len(m["content"]) / CHARACTERS_A_TOKEN) + _TOKENS_A_MESSAGE for m in request.messages)
-        found.answer_tokens += min(request.max_tokens, _TOKENS_A_QUESTION * asking.most)
+        rewrite = request.schema is not None and "text" in request.schema["properties"]
+        likely = round(request.max_tokens * 3 / CHARACTERS_A_TOKEN) if rewrite else _TOKENS_A_QUESTION * asking.most
+        found.answer_tokens += min(request.max_tokens, likely)
         found.most_answer_tokens += request.max_tokens
     return found

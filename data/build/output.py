@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
-from data.build.questions import ORDER, Made, dump, split_of
+from data.build.parquet_file import record_file, write_rows
+from data.build.questions import ORDER, Made, split_of
 from data.build.reading import Reading
 from data.build.splits import SplitName
 from data.records import Document
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 FEW_QUESTIONS = 100
 _MOST_BATCH, _FEWEST_BATCH = 256, 8
 _STEPS_AN_EPOCH = 8
@@ -24,26 +25,17 @@ _STEPS_AN_EPOCH = 8
 
 
 def write_records(out: Path, reading: Reading, splits: dict[str, SplitName], made: Made) -> dict[str, dict[str, int]]:
-    """Writes <split>_documents.jsonl, <split>_questions.jsonl, and <split>_choices.jsonl where there are any; returns how many rows of each."""
+    """Writes <split>_documents.parquet, <split>_questions.parquet, and <split>_choices.parquet where there are any; returns how many rows
+    of each."""
     counts: dict[str, dict[str, int]] = {}
-    files = {split: (out / f"{split}_documents.jsonl").open("w", encoding="utf-8") for split in ORDER}
-    try:
-        for document in reading.documents():
-            split = split_of(document, splits)
-            files[split].write(dump(_document_row(document)))
-            counts.setdefault(split, {"documents": 0})["documents"] += 1
-    finally:
-        for file in files.values():
-            file.close()
     for split in ORDER:
-        choices = [row for row in made.rows[split] if "choices" in row]
-        (out / f"{split}_questions.jsonl").write_text("".join(map(_question_line, made.rows[split])), encoding="utf-8")
-        counts.setdefault(split, {"documents": 0})["questions"] = len(made.rows[split])
-        path = out / f"{split}_choices.jsonl"
-        path.unlink(missing_ok=True)
-        if choices:
-            path.write_text("".join(map(_choice_line, choices)), encoding="utf-8")
-            counts[split]["choices"] = len(choices)
+        documents = (_document_row(document) for document in reading.documents() if split_of(document, splits) == split)
+        choices = (_choice_row(row) for row in made.rows[split] if "choices" in row)
+        counts[split] = {
+            "documents": write_rows(record_file(out, split, "documents"), "documents", documents),
+            "questions": write_rows(record_file(out, split, "questions"), "questions", map(_question_row, made.rows[split])),
+            "choices": write_rows(record_file(out, split, "choices"), "choices", choices),
+        }
     return counts
 
 
@@ -52,39 +44,58 @@ def _document_row(document: Document) -> dict[str, Any]:
     return {**known, **(document.meta or {})}
 
 
-def _question_line(row: dict[str, Any]) -> str:
+def _question_row(row: dict[str, Any]) -> dict[str, Any]:
     """Multiple choice is asked as an open question too, the right option its answer."""
-    return dump({name: value for name, value in row.items() if name not in ("choices", "answer_index")})
+    return {name: value for name, value in row.items() if name not in ("choices", "answer_index")}
 
 
-def _choice_line(row: dict[str, Any]) -> str:
-    return dump({**{name: value for name, value in row.items() if name != "answers"}, "id": row["id"] + "#choice"})
+def _choice_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {**{name: value for name, value in row.items() if name != "answers"}, "id": row["id"] + "#choice"}
 
 
 def write_experiments(out: Path, name: str, student: str | None, gpus: int, counts: Mapping[str, dict[str, int]]) -> list[Path]:
-    """experiment.yaml (trains on train and validation, examines test) and, with a validation split, search.yaml, which the exam's
-    documents and questions stay out of: it is for choosing curricula and rates."""
-    written = [_experiment(out, "experiment", name, student, gpus, counts, ["train", "validation"], "test")]
-    (out / "search.yaml").unlink(missing_ok=True)
+    """experiment.yaml (trains on train and validation, examines test); with a validation split search.yaml, which the exam's documents and
+    questions stay out of: it is for choosing curricula and rates; with rewrites augmented.yaml: experiment.yaml with them."""
+    for stem in ("search", "augmented"):
+        (out / f"{stem}.yaml").unlink(missing_ok=True)
+    both = ["train", "validation"]
+    written = [_experiment(out, "experiment", name, student, gpus, counts, both, "test", ())]
     if counts.get("validation", {}).get("questions"):
-        written.append(_experiment(out, "search", f"{name}-search", student, gpus, counts, ["train"], "validation"))
+        written.append(_experiment(out, "search", f"{name}-search", student, gpus, counts, ["train"], "validation", ()))
+    if any(rows.get("rewrites") for rows in counts.values()):
+        written.append(_experiment(out, "augmented", f"{name}-augmented", student, gpus, counts, both, "test", ("rewrites",)))
     return written
 
 
 def _experiment(
-    out: Path, stem: str, name: str, student: str | None, gpus: int, counts: Mapping[str, dict[str, int]], trained: list[str], exam: str
+    out: Path,
+    stem: str,
+    name: str,
+    student: str | None,
+    gpus: int,
+    counts: Mapping[str, dict[str, int]],
+    trained: list[str],
+    exam: str,
+    more: tuple[str, ...],
 ) -> Path:
-    num_new = counts[exam]["documents"]
+    num_new = sum(counts[exam].get(what, 0) for what in ("documents", *more))
     num_trained = sum(counts.get(split, {}).get("questions", 0) for split in trained)
     batch = min(_MOST_BATCH, max(_FEWEST_BATCH, num_new // _STEPS_AN_EPOCH))
-    sources = [(split, "train", holds) for split in trained for holds in ("documents", "questions")]
-    sources += [(exam, "test", holds) for holds in ("documents", "questions", "choices")]
+    sources = [(split, "train", what) for split in trained for what in ("documents", "questions", *more)]
+    sources += [(exam, "test", what) for what in ("documents", "questions", "choices", *more)]
     listed = [
-        {"path": f"{split}_{holds}.jsonl", "split": becomes, "holds": holds}
-        for split, becomes, holds in sources
-        if counts.get(split, {}).get(holds)
+        {
+            "path": record_file(out, split, what).name,
+            "split": becomes,
+            "holds": "documents" if what == "rewrites" else what,
+            "format": "parquet",
+        }
+        for split, becomes, what in sources
+        if counts.get(split, {}).get(what)
     ]
     dials: dict[str, Any] = {"batch_items": batch, "sample_questions": min(64, num_trained)}
+    # A passage found for a question must be the document's own words: with rewrites nothing is looked up.
+    modes = {"modes": ["closed"], "base_modes": ["closed", "few_shot"]} if more else {}
     experiment = {
         "name": name,
         "about": f"Built by python -m data build; examined on the {exam} split, {counts[exam]['questions']} questions.",
@@ -95,7 +106,7 @@ def _experiment(
         "dials": dials if student else {"rate_documents": 1.0e-3, "rate_questions": 1.0e-3, **dials},
         "arms": {preset: {"preset": preset} for preset in ("cpt", "standard", "pit")},
         "trainer": {"row_tokens": 4096, **({"zero_stage": 3, "gradient_checkpointing": True} if gpus else {})},
-        "exam": {"modes": ["closed", "retrieval"], "base_modes": ["closed", "few_shot", "retrieval", "open"]},
+        "exam": modes or {"modes": ["closed", "retrieval"], "base_modes": ["closed", "few_shot", "retrieval", "open"]},
     }
     path = out / f"{stem}.yaml"
     text = yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True, width=140, default_flow_style=None)
@@ -124,7 +135,7 @@ def few_questions(questions: int) -> str | None:
 
 def write_manifest(out: Path, about: dict[str, Any]) -> None:
     """Last, whole: a folder with a manifest is a finished build. Hashes of every file that was written stand in it."""
-    names = sorted(path.name for path in out.iterdir() if path.is_file() and path.suffix in (".jsonl", ".yaml", ".html"))
+    names = sorted(path.name for path in out.iterdir() if path.is_file() and path.suffix in (".jsonl", ".parquet", ".yaml", ".html"))
     files = {name: {"bytes": (out / name).stat().st_size, "sha256": _sha256(out / name)} for name in names}
     beside = out / f"{MANIFEST}.part"
     beside.write_text(json.dumps({"format": FORMAT, **about, "files": files}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

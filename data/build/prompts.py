@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,32 +16,31 @@ from data.config import Strict
 from data.records import Document
 from data.strict_json import JsonFault, StrictDecoder, decode_line
 
-Form = Literal["open", "choices"]
+Form = Literal["open", "choices", "text"]
 LEVELS = ("remember", "understand", "apply", "analyze", "evaluate", "create")
 """Bloom's taxonomy as revised by Anderson and Krathwohl (2001), lowest first."""
 MOST = 5
 """Questions a document: the PIT paper has 4.93, Perpetual 3 to 5."""
 _LONGEST_QUESTION, _LONGEST_ANSWER = 300, 200
 _TEMPLATES = Path(__file__).parent / "prompts"
+_REWRITES = Path(__file__).parent / "rewrites.yaml"
+_NAMES = re.compile(r"\{([a-z]+)\}")
 
 
 class Template(Strict):
-    """`{topic}`, `{text}`, `{levels}` and `{most}` in its texts are filled in."""
+    """Names in braces in `user` are filled in: {topic} and {text}; of questions {levels} and {most}; of paraphrases {style}; of rewrites
+    {question} and {answer}."""
 
     form: Form
     system: str
     user: str
 
-    def messages(self, document: Document, most: int) -> list[dict[str, str]]:
-        filled = [("{levels}", ", ".join(LEVELS)), ("{most}", str(most)), ("{topic}", document.title or document.id)]
-        user = self.user
-        for name, value in filled:
-            user = user.replace(name, value)
-        before, text, after = user.partition("{text}")  # last, and once: a document may hold the other names
-        return [
-            {"role": "system", "content": self.system},
-            {"role": "user", "content": (before + document.text + after) if text else before},
-        ]
+    def messages(self, document: Document, values: Mapping[str, str]) -> list[dict[str, str]]:
+        """values: what {levels}, {most}, {style}, {question} and {answer} stand for, where the template has them."""
+        known = {**values, "topic": document.title or document.id, "text": document.text}
+        # All at once: a document may hold the names in braces too, and {"questions": …} is no name.
+        user = _NAMES.sub(lambda found: known.get(found[1], found[0]), self.user)
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
 
 class Prompts(Strict):
@@ -49,6 +48,9 @@ class Prompts(Strict):
     train: Template
     exam: Template
     """Of documents whose questions are asked and not trained."""
+    paraphrase: Template | None = None
+    rewrite: Template | None = None
+    """Of these two ours (data/build/rewrites.yaml) where a file has none."""
 
     def digest(self) -> str:
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
@@ -58,7 +60,9 @@ def load_prompts(name: str) -> Prompts:
     """A template of ours ("pit", "perpetual") or a file. Raises UserError with its path."""
     path = _TEMPLATES / f"{name}.yaml" if name in known_prompts() else Path(name)
     try:
-        prompts = Prompts.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        own = yaml.safe_load(path.read_text(encoding="utf-8"))
+        ours = yaml.safe_load(_REWRITES.read_text(encoding="utf-8"))
+        prompts = Prompts.model_validate({**ours, **own} if isinstance(own, dict) else own)
     except OSError as error:
         raise UserError(f"--prompts {name}: {error.strerror}; give a file or one of {', '.join(known_prompts())}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -66,9 +70,12 @@ def load_prompts(name: str) -> Prompts:
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
-    for use in ("train", "exam"):
-        if "{text}" not in getattr(prompts, use).user:
+    for use in ("train", "exam", "paraphrase", "rewrite"):
+        template = getattr(prompts, use)
+        if "{text}" not in template.user:
             raise UserError(f"{path}: {use}.user: {{text}} is missing: the document would not be shown")
+        if (template.form == "text") != (use in ("paraphrase", "rewrite")):
+            raise UserError(f"{path}: {use}.form: {template.form}: questions are open or choices, paraphrase and rewrite are text")
     if prompts.train.form != "open":
         raise UserError(f"{path}: train.form: multiple choice is examined, never trained; use open")
     return prompts
@@ -84,6 +91,8 @@ def schema(form: Form, most: int, bounded: bool) -> dict[str, Any]:
     def text(longest: int) -> dict[str, Any]:
         return {"type": "string", "minLength": 1, "maxLength": longest} if bounded else {"type": "string"}
 
+    if form == "text":
+        return _object({"text": {"type": "string", "minLength": 1}})
     properties: dict[str, Any] = {"question": text(_LONGEST_QUESTION)}
     if form == "choices":
         properties["choices"] = {"type": "array", "items": text(_LONGEST_ANSWER), "minItems": 4, "maxItems": 4}
@@ -129,6 +138,16 @@ def read_answer(text: str, form: Form) -> Iterator[Asked | Misread]:
         return
     for one in questions:
         yield _asked(one, form)
+
+
+def read_text(text: str) -> str | Misread:
+    """The text of one answer to a template of form `text`."""
+    try:
+        value = decode_line(_unfenced(text), StrictDecoder())
+    except JsonFault as fault:
+        return Misread("not JSON", fault.reason)
+    said = value.get("text") if isinstance(value, dict) else None
+    return said.strip() if isinstance(said, str) and said.strip() else Misread("no text", json.dumps(value)[:80])
 
 
 def _asked(one: Any, form: Form) -> Asked | Misread:

@@ -1,9 +1,8 @@
 """From replies to questions: read, filtered, and every one accounted for. Exam first, so that a question asked twice is not trained."""
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +35,8 @@ class Asking:
     seed: int
     bounded: bool
     """Lengths in the schema: data.build.prompts.schema."""
+    characters: int
+    """Of the longest document."""
 
     def template(self, split: SplitName) -> Template:
         return self.prompts.train if split == "train" else self.prompts.exam
@@ -45,18 +46,34 @@ class Asking:
         return _TOKENS_A_QUESTION * self.most * (2 if form == "choices" else 1)
 
     def longest_answer(self) -> int:
-        return max(self.allowance(self.prompts.train.form), self.allowance(self.prompts.exam.form))
+        return max(self.allowance(self.prompts.train.form), self.allowance(self.prompts.exam.form), self._text_allowance(self.characters))
+
+    def _text_allowance(self, characters: int) -> int:
+        """A rewrite as long as its document, in a tokenizer that makes many tokens of it."""
+        return characters // 3 + _TOKENS_A_QUESTION
 
     def request(self, document: Document, split: SplitName, attempt: int = 0) -> Request:
         template = self.template(split)
         return Request(
             subject=document.id,
-            messages=template.messages(document, self.most),
+            messages=template.messages(document, {"levels": ", ".join(LEVELS), "most": str(self.most)}),
             schema=schema(template.form, self.most, self.bounded),
             max_tokens=self.allowance(template.form),
             seed=self.seed + attempt,
             model=self.model,
             temperature=_RETRY_TEMPERATURE if attempt else 0.0,
+        )
+
+    def text_request(self, document: Document, template: Template, values: Mapping[str, str], number: int, attempt: int) -> Request:
+        """A document in other words. number: which of several that are asked for alike."""
+        return Request(
+            subject=document.id,
+            messages=template.messages(document, values),
+            schema=schema("text", self.most, self.bounded),
+            max_tokens=self._text_allowance(len(document.text)),
+            seed=self.seed + 1000 * number + attempt,
+            model=self.model,
+            temperature=_RETRY_TEMPERATURE,  # greedy, a model copies
         )
 
     def check(self, question: dict[str, Any], document: Document | None) -> Request:
@@ -210,7 +227,3 @@ def settle(made: Made, account: Account) -> dict[str, dict[str, int]]:
     """Counts what is left as used; by split, how many questions of each level."""
     account.use("questions", sum(len(rows) for rows in made.rows.values()))
     return {split: dict(sorted(Counter(row.get("level", "none") for row in made.rows[split]).items())) for split in ORDER}
-
-
-def dump(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"

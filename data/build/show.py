@@ -2,16 +2,17 @@
 
 import argparse
 import hashlib
-import itertools
 import json
 import random
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa  # type: ignore[import-untyped]
 from rich.table import Table
 
 from console import UserError, out, write_result
-from data.build.output import FORMAT, MANIFEST
+from data.build.output import FORMAT, MANIFEST, record_file
+from data.build.parquet_file import read_rows
 from data.build.questions import ORDER
 from data.validate import excerpt
 
@@ -26,7 +27,7 @@ def add_show(commands: Any) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     about = read_manifest(args.folder)
-    samples = {split: _sample(args.folder / f"{split}_questions.jsonl", args.samples, about["seed"]) for split in ORDER}
+    samples = {split: _sample(record_file(args.folder, split, "questions"), args.samples, about["seed"]) for split in ORDER}
     changed = changed_files(args.folder, about)
     if args.json:
         write_result(json.dumps({**about, "samples": samples, "changed": changed}, ensure_ascii=False, indent=1))
@@ -72,16 +73,18 @@ def changed_files(folder: Path, about: dict[str, Any]) -> list[str]:
 
 
 def _sample(path: Path, number: int, seed: int) -> list[dict[str, Any]]:
-    """Some rows of a file, by reservoir; none where it is gone."""
-    kept: list[str] = []
-    if path.is_file():
-        rng = random.Random(seed)
-        with path.open(encoding="utf-8") as file:
-            kept = list(itertools.islice(file, number))
-            for position, line in enumerate(file, number):
-                if (at := rng.randint(0, position)) < number:
-                    kept[at] = line
-    return [json.loads(line) for line in kept]
+    """Some rows of a file, by reservoir; none where it is gone or cannot be read (it is named as changed)."""
+    kept: list[dict[str, Any]] = []
+    rng = random.Random(seed)
+    try:
+        for position, row in enumerate(read_rows(path)):
+            if position < number:
+                kept.append(row)
+            elif (at := rng.randint(0, position)) < number:
+                kept[at] = row
+    except pa.ArrowException:
+        return []
+    return kept
 
 
 def print_account(account: dict[str, Any]) -> None:
@@ -93,10 +96,11 @@ def print_account(account: dict[str, Any]) -> None:
 
 
 def print_splits(counts: dict[str, dict[str, int]], levels: dict[str, dict[str, int]]) -> None:
-    table = Table("split", "documents", "questions", "levels", title="Splits")
+    table = Table("split", "documents", "rewrites", "questions", "levels", title="Splits")
     for split in ORDER:
         shown = ", ".join(f"{level} {number:,}" for level, number in levels[split].items())
-        table.add_row(split, f"{counts[split]['documents']:,}", f"{counts[split].get('questions', 0):,}", shown)
+        numbers = [f"{counts[split].get(what, 0):,}" for what in ("documents", "rewrites", "questions")]
+        table.add_row(split, *numbers, shown)
     out.print(table, markup=False)
 
 

@@ -1,5 +1,6 @@
 """report.html from made reports: its structure, that nothing written by others becomes markup, and blocks that are not there."""
 
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -12,6 +13,7 @@ from evaluation.blocks import markdown_blocks
 from evaluation.config import ExamConfig
 from evaluation.exam import Exam, build_exam
 from evaluation.page import page, words
+from evaluation.render import markdown
 from evaluation.score_files import TrainedArm
 from evaluation.trained import collect, excerpt, only_right, thinned
 from tests.evaluation.test_report import PIT, STANDARD, corpus, report
@@ -99,6 +101,16 @@ def test_one_file_that_nests_and_asks_for_nothing() -> None:
     assert {link.removeprefix("#") for link in seen.links} <= set(seen.ids)
     assert seen.tags.count("h1") == 1 and seen.tags.count("section") >= 6
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+
+
+def test_how_to_use_the_best_arm_stands_at_the_end() -> None:
+    best = {**made(), "folder": "runs/a b"}
+    best["arms"]["pit"] |= {"hf": "stages/k3/hf", "stage": "k3"}
+    for text in (markdown(best), html.unescape(page(best))):
+        assert "python -m evaluation ask 'runs/a b/stages/k3/hf' \"a question\"" in text and "vllm serve 'runs/a b/stages/k3/hf'" in text
+    untrained = {**best, "differences": {**best["differences"], "best": "base"}}
+    untrained["arms"]["base"] |= {"stage": None}
+    assert "vllm serve" not in markdown(untrained) + page(untrained) + page(made())
 
 
 def test_drawings_have_words_and_the_colours_of_the_page() -> None:

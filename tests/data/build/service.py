@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import random
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ class Service:
     """So many good replies, then 401."""
     paid: list[str] = field(default_factory=list)
     """A hash of every body that was answered well."""
+    pause_s: float = 0
+    """Before every reply."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -46,6 +50,23 @@ def questions_about(prompt: str, choices: bool) -> list[dict[str, Any]]:
     return made
 
 
+def in_other_words(prompt: str) -> str:
+    """A document's words from its end to its beginning; of every fifth document the document itself, of every seventh a line."""
+    topic = prompt.split("document about ", 1)[1].split(" as ", 1)[0].split(" and a question", 1)[0]
+    document = prompt.partition("Document:\n")[2]
+    answer = prompt.partition("Answer: ")[2].partition("\n")[0] if "Answer: " in prompt else ""
+    kind = int(hashlib.sha256(document.encode()).hexdigest(), 16)
+    if "Question: " not in prompt and kind % 5 == 0:
+        return document
+    if "Question: " not in prompt and kind % 7 == 0:
+        return topic
+    style = prompt.partition(" as ")[2].partition(",")[0]
+    words = document.split()[::-1] if "encyclopedia" in style else sorted(document.split())
+    if "Question: " in prompt:
+        random.Random(prompt).shuffle(words)
+    return f"{topic}: {' '.join(words)} {answer}"
+
+
 class _Handler(BaseHTTPRequestHandler):
     service: Service
 
@@ -62,6 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         if status not in (200, 299):
             self._send(status, {"error": {"message": f"no: {self.headers.get('Authorization')}"}}, {"Retry-After": "0"})
             return
+        time.sleep(service.pause_s)
         with service.lock:
             service.paid.append(hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest())
         content = self._content(body) if status == 200 else "I cannot do that"
@@ -76,6 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
         if "response_format" not in body:  # a check: knows every answer that ends in "known", and what stands before it
             return " ".join(prompt.split()[-40:])
         schema = body["response_format"]["json_schema"]["schema"]
+        if "text" in schema["properties"]:
+            return json.dumps({"text": in_other_words(prompt)})
         return json.dumps({"questions": questions_about(prompt, "choices" in schema["properties"]["questions"]["items"]["properties"])})
 
     def _send(self, status: int, value: dict[str, Any], headers: dict[str, str]) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import random
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,10 @@ import pytest
 
 from console import RunError, UserError
 from data.__main__ import main
+from data.build.parquet_file import read_rows
+from data.load import load_corpus
+from experiment import load_experiment
+from tests.conftest import ROOT
 from tests.data.build.service import KEY, Service, serving
 
 WORDS = [
@@ -62,7 +69,7 @@ def build(folder: Path, out: Path, service: Service, *more: str) -> None:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return list(read_rows(path))
 
 
 def manifest(out: Path) -> dict[str, Any]:
@@ -93,7 +100,8 @@ def test_from_a_folder_to_a_plan(folder: Path, tmp_path: Path, service: Service,
     }  # no question about one subject is taken for that about another
 
     splits = {
-        split: (rows(out / f"{split}_documents.jsonl"), rows(out / f"{split}_questions.jsonl")) for split in ("train", "validation", "test")
+        split: (rows(out / f"{split}_documents.parquet"), rows(out / f"{split}_questions.parquet"))
+        for split in ("train", "validation", "test")
     }
     pages = [{document["page"] for document in documents} for documents, _ in splits.values()]
     assert all(pages) and not (pages[0] & pages[1] or pages[0] & pages[2] or pages[1] & pages[2])
@@ -126,26 +134,84 @@ def test_nothing_is_paid_twice(folder: Path, tmp_path: Path, service: Service, c
     assert shown["changed"] == [] and len(shown["samples"]["train"]) == 2 and shown["account"] == manifest(out)["account"]
     main(["show", str(out)])
     assert "by-rule" in capsys.readouterr().out
-    before = {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".jsonl", ".yaml", ".html", ".json")}
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".jsonl", ".parquet", ".yaml", ".html", ".json")}
     build(folder, out, service, "--parallel", "2", "--no-ray")
     assert len(service.paid) == len(set(service.paid))
-    assert before == {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".jsonl", ".yaml", ".html", ".json")}
+    assert before == {
+        path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".jsonl", ".parquet", ".yaml", ".html", ".json")
+    }
 
 
 def test_multiple_choice_and_checks(folder: Path, tmp_path: Path, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     """The service repeats what it was shown last: it knows no answer alone, and every one that stands at the document's end."""
     out = tmp_path / "built"
     build(folder, out, service, "--prompts", "perpetual", "--drop-known", "--drop-unanswerable", "--validation-share", "0", "--no-ray")
-    assert not (out / "search.yaml").exists() and not (out / "validation_questions.jsonl").read_text()
-    choices = rows(out / "test_choices.jsonl")
-    questions = {row["id"]: row for row in rows(out / "test_questions.jsonl")}
+    assert not (out / "search.yaml").exists() and not (out / "validation_questions.parquet").exists()
+    choices = rows(out / "test_choices.parquet")
+    questions = {row["id"]: row for row in rows(out / "test_questions.parquet")}
     assert choices and all(
         row["choices"][row["answer_index"]] in questions[row["id"].removesuffix("#choice")]["answers"] for row in choices
     )
-    assert all("choices" not in row for row in rows(out / "train_questions.jsonl"))
+    assert all("choices" not in row for row in rows(out / "train_questions.parquet"))
     capsys.readouterr()
     main(["plan", str(out / "experiment.yaml"), "--json"])
     assert json.loads(capsys.readouterr().out)["arms"]["pit"]
+
+
+def test_documents_in_other_words(folder: Path, tmp_path: Path, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """The service turns a document's sentences round, or writes what it should not: each is used or counted."""
+    out = tmp_path / "built"
+    build(folder, out, service, "--paraphrases", "2", "--rewrites", "0.5", "--no-ray", "--near", "1")
+    about = manifest(out)
+    account = about["account"]["rewrites"]
+    assert account["came"] == account["used"] + sum(account["left_out"].values())
+    assert set(account["left_out"]) == {"much shorter than its document", "nearly the words of its document, or of another rewrite"}
+    train = {row["id"]: row for row in rows(out / "train_documents.parquet")}
+    questions = rows(out / "train_questions.parquet")
+    written = rows(out / "train_rewrites.parquet")
+    assert {row["way"] for row in written} == {"paraphrase", "rewrite"}
+    assert all(row["of"] in train and row["reply"] and row["prompts"] and row["model"] == "by-rule" and row["seed"] >= 0 for row in written)
+    around = [row for row in written if row["way"] == "rewrite"]
+    assert 0.25 * len(questions) < len(around) < 0.75 * len(questions)  # a share by hash
+    for split in ("validation", "test"):  # no exam question steers what is read
+        assert {row["way"] for row in rows(out / f"{split}_rewrites.parquet")} == {"paraphrase"}
+    assert sum(split["rewrites"] for split in about["splits"].values()) == account["used"]
+    capsys.readouterr()
+    main(["plan", str(out / "augmented.yaml"), "--json"])
+    assert json.loads(capsys.readouterr().out)["contamination"]["kinds"]["questions"]["shared"] == 0
+    augmented, plain = (load_corpus(load_experiment(out / f"{name}.yaml").data, 0) for name in ("augmented", "experiment"))
+    for split, of in (("train", ("train", "validation")), ("test", ("test",))):
+        more = sum(about["splits"][name]["rewrites"] for name in of)
+        assert len(augmented.part(split).documents) == len(plain.part(split).documents) + more  # type: ignore[arg-type]
+    paid = len(service.paid)
+    build(folder, out, service, "--paraphrases", "2", "--rewrites", "0.5", "--no-ray", "--near", "1")
+    assert len(service.paid) == paid
+    build(folder, out, service, "--no-ray", "--near", "1")  # without, nothing of them stays
+    assert not list(out.glob("*_rewrites.parquet")) and not (out / "augmented.yaml").exists()
+
+
+def test_a_killed_build_goes_on(folder: Path, tmp_path: Path, service: Service) -> None:
+    """SIGKILL while replies come in; the same command pays at most for what was on its way."""
+    out, parallel = tmp_path / "built", 2
+    command = [sys.executable, "-m", "data", "build", str(folder), "--out", str(out), "--endpoint", service.url, "--model", "by-rule"]
+    command += ["--parallel", str(parallel), "--no-ray"]
+    service.pause_s = 0.1
+    for replies in (5, 15):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 60
+            while len(service.paid) < replies and time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.05)
+            assert process.poll() is None, "it ended before it was killed"
+        finally:
+            process.kill()
+            process.wait(timeout=30)
+        assert not (out / "manifest.json").exists()
+    service.pause_s = 0
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120, capture_output=True)
+    documents = manifest(out)["account"]["documents"]["used"]
+    assert len(set(service.paid)) == documents <= len(service.paid) <= documents + 2 * parallel
+    assert not list((out / "answers").rglob("*.part.json"))
 
 
 def test_dry_run_asks_nothing(folder: Path, tmp_path: Path, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,8 +257,8 @@ def test_another_folder_is_not_written_into(folder: Path, tmp_path: Path) -> Non
 def test_show_names_what_has_changed(folder: Path, tmp_path: Path, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "built"
     build(folder, out, service, "--no-ray")
-    (out / "train_questions.jsonl").write_text("")
+    (out / "train_questions.parquet").write_bytes(b"")
     (out / "search.yaml").unlink()
     capsys.readouterr()
     main(["show", str(out), "--json"])
-    assert json.loads(capsys.readouterr().out)["changed"] == ["search.yaml", "train_questions.jsonl"]
+    assert json.loads(capsys.readouterr().out)["changed"] == ["search.yaml", "train_questions.parquet"]

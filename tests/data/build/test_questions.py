@@ -108,7 +108,7 @@ def test_a_document_cannot_fill_in_the_template() -> None:
     for name in ("pit", "perpetual"):
         prompts = load_prompts(name)
         for template in (prompts.train, prompts.exam):
-            user = template.messages(tricky, 3)[1]["content"]
+            user = template.messages(tricky, {"levels": ", ".join(LEVELS), "most": "3"})[1]["content"]
             assert user.count("{topic} {levels} {text} {most}") == 1 and "Halley" in user and LEVELS[0] in user
             assert user.replace(tricky.text, "").count("{topic}") == 0
     assert load_prompts("perpetual").exam.form == "choices" and load_prompts("perpetual").train.form == "open"
