@@ -1,8 +1,8 @@
 """Σ weight × nll straight from hidden states: the (targets, V) logits are never there as a whole.
 
-Logits of 4,096 targets over 128,000 tokens take 5 GB with their gradient; here a few hundred targets at a time are turned into logits, loss
-and gradients at once, in the forward pass. Nothing is computed twice: the gradients wait to be scaled by the one number that comes back.
-What waits is the head's gradient in fp32, V × d × 4 bytes, until the backward pass takes it.
+Logits of 4,096 targets over 128,000 tokens take 5 GB with their gradient, and rows may be longer; here a part of the targets at a time is turned
+into logits, loss and gradients, in the forward pass. Nothing is computed twice: the gradients wait to be scaled by the one number that
+comes back. What waits is the head's gradient, V × d numbers in fp32 where there were several parts, until the backward pass takes it.
 
 torch's own `linear_cross_entropy` and liger's kernel were tried (dev/LOG.md): with a weight per target the former makes all logits twice.
 """
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LOGITS_AT_ONCE = 2**26
-"""Elements: 256 MiB in fp32, and as much again for half a moment."""
+LOGITS_AT_ONCE = 2**28
+"""Elements: a GiB in fp32, 2,000 targets over 128,000 tokens. Fewer at once cost time: each part adds a V × d gradient to the sum."""
 
 
 class _WeightedNll(torch.autograd.Function):
@@ -27,13 +27,11 @@ class _WeightedNll(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, share: Tensor, at_once: int) -> Tensor:
         wants = ctx.needs_input_grad[:3]
         total = torch.zeros((), device=hidden.device)
-        grads = [
-            torch.empty_like(hidden) if wants[0] else None,
-            torch.zeros(weight.shape, device=weight.device) if wants[1] else None,
-            torch.zeros(len(weight), device=weight.device) if wants[2] else None,
-        ]
-        for start in range(0, len(hidden), max(1, at_once // len(weight))):
-            part = slice(start, start + max(1, at_once // len(weight)))
+        of_hidden = torch.empty_like(hidden) if wants[0] else None
+        of_weight: Tensor | None = None
+        of_bias: Tensor | None = None
+        rows = max(1, at_once // len(weight))
+        for part in (slice(start, start + rows) for start in range(0, len(hidden), rows)):
             logits = hidden[part] @ weight.T
             if bias is not None:
                 logits += bias
@@ -45,13 +43,14 @@ class _WeightedNll(torch.autograd.Function):
             slope = logits.sub_(normaliser[:, None]).exp_()  # softmax, in place
             slope.scatter_add_(1, target[part, None], torch.full_like(share[part, None], -1.0))
             slope *= share[part, None]
-            if grads[2] is not None:
-                grads[2] += slope.sum(dim=0)
+            if wants[2]:
+                of_bias = _plus(of_bias, slope.sum(dim=0))
             slope = slope.to(hidden.dtype)
-            if grads[0] is not None:
-                grads[0][part] = slope @ weight
-            if grads[1] is not None:
-                grads[1] += slope.T @ hidden[part]
+            if of_hidden is not None:
+                of_hidden[part] = slope @ weight
+            if wants[1]:
+                of_weight = _plus(of_weight, slope.T @ hidden[part])
+        grads = [of_hidden, of_weight, of_bias]
         ctx.grads, ctx.dtypes = grads, [hidden.dtype, weight.dtype, None if bias is None else bias.dtype]
         return total
 
@@ -62,9 +61,12 @@ class _WeightedNll(torch.autograd.Function):
         return *(None if g is None else g.mul_(outer[0]).to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)), None, None, None
 
 
-def weighted_nll(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, share: Tensor, at_once: int = LOGITS_AT_ONCE
-) -> Tensor:
+def _plus(total: Tensor | None, part: Tensor) -> Tensor:
+    """Sums of parts are kept in fp32; one part alone needs no sum."""
+    return part if total is None else total.float().add_(part)
+
+
+def weighted_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, share: Tensor, at_once: int) -> Tensor:
     """Σ share × −log softmax(hidden · weightᵀ + bias)[target], a scalar in fp32; hidden (K, d), weight (V, d), target and share (K,).
 
     Products are made in the dtype of `hidden` (as a linear layer makes them), the rest in fp32. At most `at_once` logits at a time.
@@ -83,7 +85,7 @@ def head_gives_loss(head: torch.nn.Linear, target: Tensor, share: Tensor, predic
 
     def forward(hidden: Tensor) -> Tensor:  # (1, K or T, d)
         flat = hidden.reshape(-1, hidden.shape[-1])
-        return weighted_nll(flat if predicting is None else flat[predicting], head.weight, head.bias, target, share)
+        return weighted_nll(flat if predicting is None else flat[predicting], head.weight, head.bias, target, share, LOGITS_AT_ONCE)
 
     head.forward = forward  # type: ignore[method-assign]
     try:

@@ -62,7 +62,7 @@ def test_in_bf16_it_is_as_near_to_fp32_as_all_logits_are() -> None:
 def test_weights_matter() -> None:
     """The twin: the same without weights is another loss."""
     *inputs, share = made(torch.float32, False)
-    assert abs(float(weighted_nll(*inputs, share) - weighted_nll(*inputs, torch.ones_like(share)))) > 0.1
+    assert abs(float(weighted_nll(*inputs, share, V) - weighted_nll(*inputs, torch.ones_like(share), V))) > 0.1
 
 
 class Largest(TorchDispatchMode):
@@ -91,7 +91,7 @@ def test_logits_are_never_there_as_a_whole() -> None:
 
 def test_second_backward_pass_is_refused() -> None:
     """The gradients are scaled in place: a second pass would scale them twice."""
-    loss = weighted_nll(*made(torch.float32, False))
+    loss = weighted_nll(*made(torch.float32, False), at_once=V)
     loss.backward(retain_graph=True)
     with pytest.raises(AssertionError, match="one backward pass"):
         loss.backward()
@@ -113,7 +113,9 @@ def without_head(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_step_is_the_same_with_and_without(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [3 * steps.VOCAB, linear_loss.LOGITS_AT_ONCE])
+def test_step_is_the_same_with_and_without(tied: bool, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_loss, "LOGITS_AT_ONCE", at_once)
     chunked = step_gradients(engine_of(steps.made_model(tied=tied)), "padded_sdpa")
     without_head(monkeypatch)
     whole = step_gradients(engine_of(steps.made_model(tied=tied)), "padded_sdpa")
