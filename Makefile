@@ -4,7 +4,7 @@ KIND := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PY := .venv/bin/python
 RUFF := .venv/bin/ruff
 
-.PHONY: help setup demo test slow s3 faults fuzz check format lock audit clean-demo
+.PHONY: help setup demo test slow s3 faults fuzz benchmarks peers check format lock audit clean-demo
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,12 @@ fuzz: setup  ## 10,000 broken inputs for every reader and for experiment files; 
 s3: setup  ## the mirror against an S3-compatible service, installed into .venv-s3
 	@test -x .venv-s3/bin/moto_server || (python3 -m venv .venv-s3 && .venv-s3/bin/python -m pip install -q -r requirements/s3.txt)
 	@$(PY) -m pytest -m slow tests/faults/test_s3.py
+
+benchmarks: setup  ## the table of all measurements with goals and verdicts; `python -m benchmarks NAMES` runs some
+	@$(PY) -m benchmarks
+
+peers: setup  ## what the benchmarks measure against and the environment lacks, into .peers
+	@$(PY) -m pip install --quiet --no-deps --upgrade --target .peers -r requirements/peers.txt
 
 clean-demo:  ## forget what the demo has trained
 	@rm -rf runs/bios-cpu

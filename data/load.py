@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from console import UserError, say
 from data.config import Bios, DataConfig
@@ -171,7 +172,7 @@ def _link(entries: list[_Entry], streamed: Streamed) -> list[_Entry]:
         if isinstance(entry.record, Document):
             new_id = _unique(entry, taken)
             new_ids.setdefault(entry.split, {})[entry.record.id] = new_id
-            entry.record = replace(entry.record, id=new_id)
+            entry.record = _with(entry.record, id=new_id)
     done: list[StreamedDocuments] = []
     for documents in streamed.values():
         documents.make_ids_unique(taken, done)
@@ -192,9 +193,14 @@ def _link_one(entry: _Entry, new_id_of: dict[Split, Callable[[str], str | None]]
         if new_id is not None:
             if split != entry.split:
                 entry.note(f"linked to a document of split {split}")
-            entry.record = replace(entry.record, doc_id=new_id)
+            entry.record = _with(entry.record, doc_id=new_id)
             return None
     return f"no document has the id {entry.record.doc_id!a}"
+
+
+def _with(record: Record, **values: Any) -> Record:
+    """`replace`, where something changes: nearly always nothing does, and a corpus has millions of records."""
+    return record if all(getattr(record, name) == value for name, value in values.items()) else replace(record, **values)
 
 
 def _unique(entry: _Entry, taken: set[str]) -> str:
@@ -235,7 +241,7 @@ def _name_questions(entries: list[_Entry]) -> list[_Entry]:
     taken: set[str] = set()
     for entry in entries:
         if not isinstance(entry.record, Document) and entry.record.id:
-            entry.record = replace(entry.record, id=_unique(entry, taken))
+            entry.record = _with(entry.record, id=_unique(entry, taken))
     numbers: Counter[str] = Counter()
     for entry in entries:
         if not isinstance(entry.record, Document) and not entry.record.id:
@@ -269,7 +275,7 @@ def _clean_answers(entries: list[_Entry], cut_lines: list[str], drop_answers: li
             return "answer says nothing" if answers[0] else "nothing is left of the answer after cut_lines"
         if len(kept) < len(answers):
             entry.note("answers left out of a question that has others")
-        entry.record = replace(entry.record, answers=kept)
+        entry.record = _with(entry.record, answers=kept)
         return None
 
     return _sift(entries, reason_of, by_rule=True)

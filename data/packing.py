@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # frozen ones take three times as long to make, and a step makes hundreds
 class Piece:
     """Tokens [start, end) of the step's item number `item`; `counts` is False for filler, whose loss weight is 0."""
 
@@ -36,35 +36,73 @@ def pack(lengths: npt.ArrayLike, world_size: int, capacity: int, longest: int | 
     linear layers cost the first, attention within an item the second. `one_item`: no row holds two pieces, and the rows of a
     micro-step are of like length: for models whose items would see each other.
     """
-    if one_item:
-        return _one_by_one(np.asarray(lengths).tolist(), world_size, min(capacity, longest or capacity))
-    pieces = [
-        piece
-        for item, length in enumerate(np.asarray(lengths).tolist())
-        for piece in _pieces(item, length, min(capacity, longest or capacity))
-    ]
-    pieces.sort(key=lambda p: (-len(p), p.item, p.start))
-    bins = best_fit([len(p) for p in pieces], capacity)
-    micro_steps = ceil(len(bins) / world_size)
-    rows = _balance(pieces, micro_steps * world_size, capacity) or [[pieces[n] for n in members] for members in bins]
-    shortest = pieces[-1]
-    rows += [[] for _ in range(micro_steps * world_size - len(rows))]
-    filler = Piece(shortest.item, shortest.start, shortest.end, counts=False)
-    rows = [sorted(row, key=lambda p: (p.item, p.start)) or [filler] for row in rows]
-    rows.sort(key=lambda row: _cost(row, capacity), reverse=True)
-    # Neighbours in cost meet in one micro-step; every other one is reversed, so that no rank always gets the dearest.
-    grid = [rows[n : n + world_size] for n in range(0, len(rows), world_size)]
-    return [row[::-1] if n % 2 else row for n, row in enumerate(grid)]
+    item, start, end = _cut(np.asarray(lengths), min(capacity, longest or capacity))
+    size = end - start
+    order = np.argsort(-size, kind="stable")  # pieces stand in the order of items; so do equal lengths
+    sizes: list[int] = size[order].tolist()
+    rows = [[n] for n in range(len(sizes))] if one_item else fewest_rows(sizes, capacity)
+    places, items, starts, ends = order.tolist(), item.tolist(), start.tolist(), end.tolist()
+
+    def made(row: list[int]) -> Row:
+        return [Piece(items[n], starts[n], ends[n]) for n in sorted([places[n] for n in row])]
+
+    if world_size == 1:  # one rank computes all rows, however they are filled
+        return [[made(row)] for row in rows]
+    micro_steps = ceil(len(rows) / world_size)
+    cost = (size[order] + size[order] ** 2 / capacity).tolist()
+    if not one_item:
+        rows = [row for row in _balance(sizes, cost, micro_steps * world_size, capacity) or rows if row]
+    costs = [sum([cost[n] for n in row]) for row in rows]
+    dear_first = sorted(range(len(rows)), key=costs.__getitem__, reverse=True)
+    shortest = places[-1]
+    num_filler = micro_steps * world_size - len(rows)
+    filler = [[Piece(items[shortest], starts[shortest], ends[shortest], counts=False)] for _ in range(num_filler)]
+    return _deal([made(rows[n]) for n in dear_first] + filler, [costs[n] for n in dear_first] + [cost[-1]] * num_filler, world_size)
 
 
-def _one_by_one(lengths: list[int], world_size: int, longest: int) -> list[list[Row]]:
-    """Rows of one piece, from long to short; every other micro-step is reversed, so that no rank always gets the longest."""
-    pieces = [piece for item, length in enumerate(lengths) for piece in _pieces(item, length, longest)]
-    pieces.sort(key=lambda p: (-len(p), p.item, p.start))
-    shortest = pieces[-1]
-    pieces += [Piece(shortest.item, shortest.start, shortest.end, counts=False)] * (-len(pieces) % world_size)
-    grid = [[[piece] for piece in pieces[n : n + world_size]] for n in range(0, len(pieces), world_size)]
-    return [ranks[::-1] if n % 2 else ranks for n, ranks in enumerate(grid)]
+def fewest_rows(lengths: list[int], capacity: int) -> list[list[int]]:
+    """Rows of indices for lengths sorted from long to short: filled exactly where two pieces can do it, or by best fit if that needs fewer."""
+    rows = exact_fit(lengths, capacity)
+    if len(rows) > ceil(sum(lengths) / capacity):
+        rows = min(rows, best_fit(lengths, capacity), key=len)
+    return rows
+
+
+def exact_fit(lengths: list[int], capacity: int) -> list[list[int]]:
+    """Row after row: the longest piece that fits, until one piece or a pair fills what is left to the last token.
+
+    Many short pieces (questions) leave best fit a few tokens a row; here most rows end full. Bit l of `there` says that a piece of l tokens
+    is left, bit capacity − l of `mirrored` too: one shift and one AND find the pairs of a given sum.
+    """
+    left: dict[int, list[int]] = {}
+    for n, length in enumerate(lengths):
+        left.setdefault(length, []).append(n)
+    there = sum(1 << length for length in left)
+    mirrored = sum(1 << (capacity - length) for length in left)
+    rows = []
+    while there:
+        row: list[int] = []
+        free = capacity
+        while free and there:
+            longest = there.bit_length() - 1
+            if longest > free:
+                longest = (there & ((2 << free) - 1)).bit_length() - 1  # -1: nothing fits
+                if longest < 0:
+                    break
+            take: tuple[int, ...] = (longest,)
+            if longest < free <= 2 * longest and (pairs := there & (mirrored >> (capacity - free))):
+                longer = pairs.bit_length() - 1
+                if 2 * longer != free or len(left[longer]) > 1:  # else it is its own partner, and there is one only
+                    take = (longer, free - longer)
+            for length in take:
+                stack = left[length]
+                row.append(stack.pop())
+                if not stack:
+                    there ^= 1 << length
+                    mirrored ^= 1 << (capacity - length)
+                free -= length
+        rows.append(row)
+    return rows
 
 
 def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
@@ -83,32 +121,48 @@ def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-def _pieces(item: int, length: int, longest: int) -> list[Piece]:
-    if length <= longest:
-        return [Piece(item, 0, length)]
-    return [Piece(item, start, min(start + longest, length)) for start in range(0, length - 1, longest - 1)]
+def _cut(lengths: npt.NDArray[np.int64], longest: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(item, start, end) of all pieces, in the order of items."""
+    if lengths.max(initial=0) <= longest:
+        return np.arange(len(lengths)), np.zeros(len(lengths), dtype=np.int64), lengths
+    pieces = np.where(lengths > longest, -(-(lengths - 1) // (longest - 1)), 1)
+    item = np.repeat(np.arange(len(lengths)), pieces)
+    start = (np.arange(len(item)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * (longest - 1)
+    return item, start, np.minimum(start + longest, lengths[item])
 
 
-def _cost(row: Row, capacity: int) -> float:
-    return sum(len(p) + len(p) ** 2 / capacity for p in row)
+def _deal(rows: list[Row], costs: list[float], world_size: int) -> list[list[Row]]:
+    """Rows from dear to cheap: neighbours in cost meet in one micro-step, and the dearest goes to the rank that has had least so far."""
+    totals = [0.0] * world_size
+    grid = []
+    for first in range(0, len(rows), world_size):
+        ranks = sorted(range(world_size), key=totals.__getitem__)
+        micro_step: list[Row] = [[] for _ in ranks]
+        for n, rank in enumerate(ranks):
+            micro_step[rank] = rows[first + n]
+            totals[rank] += costs[first + n]
+        grid.append(micro_step)
+    return grid
 
 
-def _balance(pieces: list[Piece], num_rows: int, capacity: int) -> list[Row] | None:
+def _balance(sizes: list[int], cost: list[float], num_rows: int, capacity: int) -> list[list[int]] | None:
     """Longest piece first onto the cheapest row that has room; None where some piece then finds no room."""
-    rows: list[Row] = [[] for _ in range(num_rows)]
+    rows: list[list[int]] = [[] for _ in range(num_rows)]
     free = [capacity] * num_rows
-    heap = [(0.0, n) for n in range(num_rows)]
-    heapify(heap)
-    for piece in pieces:
-        full = []
-        while heap and free[heap[0][1]] < len(piece):
-            full.append(heappop(heap))
-        if not heap:
+    open_rows = [(0.0, n) for n in range(num_rows)]
+    heapify(open_rows)
+    full: list[tuple[int, float, int]] = []  # (−free, cost, row) of rows without room for the last piece; a shorter one may fit
+    for piece, size in enumerate(sizes):
+        while full and -full[0][0] >= size:
+            _, total, target = heappop(full)
+            heappush(open_rows, (total, target))
+        while open_rows and free[open_rows[0][1]] < size:
+            total, target = heappop(open_rows)
+            heappush(full, (-free[target], total, target))
+        if not open_rows:
             return None
-        cost, target = heappop(heap)
+        total, target = heappop(open_rows)
         rows[target].append(piece)
-        free[target] -= len(piece)
-        heappush(heap, (cost + len(piece) + len(piece) ** 2 / capacity, target))
-        for entry in full:
-            heappush(heap, entry)
+        free[target] -= size
+        heappush(open_rows, (total + cost[piece], target))
     return rows

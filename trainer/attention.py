@@ -2,7 +2,8 @@
 
 `padded_sdpa`: linear layers see the flat row; only attention is unfolded to (items, heads, length, head size), by buckets of
 similar length, and runs torch's causal kernel. A (T, T) mask would cost T² for a row of many short items; padding at most doubles
-an item's length. Works on any device; flash-attn replaces it where it is installed.
+an item's length. Works on any device; flash-attn replaces it where it is installed. `varlen`: torch's own kernel for flat rows (CUDA, half
+precision), when asked for by name: it has not been measured yet.
 """
 
 import importlib.util
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
+
+from trainer.placing import on_device
 
 # Plain softmax attention with nothing but a causal mask; other families (soft caps, sinks, sliding windows) keep transformers' own.
 _PLAIN_FAMILIES = {"llama", "qwen2", "qwen3", "mistral"}
@@ -33,23 +36,26 @@ def attention_inputs(implementation: str, cu_seqlens: np.ndarray[Any, Any], devi
     if implementation == "padded_sdpa":
         return {"row_buckets": _buckets(cu_seqlens, lengths, device)}
     if implementation == "flash_attention_2":
-        boundaries = torch.as_tensor(cu_seqlens, dtype=torch.int32, device=device)
+        boundaries = on_device(cu_seqlens.astype(np.int32), device)
         longest = int(lengths.max())
         return {"cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries, "max_length_q": longest, "max_length_k": longest}
+    if implementation == "varlen":
+        return {"row_boundaries": on_device(cu_seqlens.astype(np.int32), device), "row_longest": int(lengths.max())}
     return {}  # sdpa and eager find the items in position_ids, at batch size 1
 
 
-def _buckets(cu_seqlens: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """Per bucket: index (items, L) of tokens, padded with the item's last token; mask (items, L) of real tokens."""
+def _buckets(cu_seqlens: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Per bucket: the row's token at each place (items, L), padded with the item's last one; the places (n,) of real tokens in it, laid flat;
+    those tokens (n,). All made on this side: a mask of real tokens would have the device count them, and wait, in every layer."""
     size = 2 ** np.ceil(np.log2(np.maximum(lengths, 8))).astype(int)
     result = []
     for width in np.unique(size):
         members = np.flatnonzero(size == width)
         longest = int(lengths[members].max())
         within = np.arange(longest)[None, :]
-        real = within < lengths[members, None]
-        index = cu_seqlens[members, None] + np.minimum(within, lengths[members, None] - 1)
-        result.append((torch.as_tensor(index, dtype=torch.long, device=device), torch.as_tensor(real, device=device)))
+        index = cu_seqlens[members, None].astype(np.int64) + np.minimum(within, lengths[members, None] - 1)
+        real = np.flatnonzero(within < lengths[members, None])
+        result.append((on_device(index, device), on_device(real, device), on_device(index.reshape(-1)[real], device)))
     return result
 
 
@@ -61,23 +67,47 @@ def _padded_sdpa(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    row_buckets: list[tuple[Tensor, Tensor]] | None = None,
+    row_buckets: list[tuple[Tensor, Tensor, Tensor]] | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     assert row_buckets is not None and query.shape[0] == 1, "one flat row at a time, with its buckets"
     out = torch.empty_like(query[0].transpose(0, 1))  # (T, heads, head size)
-    for index, real in row_buckets:
+    for index, real, tokens in row_buckets:
         q, k, v = (x[0].transpose(0, 1)[index].transpose(1, 2) for x in (query, key, value))  # (items, heads, L, head size)
         # Padding stands behind the real tokens: the causal mask alone keeps them from seeing it.
         result = torch.nn.functional.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
         )
-        out = out.index_put((index[real],), result.transpose(1, 2)[real])
+        out = out.index_copy(0, tokens, result.transpose(1, 2).flatten(0, 1)[real])
     return out[None], None
+
+
+def _varlen(
+    module: torch.nn.Module,
+    query: Tensor,  # (1, heads, T, head size)
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    row_boundaries: Tensor | None = None,
+    row_longest: int = 0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert row_boundaries is not None, "the row's item boundaries"
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, head size)
+    causal, grouped = (-1, 0), q.shape[1] != k.shape[1]
+    out = varlen_attn(
+        q, k, v, row_boundaries, row_boundaries, row_longest, row_longest, scale=scaling, window_size=causal, enable_gqa=grouped
+    )
+    return out[None], None  # type: ignore[index]
 
 
 AttentionInterface.register("padded_sdpa", _padded_sdpa)
 AttentionMaskInterface.register("padded_sdpa", lambda *_, **__: None)
+AttentionInterface.register("varlen", _varlen)
+AttentionMaskInterface.register("varlen", lambda *_, **__: None)
 
 
 def leak(logits_of: Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], Tensor], vocab_size: int) -> float:

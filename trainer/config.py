@@ -80,8 +80,9 @@ class TrainerConfig(Strict):
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """On matrices and embeddings, not on norms and biases."""
-    attention: Literal["auto", "padded_sdpa", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """auto: flash_attention_2 where it can be imported and the device is a GPU, else padded_sdpa (trainer/attention.py)."""
+    attention: Literal["auto", "padded_sdpa", "sdpa", "eager", "flash_attention_2", "varlen"] = "auto"
+    """auto: flash_attention_2 where it can be imported and the device is a GPU, else padded_sdpa (trainer/attention.py); varlen: torch's own
+    kernel for packed rows, on GPUs in bf16."""
     packing: Literal["auto", "packed", "one_item"] = "auto"
     """Many items in a row, or one. auto: packed where changing one item of a row leaves the others' logits as they are, tried on this
     model, attention and precision before each stage; else one item per row, rows of like length together. The loss is the same."""

@@ -19,16 +19,19 @@ def matmul_parameters(config: Any) -> int:
     return layers * (attention + mlp) + d * vocab
 
 
-def row_flops(config: Any, cu_seqlens: Any) -> float:
+def row_flops(config: Any, cu_seqlens: Any, causal: bool = False) -> float:
     """FLOPs of forward and backward over one row: 6 N per token and 12 L d l² per item of l tokens.
 
-    Attention is counted non-causal, as the published MFU figures do (PaLM, arXiv 2204.02311, appendix B).
+    Attention is counted non-causal, as the published MFU figures do (PaLM, arXiv 2204.02311, appendix B); `causal`: half of it.
     0 for families whose config names no attention heads.
     """
     if not getattr(config, "num_attention_heads", None) or not getattr(config, "intermediate_size", None):
         return 0.0
     lengths = np.diff(cu_seqlens).astype(float)
-    return 6.0 * matmul_parameters(config) * lengths.sum() + 12.0 * config.num_hidden_layers * config.hidden_size * (lengths**2).sum()
+    return (
+        6.0 * matmul_parameters(config) * lengths.sum()
+        + (6.0 if causal else 12.0) * config.num_hidden_layers * config.hidden_size * (lengths**2).sum()
+    )
 
 
 def peak_flops(device_name: str) -> float | None:

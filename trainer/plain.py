@@ -1,6 +1,7 @@
 """The same optimiser step in plain torch, one process: the oracle of the numerics tests, and the fastest way to try something."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,12 +11,20 @@ from trainer.model import matrices_and_rest
 
 
 class PlainEngine:
-    def __init__(self, module: torch.nn.Module, betas: tuple[float, float], weight_decay: float, clip: float) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        betas: tuple[float, float],
+        weight_decay: float,
+        clip: float,
+        adamw: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
+    ) -> None:
+        """`adamw`: another AdamW with torch's arguments, e.g. one with low-precision states."""
         self.module = module
         self.device = next(module.parameters()).device
         self._clip = clip
         decayed, rest = matrices_and_rest(module)
-        self._optimizer = torch.optim.AdamW(
+        self._optimizer = adamw(
             [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=0.0, betas=betas
         )
 

@@ -2,8 +2,10 @@
 
 import inspect
 import time
+from functools import lru_cache
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -11,6 +13,8 @@ from torch.nn.functional import cross_entropy
 from data.rows import Row
 from failpoints import hit
 from trainer.attention import attention_inputs
+from trainer.linear_loss import head_gives_loss, plain_head, tiny_row
+from trainer.placing import on_device
 
 
 class Engine(Protocol):
@@ -30,26 +34,39 @@ class Engine(Protocol):
 def row_loss(engine: Engine, row: Row, attention: str) -> Tensor:
     """Σ weight × nll over the row's targets: this row's share of the step's loss, a scalar tensor.
 
-    Position t predicts token t + 1. Logits are made only where a target has weight: of a question, its answer.
+    Position t predicts token t + 1. Logits are made only where a target has weight (of a question, its answer), and only a few at a time
+    where the model's head allows it (trainer/linear_loss.py). On a GPU nothing here waits for the device.
     """
-    input_ids = torch.as_tensor(row["input_ids"], device=engine.device)  # (T,)
-    weight = torch.as_tensor(row["loss_weight"], device=engine.device)[1:]  # (T - 1,), of the target
-    predicting = weight.nonzero()[:, 0]
-    if len(predicting) == 0:  # filler: one logit keeps every rank in the same collectives
-        predicting = torch.zeros(1, dtype=torch.long, device=engine.device)
-    keeps = "logits_to_keep" in inspect.signature(_base_module(engine.module).forward).parameters
-    logits = engine.forward(
-        input_ids=input_ids[None],
-        position_ids=torch.as_tensor(row["position_ids"], device=engine.device)[None],
-        use_cache=False,
-        **({"logits_to_keep": predicting} if keeps else {}),
+    weight = row["loss_weight"][1:]  # (T - 1,), of the target
+    positions = np.flatnonzero(weight)
+    if len(positions) == 0:  # filler: one target keeps every rank in the same collectives
+        positions = np.zeros(1, dtype=np.int64)
+    targets = row.get("target_ids", row["input_ids"])[1:][positions]  # apart under input noise
+    predicting, target, share = (on_device(array, engine.device) for array in (positions, targets, weight[positions]))  # (K,) each
+    module = _base_module(engine.module)
+    head = plain_head(engine, module, lambda: _inputs(engine, tiny_row(), attention))
+    keeps = _keeps_logits(type(module))
+    inputs = _inputs(engine, row, attention) | ({"logits_to_keep": predicting} if keeps else {})
+    if head is not None:
+        with head_gives_loss(head, target, share, None if keeps else predicting):
+            return engine.forward(**inputs).logits  # type: ignore[no-any-return]
+    logits = engine.forward(**inputs).logits[0]
+    nll = cross_entropy((logits if keeps else logits[predicting]).float(), target, reduction="none")
+    return (nll * share).sum()
+
+
+def _inputs(engine: Engine, row: Row, attention: str) -> dict[str, Any]:
+    return {
+        "input_ids": on_device(row["input_ids"], engine.device)[None],
+        "position_ids": on_device(row["position_ids"], engine.device)[None],
+        "use_cache": False,
         **attention_inputs(attention, row["cu_seqlens"], engine.device),
-    ).logits[0]
-    if not keeps:
-        logits = logits[predicting]
-    target_ids = torch.as_tensor(row["target_ids"], device=engine.device) if "target_ids" in row else input_ids  # apart under input noise
-    nll = cross_entropy(logits.float(), target_ids[1:][predicting], reduction="none")
-    return (nll * weight[predicting]).sum()
+    }
+
+
+@lru_cache
+def _keeps_logits(kind: type[torch.nn.Module]) -> bool:
+    return "logits_to_keep" in inspect.signature(kind.forward).parameters
 
 
 class Stopwatch:

@@ -1,0 +1,56 @@
+"""The benchmarks' own command, and the GPU rows on a CPU with a tiny model: they run, which says nothing about speed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import modules, row
+from benchmarks.result_file import FOLDER
+from tests.conftest import ROOT
+
+TWO_CORES = {
+    "pack_fill", "pack_time", "pack_speed", "tokenise", "stream", "resume_seek", "checkpoint_block", "loop_overhead", "launch", "exam", "reload",
+    "search", "shared_prefix", "pit_effect",
+}  # fmt: skip
+ONE_GPU = {"gpu_1b", "gpu_3b", "gpu_8b", "gpu_offload", "gpu_pack", "gpu_mask", "gpu_stream"}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280)
+
+
+def test_every_row_has_a_module_and_a_goal() -> None:
+    known = modules()
+    assert set(known) >= TWO_CORES | ONE_GPU
+    for name in TWO_CORES | ONE_GPU:
+        line = row(name, known[name])
+        assert line.goal and line.verdict in {"holds", "missed", "–"}, name
+
+
+def test_what_was_not_measured_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.__main__.FOLDER", tmp_path)
+    assert row("pack_time", modules()["pack_time"]).measured == "not measured"  # no file at all
+    (tmp_path / "pack_time.json").write_text(json.dumps({"figures": {}, "goal": {"faster": ">= 10"}, "holds": None}))
+    line = row("pack_time", modules()["pack_time"])
+    assert (line.measured, line.goal, line.verdict) == ("not measured", "faster >= 10", "–")
+
+
+def test_results_name_where_they_come_from() -> None:
+    for path in FOLDER.glob("gpu_*.json"):
+        result = json.loads(path.read_text())
+        assert result["holds"] is None or result["figures"]["device"], f"{path.name} has figures and names no device"
+
+
+def test_unknown_name_is_bad_input() -> None:
+    done = run("benchmarks", "nope")
+    assert done.returncode == 2 and "no such benchmark; known: " in done.stderr
+
+
+def test_a_gpu_row_runs_on_a_cpu() -> None:
+    done = run("benchmarks.gpu_mask", "--tiny", "--steps", "1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads(done.stderr[done.stderr.index("{") : done.stderr.rindex("}") + 1])
+    assert figures["masked"]["tokens_per_s"] > 0 and figures["causal"]["tokens_per_s"] > 0 and figures["matmul_tflops"] > 0

@@ -1,0 +1,126 @@
+"""Σ weight × nll straight from hidden states: the (targets, V) logits are never there as a whole.
+
+Logits of 4,096 targets over 128,000 tokens take 5 GB with their gradient, and rows may be longer; here a part of the targets at a time is turned
+into logits, loss and gradients, in the forward pass. Nothing is computed twice: the gradients wait to be scaled by the one number that
+comes back. What waits is the head's gradient, V × d numbers in fp32 where there were several parts, until the backward pass takes it.
+
+torch's own `linear_cross_entropy` and liger's kernel were tried (dev/LOG.md): with a weight per target the former makes all logits twice.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LOGITS_AT_ONCE = 2**28
+"""Elements: a GiB in fp32, 2,000 targets over 128,000 tokens. Fewer at once cost time: each part adds a V × d gradient to the sum."""
+
+
+class _WeightedNll(torch.autograd.Function):
+    """(hidden (K, d), weight (V, d), bias (V,) or None, target (K,), share (K,) in fp32) → scalar in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, share: Tensor, at_once: int) -> Tensor:
+        wants = ctx.needs_input_grad[:3]
+        total = torch.zeros((), device=hidden.device)
+        of_hidden = torch.empty_like(hidden) if wants[0] else None
+        of_weight: Tensor | None = None
+        of_bias: Tensor | None = None
+        rows = max(1, at_once // len(weight))
+        for part in (slice(start, start + rows) for start in range(0, len(hidden), rows)):
+            logits = hidden[part] @ weight.T
+            if bias is not None:
+                logits += bias
+            logits = logits.float()
+            normaliser = logits.logsumexp(dim=-1)  # (k,)
+            total += ((normaliser - logits.gather(1, target[part, None])[:, 0]) * share[part]).sum()
+            if not any(wants):
+                continue
+            slope = logits.sub_(normaliser[:, None]).exp_()  # softmax, in place
+            slope.scatter_add_(1, target[part, None], torch.full_like(share[part, None], -1.0))
+            slope *= share[part, None]
+            if wants[2]:
+                of_bias = _plus(of_bias, slope.sum(dim=0))
+            slope = slope.to(hidden.dtype)
+            if of_hidden is not None:
+                of_hidden[part] = slope @ weight
+            if wants[1]:
+                of_weight = _plus(of_weight, slope.T @ hidden[part])
+        grads = [of_hidden, of_weight, of_bias]
+        ctx.grads, ctx.dtypes = grads, [hidden.dtype, weight.dtype, None if bias is None else bias.dtype]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        grads, ctx.grads = ctx.grads, None
+        assert grads is not None, "one backward pass for one forward pass"
+        return *(None if g is None else g.mul_(outer[0]).to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)), None, None, None
+
+
+def _plus(total: Tensor | None, part: Tensor) -> Tensor:
+    """Sums of parts are kept in fp32; one part alone needs no sum."""
+    return part if total is None else total.float().add_(part)
+
+
+def weighted_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, share: Tensor, at_once: int) -> Tensor:
+    """Σ share × −log softmax(hidden · weightᵀ + bias)[target], a scalar in fp32; hidden (K, d), weight (V, d), target and share (K,).
+
+    Products are made in the dtype of `hidden` (as a linear layer makes them), the rest in fp32. At most `at_once` logits at a time.
+    A second backward pass through the same result is refused.
+    """
+    return _WeightedNll.apply(hidden, weight, bias, target, share, at_once)  # type: ignore[no-any-return,no-untyped-call]
+
+
+@contextmanager
+def head_gives_loss(head: torch.nn.Linear, target: Tensor, share: Tensor, predicting: Tensor | None) -> Iterator[None]:
+    """While this is open the model's output head gives weighted_nll instead of logits.
+
+    `predicting`: positions (K,) to take from what reaches the head, where the model has not taken them already. The head is called as a module all the
+    same, so that ZeRO-3 gathers its weight.
+    """
+
+    def forward(hidden: Tensor) -> Tensor:  # (1, K or T, d)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        return weighted_nll(flat if predicting is None else flat[predicting], head.weight, head.bias, target, share, LOGITS_AT_ONCE)
+
+    head.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+_heads: "WeakKeyDictionary[torch.nn.Module, torch.nn.Linear | None]" = WeakKeyDictionary()
+
+
+def plain_head(engine: Any, module: torch.nn.Module, inputs: Callable[[], dict[str, Any]]) -> torch.nn.Linear | None:
+    """The output head, if the model's logits are what it gives: a linear layer and nothing behind it (Gemma 2 caps its logits, Granite scales them).
+
+    Found by trying it once for every model, on inputs() of a few tokens; None where it is not so: then all logits must be made.
+    """
+    if module not in _heads:
+        _heads[module] = _try_head(engine, module, inputs())
+    return _heads[module]
+
+
+def _try_head(engine: Any, module: Any, inputs: dict[str, Any]) -> torch.nn.Linear | None:
+    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    if type(head) is not torch.nn.Linear:  # an adapter around it computes more
+        return None
+    given: list[Tensor] = []
+    hook = head.register_forward_hook(lambda _, __, output: given.append(output.detach()))
+    try:
+        with torch.no_grad(), torch.random.fork_rng([engine.device] if engine.device.type == "cuda" else []):
+            logits = engine.forward(**inputs).logits
+    finally:
+        hook.remove()
+    return head if len(given) == 1 and torch.equal(given[0].float(), logits.float()) else None
+
+
+def tiny_row() -> dict[str, Any]:
+    """Two tokens, to try a head with."""
+    return {"input_ids": np.arange(2), "position_ids": np.arange(2), "cu_seqlens": np.array([0, 2], dtype=np.int32)}
