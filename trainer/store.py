@@ -12,7 +12,7 @@ from data.config import Stage
 from failpoints import hit
 from trainer.config import TrainerConfig
 
-STAGE_FORMAT = 1
+STAGE_FORMAT = 2
 """Bump by hand when the same settings would train to other weights."""
 
 # What of a stage and the trainer changes the weights. The plan's hash stands for mixture, order, epochs and batch.
