@@ -67,6 +67,24 @@ def test_plain_ray_job_submit_trains_the_same(machines: Machines, clone: Path, u
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_demo_as_a_job(machines: Machines, clone: Path, tmp_path: Path) -> None:
+    """Every loss of every stage as in the run of `make demo` here (which is trained first if it is not there): half an hour, or half of that."""
+    local = subprocess.run(
+        [PYTHON, "-m", "trainer", "experiments/bios_cpu.yaml", "--no-exam"], cwd=ROOT, text=True, capture_output=True, timeout=1700
+    )
+    assert local.returncode == 0, said(local)[-3000:]
+    command = [RAY, "job", "submit", "--address", http(machines), "--working-dir", ".", "--"]
+    train = ["python", "-m", "trainer", "experiments/bios_cpu.yaml", f"runs={tmp_path}", "--no-exam"]
+    done = machines.run(*command, *train, cwd=clone, limit_s=1700)
+    assert done.returncode == 0, said(done)[-3000:]
+    ours, theirs = oracle(ROOT / "runs" / "bios-cpu"), oracle(tmp_path / "bios-cpu")
+    used = {key for arm in json.loads((tmp_path / "bios-cpu" / "arms.json").read_text())["arms"].values() for key in arm["stages"]}
+    assert len(used) >= 5 and theirs.keys() == used
+    assert {key: ours[key] for key in used} == theirs
+
+
+@pytest.mark.slow
 @F3
 def test_submit_follows_and_a_lost_node_is_survived(machines: Machines, clone: Path, undisturbed: Any, tmp_path: Path) -> None:
     """Three workers over both nodes, preflight first; one node is lost while they train; the rest goes on, and nothing is skipped."""
