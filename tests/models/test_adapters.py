@@ -32,6 +32,7 @@ IDS = torch.arange(5, 25)[None]
         ("trainer.adapter={init: pissa}", "trainer.adapter: init: 'pissa' changes the model before training"),
         ("trainer.adapter={type: ia3, r: 3}", "trainer.adapter: r: unknown key of a ia3 adapter"),
         ("trainer.adapter={dropout: 1.0}", "trainer.adapter: dropout: 1.0 is no share below 1"),
+        ("trainer.adapter={dropout: much}", "trainer.adapter: dropout: 'much' is no share below 1"),
         ("arms.pit.adapter=lora", "arms.pit.adapter: 'lora' is neither full"),
         ("arms.pit.adapter={alpha: 4, lora_alpha: 4}", "arms.pit.adapter: alpha: given twice, as lora_alpha too"),
         ("arms.pit.adapter={target_modules: []}", "arms.pit.adapter: target_modules: is empty"),
