@@ -87,8 +87,9 @@ class Adapter(BaseModel):
                 f"init: {settings['init_lora_weights']!r} changes the model before training, so merging would not give what was trained; "
                 "use true, gaussian or orthogonal"
             )
-        if not 0 <= settings.get("lora_dropout", 0.0) < 1:
-            raise ValueError(f"dropout: {settings['lora_dropout']} is no share below 1")
+        dropout = settings.get("lora_dropout", 0.0)
+        if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+            raise ValueError(f"dropout: {dropout!r} is no share below 1")
         if self.embeddings and settings.get("modules_to_save"):
             raise ValueError("modules_to_save: embeddings already names the embedding and the head; give one of the two")
         if not self.target_modules:

@@ -5,6 +5,7 @@ what comes out are ordinary weights, so the next stage, the export and the exam 
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -178,4 +179,4 @@ def write_adapter(weights: MergedWeights, folder: Path) -> dict[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].removeprefix("[PEFT:LORA] ")
+    return re.sub(r"^\[PEFT:\w+\] ", "", str(error).splitlines()[0])

@@ -1,7 +1,7 @@
 """What differs between families of models: which attention is theirs, whether they have state-space layers, how their files are laid out."""
 
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,8 @@ class ConvertedWeights:
     Holds the whole model in memory, in the files' precision, once something is read. UserError where a parameter is missing.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-        self._shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    def __init__(self, folder: Path, shapes: dict[str, list[int]]) -> None:
+        self._folder, self._shapes = folder, shapes
         self._parameters: dict[str, Tensor] = {}
 
     def names(self) -> list[str]:
@@ -100,16 +97,21 @@ class ConvertedWeights:
         return self._parameters[name]
 
 
-def folder_weights(folder: Path, names: Iterable[str]) -> Weights:
+def folder_weights(folder: Path) -> Weights:
     """The weights of a model folder by the network's names: as they lie there where the files use them, else converted."""
-    plain = FolderWeights(folder)
-    return plain if set(names) <= set(plain.names()) else ConvertedWeights(folder)
+    plain, shapes = FolderWeights(folder), {name: list(parameter.shape) for name, parameter in _network(folder).named_parameters()}
+    return plain if shapes.keys() <= set(plain.names()) else ConvertedWeights(folder, shapes)
+
+
+def _network(folder: Path | str) -> Any:
+    """The architecture on the meta device: names and shapes."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
 
 def file_layout(model_folder: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
     """Turns some of the network's tensors (whole blocks) into the layout of the family's files, which vLLM and users expect; None: the same."""
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_folder, trust_remote_code=False))
+    model = _network(model_folder)
     names = {name for name, _ in model.named_parameters()}
     if set(revert_weight_conversion(model, {name: torch.empty(p.shape, device="meta") for name, p in model.named_parameters()})) == names:
         return None

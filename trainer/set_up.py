@@ -46,7 +46,7 @@ def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, devi
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     module.train()
     shapes = _shapes(module)
-    start = saved_weights(saved) if saved else parent
+    start: Weights | None = saved_weights(saved) if saved else parent
     whole = parent if adapter else start
     assert start is not None and whole is not None
     load_into(module, whole, trainer.zero_stage)

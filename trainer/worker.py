@@ -134,7 +134,8 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
 def _write_weights(settings: WorkerSettings, job: Job, store: StageStore, made: StageEngine, parent: Weights | None) -> dict[str, Any]:
     """This rank's share of the stage's fp32 weights, an adapter merged in; {file: {bytes, sha256}}."""
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    folder, fragments, files = store.folder(job.key), made.engine.fragments(), {}
+    folder, fragments = store.folder(job.key), made.engine.fragments()
+    files: dict[str, Any] = {}
     if job.stage.freeze_share:
         assert parent is not None
         fragments = exact_fragments(fragments, made.engine.module, parent)

@@ -32,6 +32,7 @@ IDS = torch.arange(5, 25)[None]
         ("trainer.adapter={init: pissa}", "trainer.adapter: init: 'pissa' changes the model before training"),
         ("trainer.adapter={type: ia3, r: 3}", "trainer.adapter: r: unknown key of a ia3 adapter"),
         ("trainer.adapter={dropout: 1.0}", "trainer.adapter: dropout: 1.0 is no share below 1"),
+        ("trainer.adapter={dropout: much}", "trainer.adapter: dropout: 'much' is no share below 1"),
         ("arms.pit.adapter=lora", "arms.pit.adapter: 'lora' is neither full"),
         ("arms.pit.adapter={alpha: 4, lora_alpha: 4}", "arms.pit.adapter: alpha: given twice, as lora_alpha too"),
         ("arms.pit.adapter={target_modules: []}", "arms.pit.adapter: target_modules: is empty"),
@@ -119,7 +120,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_merged_is_what_the_adapter_computes(folders: dict[str, Path], family: str, settings: dict[str, Any]) -> None:
     folder, adapter = folders[family], Adapter.model_validate(settings)
     module = build_model(str(folder), "eager", torch.float32)
-    parent = folder_weights(folder, [name for name, _ in module.named_parameters()])
+    parent = folder_weights(folder)
     load_into(module, parent)
     before = logits(module)
     inject(module, adapter, 0, 0)

@@ -36,7 +36,7 @@ def engine_of(folder: Path, wanted: str = "auto") -> tuple[PlainEngine, str]:
 
     attention = attention_for(AutoConfig.from_pretrained(folder), wanted, CPU, "fp32")
     module = build_model(str(folder), attention, torch.float32)
-    load_into(module, folder_weights(folder, [name for name, _ in module.named_parameters()]))
+    load_into(module, folder_weights(folder))
     return PlainEngine(module.train(), (0.9, 0.95), 0.1, 0.0), attention
 
 
