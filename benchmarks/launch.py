@@ -21,10 +21,6 @@ from typing import Any
 
 from benchmarks.result_file import write_result_file
 from console import RunError, door, progress
-from data.bios import make_bios
-from data.config import Bios
-from trainer.config import TinyModel
-from trainer.model import make_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 GOAL, LIMIT_S = 1.1, 300
@@ -40,6 +36,18 @@ arms:
   cpt: {preset: cpt}
 trainer: {zero_stage: 2, row_tokens: 4096, log_every_steps: 1}
 """
+
+
+def made_model(folder: Path) -> Path:
+    """A tiny Llama as a user would bring it."""
+    from data.bios import make_bios
+    from data.config import Bios
+    from trainer.config import TinyModel
+    from trainer.model import make_tiny_model
+
+    documents = make_bios(Bios(replay_people=20, train_people=20, test_people=10), 0).parts["train"].documents
+    make_tiny_model(folder, TinyModel(), [document.text for document in documents], 0)
+    return folder
 
 
 def until_first_step(command: list[str], written: Any) -> float:
@@ -88,9 +96,9 @@ def bare_worker(config: dict[str, str]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    import trainer.worker  # noqa: F401  the same libraries
     from transformers import AutoModelForCausalLM
 
+    import trainer.worker  # noqa: F401  the same libraries
     from trainer.config import TrainerConfig
     from trainer.engine import DeepSpeedEngine
 
