@@ -139,11 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         return bare_main(arguments.bare, arguments.model)
     seconds: dict[str, list[float]] = {"ours": [], "bare": []}
     with progress() as bar, tempfile.TemporaryDirectory() as models:
-        model = Path(models) / "model"
-        texts = [
-            document.text for document in make_bios(Bios(replay_people=20, train_people=20, test_people=10), 0).parts["train"].documents
-        ]
-        make_tiny_model(model, TinyModel(), texts, 0)
+        model = made_model(Path(models) / "model")
         task = bar.add_task("launch", total=2 * arguments.rounds)
         for _ in range(arguments.rounds):
             for name, launch in (("ours", ours), ("bare", bare)):
