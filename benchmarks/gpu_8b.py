@@ -8,7 +8,7 @@ Goal: below 76 GiB, at least 8,000 tokens/s, at least 1.5 times the peer. Writes
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_steps
 from benchmarks.peers import peer
 from console import UserError, door
 from data.rows import Row
@@ -16,7 +16,7 @@ from data.rows import Row
 GIB, TOKENS_PER_S, TIMES = 76.0, 8_000, 1.5
 
 
-def ours(setting: gpu.Setting) -> gpu.Step:
+def ours(setting: gpu_steps.Setting) -> gpu_steps.Step:
     import torch
 
     from trainer.attention import choose_attention
@@ -29,7 +29,7 @@ def ours(setting: gpu.Setting) -> gpu.Step:
     engine = PlainEngine(model, (0.9, 0.95), 0.1, 1.0, lambda groups, **more: CompensatedAdamW(groups, moment=moment_in_8_bits(), **more))
 
     def step(rows: list[Row]) -> None:
-        optimiser_step(engine, rows, gpu.RATE, attention)
+        optimiser_step(engine, rows, gpu_steps.RATE, attention)
 
     return step
 
@@ -51,10 +51,10 @@ def moment_in_8_bits() -> Callable[[Any, bool], Any] | None:
     return zeros
 
 
-def run(make: gpu.Make, tiny: bool, steps: int) -> dict[str, Any]:
-    shape = gpu.TINY if tiny else gpu.SHAPES["8b"]
+def run(make: gpu_steps.Make, tiny: bool, steps: int) -> dict[str, Any]:
+    shape = gpu_steps.TINY if tiny else gpu_steps.SHAPES["8b"]
     rows = gpu.documents(2, 64, shape.vocabulary) if tiny else gpu.documents(8, 4096, shape.vocabulary)
-    return gpu.measure(gpu.Setting(shape, tiny, gradient_checkpointing=True), make, rows, steps)
+    return gpu.measure(gpu_steps.Setting(shape, tiny, gradient_checkpointing=True), make, rows, steps)
 
 
 def judge(figures: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     goal = {"peak_gib": f"< {GIB:g}", "tokens_per_s": f">= {TOKENS_PER_S}", "over_hf": f">= {TIMES}"}
     kinds = {
         "ours": lambda tiny, steps: run(ours, tiny, steps),
-        "hf": lambda tiny, steps: run(lambda s: gpu.hugging_face(s, 2 if tiny else 8, "adamw_8bit", "bfloat16"), tiny, steps),
+        "hf": lambda tiny, steps: run(lambda s: gpu_steps.hugging_face(s, 2 if tiny else 8, "adamw_8bit", "bfloat16"), tiny, steps),
     }
     gpu.compare("gpu_8b", __doc__, kinds, goal, judge, argv)
 

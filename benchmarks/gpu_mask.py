@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_steps
 from console import door
 from data.rows import Row
 
@@ -22,11 +22,11 @@ def as_one_item(row: Row) -> Row:
 
 
 def run(masked: bool, tiny: bool, steps: int, attention: str = "auto") -> dict[str, Any]:
-    shape = gpu.TINY if tiny else gpu.SHAPES["1b"]
+    shape = gpu_steps.TINY if tiny else gpu_steps.SHAPES["1b"]
     rows = gpu.packed_mix(2, 1024, shape.vocabulary) if tiny else gpu.packed_mix(8, 4096, shape.vocabulary)
     return gpu.measure(
-        gpu.Setting(shape, tiny),
-        lambda setting: gpu.ours(setting, attention=attention),
+        gpu_steps.Setting(shape, tiny),
+        lambda setting: gpu_steps.ours(setting, attention=attention),
         rows if masked else [as_one_item(row) for row in rows],
         steps,
     )

@@ -7,21 +7,21 @@ Goal: at least 60 % of the speed with states on the GPU at 256k tokens. Writes b
 
 from typing import Any
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_steps
 from benchmarks.gpu_8b import ours as states_on_gpu
 from console import door
 
 GOAL = 0.6
 
 
-def offloaded(setting: gpu.Setting) -> gpu.Step:
-    return gpu.ours(setting, zero_stage=2, offload=True)
+def offloaded(setting: gpu_steps.Setting) -> gpu_steps.Step:
+    return gpu_steps.ours(setting, zero_stage=2, offload=True)
 
 
-def run(make: gpu.Make, num_rows: int, tiny: bool) -> dict[str, Any]:
-    shape = gpu.TINY if tiny else gpu.SHAPES["8b"]
+def run(make: gpu_steps.Make, num_rows: int, tiny: bool) -> dict[str, Any]:
+    shape = gpu_steps.TINY if tiny else gpu_steps.SHAPES["8b"]
     rows = gpu.documents(2, 64, shape.vocabulary) if tiny else gpu.documents(num_rows, 4096, shape.vocabulary)
-    return gpu.measure(gpu.Setting(shape, tiny, gradient_checkpointing=True), make, rows, 1 if num_rows > 16 else 2)
+    return gpu.measure(gpu_steps.Setting(shape, tiny, gradient_checkpointing=True), make, rows, 1 if num_rows > 16 else 2)
 
 
 def judge(figures: dict[str, Any]) -> tuple[dict[str, Any], bool]:

@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_steps
 from console import door
 from data.rows import Row
 
 GOAL, PADDED_BATCH = 3.0, 8
 
 
-def padded(setting: gpu.Setting) -> gpu.Step:
+def padded(setting: gpu_steps.Setting) -> gpu_steps.Step:
     """Items of the rows taken apart again, in an order that mixes lengths as a shuffled data set does."""
     import torch
 
     model = setting.model("sdpa", torch.float32)
-    adamw = torch.optim.AdamW(model.parameters(), lr=gpu.RATE, fused=not setting.tiny)
+    adamw = torch.optim.AdamW(model.parameters(), lr=gpu_steps.RATE, fused=not setting.tiny)
 
     def step(rows: list[Row]) -> None:
         items = [(row, start, end) for row in rows for start, end in zip(row["cu_seqlens"], row["cu_seqlens"][1:], strict=False)]
@@ -37,7 +37,7 @@ def padded(setting: gpu.Setting) -> gpu.Step:
                 labels[n, : len(part)] = torch.where(torch.as_tensor(row["loss_weight"][start:end]) > 0, part, -100)
             ids, mask, labels = (t.to(setting.device) for t in (ids, mask, labels))
             with torch.autocast(setting.device.type, dtype=torch.bfloat16):
-                loss = model(input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=1000).loss
+                loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
             loss.backward()
         adamw.step()
         adamw.zero_grad()
@@ -45,10 +45,10 @@ def padded(setting: gpu.Setting) -> gpu.Step:
     return step
 
 
-def run(make: gpu.Make, tiny: bool, steps: int) -> dict[str, Any]:
-    shape = gpu.TINY if tiny else gpu.SHAPES["1b"]
+def run(make: gpu_steps.Make, tiny: bool, steps: int) -> dict[str, Any]:
+    shape = gpu_steps.TINY if tiny else gpu_steps.SHAPES["1b"]
     rows = gpu.packed_mix(2, 1024, shape.vocabulary) if tiny else gpu.packed_mix(8, 4096, shape.vocabulary)
-    return gpu.measure(gpu.Setting(shape, tiny), make, rows, steps)
+    return gpu.measure(gpu_steps.Setting(shape, tiny), make, rows, steps)
 
 
 def judge(figures: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -57,7 +57,7 @@ def judge(figures: dict[str, Any]) -> tuple[dict[str, Any], bool]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    kinds = {"packed": lambda tiny, steps: run(gpu.ours, tiny, steps), "padded": lambda tiny, steps: run(padded, tiny, steps)}
+    kinds = {"packed": lambda tiny, steps: run(gpu_steps.ours, tiny, steps), "padded": lambda tiny, steps: run(padded, tiny, steps)}
     gpu.compare("gpu_pack", __doc__, kinds, {"times": f">= {GOAL:g}"}, judge, argv)
 
 

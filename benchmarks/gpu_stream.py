@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_steps
 from benchmarks.mix import mixed_lengths
 from benchmarks.tiny import made_store, plan_of, save_store
 from console import door
@@ -27,7 +27,7 @@ def streamed(tiny: bool, steps: int) -> dict[str, Any]:
     from data.rows import rank_rows
     from data.stream import RankShares, StreamSpec, iterate, step_numbers
 
-    shape = gpu.TINY if tiny else gpu.SHAPES["1b"]
+    shape = gpu_steps.TINY if tiny else gpu_steps.SHAPES["1b"]
     items = 4 if tiny else STEP_ITEMS
     store = made_store(mixed_lengths(STEPS * items), True, shape.vocabulary)
     capacity = 4096
@@ -38,7 +38,7 @@ def streamed(tiny: bool, steps: int) -> dict[str, Any]:
         plan = plan_of(STEPS * items, items)
         plan.save(folder / "plan.npz")
         spec = StreamSpec(str(folder / "plan.npz"), str(folder / "tokens"), STEPS, capacity, "token")
-        step = gpu.ours(gpu.Setting(shape, tiny))
+        step = gpu_steps.ours(gpu_steps.Setting(shape, tiny))
         waiting = list(rank_rows(plan, store, 0, 1, capacity, "token"))
         for _ in range(ROUNDS):
             [share] = RankShares({"s": spec}).configure({"s": step_numbers(spec)}, 1, None, None)

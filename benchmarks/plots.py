@@ -1,9 +1,10 @@
-"""The pictures of README.md and docs/performance.md, drawn from benchmarks/results/*.json: python -m benchmarks --plots"""
+"""The pictures of README.md and docs/performance.md, drawn from benchmarks/results/*.json: python -m benchmarks --docs"""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -59,7 +60,7 @@ def times_figure(rows: list[tuple[str, float, float]]) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     axes.set_xlabel("times as fast as the peer in the same run (logarithmic)")
     _quiet(axes)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper right")
     return figure
 
 
@@ -94,5 +95,6 @@ def _quiet(axes: Any) -> None:
 
 def _save(figure: Figure, name: str) -> Path:
     path = PICTURES / name
-    figure.savefig(path, metadata={"Date": None}, facecolor="white")
+    with rc_context({"svg.hashsalt": "studyhall"}):  # the same figures give the same file
+        figure.savefig(path, metadata={"Date": None}, facecolor="white")
     return path

@@ -149,10 +149,17 @@ class Encoder:
 
 
 def _first_beyond(encoding: Any, place: int) -> int:
-    """The first token whose characters reach beyond `place`. Asked for by character, for a list of all offsets costs as much as the encoding."""
-    holds = encoding.char_to_token(place)
-    if holds is not None:
-        return int(holds)
+    """The first token whose characters reach beyond `place`.
+
+    Asked for by character, because a list of all offsets costs half as much as the encoding; a space before a word belongs to no token
+    in many tokenizers, so the next characters are tried too, and the answer counts if the token before it ends by `place`.
+    """
+    for character in range(place, place + 3):
+        token = encoding.char_to_token(character)
+        if token is not None:
+            if token == 0 or encoding.token_to_chars(token - 1)[1] <= place:
+                return int(token)
+            break
     return next((n for n, (_, end) in enumerate(encoding.offsets) if end > place), len(encoding.ids))
 
 

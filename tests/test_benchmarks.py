@@ -5,17 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from benchmarks.__main__ import modules, row
 from benchmarks.result_file import FOLDER
+from benchmarks.table import ONE_GPU, TWO_CORES, modules, row, write_page
 from tests.conftest import ROOT
-
-TWO_CORES = {
-    "pack_fill", "pack_time", "pack_speed", "tokenise", "stream", "resume_seek", "checkpoint_block", "loop_overhead", "launch", "exam", "reload",
-    "search", "shared_prefix", "pit_effect",
-}  # fmt: skip
-ONE_GPU = {"gpu_1b", "gpu_3b", "gpu_8b", "gpu_offload", "gpu_pack", "gpu_mask", "gpu_stream"}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -24,18 +16,28 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_every_row_has_a_module_and_a_goal() -> None:
     known = modules()
-    assert set(known) >= TWO_CORES | ONE_GPU
-    for name in TWO_CORES | ONE_GPU:
+    assert set(known) >= {*TWO_CORES, *ONE_GPU}
+    for name in TWO_CORES + ONE_GPU:
         line = row(name, known[name])
         assert line.goal and line.verdict in {"holds", "missed", "–"}, name
 
 
-def test_what_was_not_measured_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.__main__.FOLDER", tmp_path)
-    assert row("pack_time", modules()["pack_time"]).measured == "not measured"  # no file at all
+def test_what_was_not_measured_says_so(tmp_path: Path) -> None:
+    doc = modules()["pack_time"]
+    assert row("pack_time", doc, tmp_path).measured == "not measured"  # no file at all
     (tmp_path / "pack_time.json").write_text(json.dumps({"figures": {}, "goal": {"faster": ">= 10"}, "holds": None}))
-    line = row("pack_time", modules()["pack_time"])
+    line = row("pack_time", doc, tmp_path)
     assert (line.measured, line.goal, line.verdict) == ("not measured", "faster >= 10", "–")
+    (tmp_path / "pack_time.json").write_text(json.dumps({"figures": {"faster": 3.0}, "goal": {"faster": ">= 10"}, "holds": False}))
+    line = row("pack_time", doc, tmp_path)
+    assert (line.measured, line.verdict) == ("faster 3", "missed")
+
+
+def test_the_page_holds_what_the_results_say(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text((ROOT / "docs/performance.md").read_text())
+    write_page(page)
+    assert page.read_text() == (ROOT / "docs/performance.md").read_text(), "python -m benchmarks --docs"
 
 
 def test_results_name_where_they_come_from() -> None:

@@ -113,11 +113,14 @@ def _try_head(engine: Any, module: Any, inputs: dict[str, Any]) -> torch.nn.Line
         return None
     given: list[Tensor] = []
     hook = head.register_forward_hook(lambda _, __, output: given.append(output.detach()))
+    training = module.training
+    module.eval()  # no dropout: nothing is drawn, so that a run that goes on draws what it would have drawn
     try:
-        with torch.no_grad(), torch.random.fork_rng([engine.device] if engine.device.type == "cuda" else []):
+        with torch.no_grad():
             logits = engine.forward(**inputs).logits
     finally:
         hook.remove()
+        module.train(training)
     return head if len(given) == 1 and torch.equal(given[0].float(), logits.float()) else None
 
 

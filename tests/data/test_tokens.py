@@ -11,7 +11,7 @@ from data.catalogue import catalogue_of
 from data.config import Bios
 from data.records import Document, Question
 from data.tiny_tokenizer import make_tokenizer
-from data.tokens import Encoder, open_store, write_store
+from data.tokens import Encoder, _first_beyond, open_store, write_store
 
 TEXTS = ["Question: Who wrote it? Answer: Ann Lee", "The film was directed by Ann Lee in 2023. Ünïcödé 日本"]
 
@@ -31,6 +31,24 @@ def test_loss_covers_exactly_the_answer_and_the_end(encoder: Encoder, answer: st
     [(ids, start)] = encoder.encode([question])
     assert decode(encoder, ids[start:]) == f" {answer}</s>"
     assert ids[-1] == encoder.eos_id
+
+
+@pytest.mark.parametrize("pre", [{"add_prefix_space": True}, {"add_prefix_space": False, "trim_offsets": False}, None])
+def test_first_token_beyond_a_place_as_a_list_of_offsets_says(pre: dict[str, bool] | None) -> None:
+    """Asked by character, it must be the token that the offsets give, spaces, accents and empty tokens included."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace() if pre is None else pre_tokenizers.ByteLevel(**pre)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
+    rng = np.random.default_rng(0)
+    parts = ["a", "b", " ", "  ", "é", "日", "x.", "\n", "Question", "?", " Answer:", "\u200b", "\t"]
+    for _ in range(2000):
+        before, after = ("".join(rng.choice(parts, rng.integers(1, 8))) for _ in range(2))
+        encoding = backend.encode(before + after, add_special_tokens=False)
+        wanted = next((n for n, (_, end) in enumerate(encoding.offsets) if end > len(before)), len(encoding.ids))
+        assert _first_beyond(encoding, len(before)) == wanted, (before, after)
 
 
 def test_training_prefix_is_the_exam_prompt(encoder: Encoder) -> None:
