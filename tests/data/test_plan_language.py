@@ -103,11 +103,13 @@ def test_stage_key_holds_new_settings_only_where_they_are_set() -> None:
     assert stage_facts(stage(decay_share=0.3)) == before  # a cosine has no decay share
     assert stage_facts(stage(schedule="wsd", decay_share=0.3)) == {**before, "schedule": "wsd", "decay_share": 0.3}
     assert stage_facts(stage(freeze_share=0.5, freeze_round=0)) == {**before, "freeze_share": 0.5, "freeze_round": 0}
+    assert stage_facts(stage(adapter={"r": 8}))["adapter"] != stage_facts(stage(adapter={"r": 16}))["adapter"]
     held_by_the_plan = {"mix", "order", "sample_questions", "epochs", "steps", "batch_items", "batch_tokens"}
     held_by_the_plan |= {"sample_replay_questions", "replay_share", "best_share"}
     assert set(Stage.model_fields) == {
         *before,
         *new,
+        "adapter",
         "decay_share",
         "freeze_round",
         *held_by_the_plan,
