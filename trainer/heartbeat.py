@@ -55,10 +55,10 @@ class Heartbeat:
         self._events.write(json.dumps({"message": message, **facts}) + "\n")
         self._events.flush()
 
-    def tell_once(self, message: str) -> None:
-        """Not again what this process has told."""
-        if message not in self._told:
-            self._told.add(message)
+    def tell_once(self, topic: str, message: str) -> None:
+        """Not again what this process has told on this topic."""
+        if topic not in self._told:
+            self._told.add(topic)
             self.tell(message)
 
     def close(self) -> None:

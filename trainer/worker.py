@@ -80,7 +80,7 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     made = make_engine(settings, job, parent, device, saved)
     engine = made.engine
     if rank == 0:
-        beat.tell_once(made.isolation.why)
+        beat.tell_once(f"isolation {made.isolation.one_item}", made.isolation.why)
     config = AutoConfig.from_pretrained(settings.model_folder, trust_remote_code=False)
     reporter = Reporter(settings, job, store.folder(job.key), first_step) if rank == 0 else None
     checkpoint = settings.trainer.checkpoint
