@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from console import UserError
+from data.config import Merge
 from evaluation.merged import merged
 from evaluation.score_files import read_arms, trained_arms
 from experiment import load_experiment
@@ -105,6 +107,29 @@ def test_what_needs_mergekit_is_left_out_with_one_line(first: Any, place: Path) 
     listed = json.loads((place / "runs/sums/arms.json").read_text())
     assert listed["left_out"] == {"ties": ABSENT} and "ties" not in listed["arms"]
     assert [line for line in first.stderr.splitlines() if line.startswith("ties:")] == [f"ties: left out: {ABSENT}"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_mergekit_puts_arms_together(first: Any, place: Path) -> None:
+    """DARE that drops nothing is the plain sum, ours to the bit; TIES is another model. Builds mergekit's environment where it is not there."""
+    subprocess.run([str(ROOT / "requirements/install-mergekit.sh")], check=True, timeout=600)
+    folder, before = place / "runs/sums", (place / "runs/sums/arms.json").read_text()
+    made = {
+        "ties": Merge(of="cpt", instruct="instruct", method="ties"),
+        "dare": Merge(of="cpt", instruct="instruct", method="dare_linear", density=1),
+    }
+    merge_arms(folder, made, {"instruct": str(place / "models/instruct")}, 0)
+    dare, ties, ours = (weights(place, arm) for arm in ("dare", "ties", "restored"))
+    assert dare.keys() == ours.keys() and all(torch.equal(dare[name], ours[name]) for name in ours)
+    assert any(not torch.equal(ties[name], ours[name]) for name in ours)
+    arms = json.loads((folder / "arms.json").read_text())["arms"]
+    hf = folder / arms["ties"]["hf"]
+    assert len({arms[arm]["weights_sha256"] for arm in ("ties", "dare", "restored")}) == 3
+    assert TEMPLATE in "".join(path.read_text() for path in hf.glob("*template*")) + (hf / "tokenizer_config.json").read_text()
+    (folder / "arms.json").write_text(before)
+    for arm in ("ties", "dare"):
+        shutil.rmtree((folder / arms[arm]["hf"]).parent)
 
 
 def test_the_exam_reads_merged_arms_as_any_other(first: Any, place: Path) -> None:

@@ -8,7 +8,7 @@
       hf/                           weights, the descendant's config, the instruct model's tokenizer, chat template and generation config
       manifest.json                 what was added to what, and everything that was resolved on the way
 
-Arithmetic is fp32, whatever the models' dtype, and goes through a few MiB at a time. The difference of two bf16 numbers, and its sum with a
+Arithmetic is fp32, whatever the models' dtype, and goes through a MiB at a time. The difference of two bf16 numbers, and its sum with a
 third, are exact in fp32 as long as they lie within a factor of 2¹⁵ of one another; so for bf16 models the order of operations does not show,
 and the result is that of mergekit's `task_arithmetic` to the last bit (tests/trainer/test_residual.py).
 """

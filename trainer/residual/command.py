@@ -10,7 +10,7 @@ _ABOUT = """\
 Saves `instruct − base` as a residual, and adds it to any model that was trained on from the base: it follows instructions again, without an
 instruction tuning (arXiv 2410.10739; docs/residual.md).
 
-A model is a folder (config.json, tokenizer, safetensors), a trained arm (runs/NAME:ARM), or a hub id. Arithmetic is fp32, a few MiB at a time.
+A model is a folder (config.json, tokenizer, safetensors), a trained arm (runs/NAME:ARM), or a hub id. Arithmetic is fp32, a MiB at a time.
 """
 _EXAMPLES = """\
 examples:

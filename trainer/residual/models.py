@@ -29,8 +29,8 @@ from trainer.shard_writer import DTYPES
 from trainer.weights import FolderWeights
 
 Rows = npt.NDArray[np.int64]
-CHUNK_VALUES = 2**19
-"""Values read at a time: 2 MiB in fp32."""
+CHUNK_VALUES = 2**18
+"""Values read at a time: 1 MiB in fp32."""
 # What shapes cannot show, and what reads better than a shape: equal in every two models whose weights are added.
 _ARCHITECTURE = (
     "model_type",
@@ -51,32 +51,56 @@ _FREE = re.compile(r"[<\[]\|?(reserved\w*?|unused|extra|placeholder|dummy|contro
 
 
 class LazyWeights(FolderWeights):
-    """Tensors in slices of their first dimension. Files are opened for each slice: what was mapped for the one before is given back."""
+    """Tensors in slices of their first dimension, by plain reads: safetensors' own slices map the file, and the kernel decides how much of
+    it then lies in memory. What a header says is trusted only after the library has checked it (check, trainer/model_check.py)."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._headers: dict[Path, tuple[int, dict[str, Any]]] = {}
 
     def dtype(self, name: str) -> str:
         """As in the file's header: "BF16"."""
-        with safe_open(self._file_of[name], framework="pt") as file:
-            return str(file.get_slice(name).get_dtype())
+        return str(self._facts(name)[1]["dtype"])
+
+    def shape(self, name: str) -> list[int]:
+        return list(self._facts(name)[1]["shape"])
+
+    def _facts(self, name: str) -> tuple[int, dict[str, Any]]:
+        """Where the tensor's bytes begin in its file, and its entry in the header."""
+        path = self._file_of[name]
+        if path not in self._headers:
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                self._headers[path] = 8 + size, json.loads(file.read(size))
+        begin, header = self._headers[path]
+        return begin + header[name]["data_offsets"][0], header[name]
 
     def check(self, model: str) -> None:
         """UserError where a file lacks a tensor that the index promises, or holds values that cannot be added."""
         for path in sorted(set(self._file_of.values())):
-            with safe_open(path, framework="pt") as file:
-                there = set(file.keys())
-                for name in (name for name, place in self._file_of.items() if place == path):
-                    if name not in there:
-                        raise UserError(f"{path}: lacks the tensor {name!a} that the index promises; fetch the model again")
-                    if (dtype := file.get_slice(name).get_dtype()) not in DTYPES:
-                        raise UserError(f"{model}: {name} is quantised ({dtype}): weights of 8 bits cannot be added; give it in bf16")
+            try:
+                with safe_open(path, framework="np") as file:
+                    there = set(file.keys())
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path}: not a readable safetensors file ({error}); fetch the model again") from None
+            for name in (name for name, place in self._file_of.items() if place == path):
+                if name not in there:
+                    raise UserError(f"{path}: lacks the tensor {name!a} that the index promises; fetch the model again")
+                if (dtype := self.dtype(name)) not in DTYPES:
+                    raise UserError(f"{model}: {name} is quantised ({dtype}): weights of 8 bits cannot be added; give it in bf16")
 
     def chunk(self, name: str, start: int, end: int) -> Tensor:
         """Rows [start, end) of the tensor; the whole of one without dimensions."""
-        try:
-            with safe_open(self._file_of[name], framework="pt") as file:
-                values = file.get_slice(name)
-                return values[start:end] if values.get_shape() else file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{self._file_of[name]}: {name}: cannot be read ({error}); fetch the model again") from None
+        begin, facts = self._facts(name)
+        dtype, shape = DTYPES[facts["dtype"]], facts["shape"]
+        row_bytes = prod(shape[1:]) * dtype.itemsize
+        wanted = [end - start, *shape[1:]] if shape else []
+        values = bytearray(prod(wanted) * dtype.itemsize)
+        with self._file_of[name].open("rb") as file:
+            file.seek(begin + (start * row_bytes if shape else 0))
+            if file.readinto(values) != len(values):
+                raise UserError(f"{self._file_of[name]}: ends in the middle of {name}; fetch the model again")
+        return torch.frombuffer(values, dtype=dtype).reshape(wanted) if values else torch.empty(wanted, dtype=dtype)
 
     def take(self, name: str, rows: Rows) -> Tensor:
         """These rows in fp32, in this order, each run of neighbours read at once; zeros for −1."""
