@@ -4,7 +4,7 @@ KIND := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PY := .venv/bin/python
 RUFF := .venv/bin/ruff
 
-.PHONY: help setup demo test slow s3 faults fuzz benchmarks peers check format lock audit clean-demo
+.PHONY: help setup mergekit demo test slow s3 faults fuzz benchmarks peers check format lock audit clean-demo
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ format: setup  ## reformat
 
 lock: setup  ## pin requirements/*.lock anew from pyproject.toml
 	@requirements/lock.sh
+
+mergekit: setup  ## .venv-mergekit: TIES, DARE and the oracle of instruction residuals (a few MB on top of .venv)
+	@requirements/install-mergekit.sh
 
 audit: setup  ## known vulnerabilities of the pinned packages; needs the index's vulnerability service
 	@requirements/audit.sh $(KIND)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from console import UserError
 from data.adapters import Adapter
 from data.changes import RECORDS, run_and_arm
-from data.config import Arm, DataConfig, Dials, Stage, Strict
+from data.config import Arm, DataConfig, Dials, Merge, Stage, Strict, percent
 from data.curriculum import PRESETS, preset_stages
 from evaluation.config import ExamConfig
 from trainer.config import ModelConfig, TrainerConfig
@@ -46,6 +46,8 @@ class Experiment(Strict):
     """Where run folders lie; on a cluster, storage that every node shares."""
     data: DataConfig
     model: ModelConfig
+    models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], ModelConfig] = {}
+    """Further models of the same architecture and vocabulary, for arms that start from them (`model:`) or are put together with them (`merge:`)."""
     dials: Dials = Dials()
     """What the presets of all arms use unless an arm says otherwise."""
     base: list[Stage] = []
@@ -79,6 +81,8 @@ class Experiment(Strict):
             raise ValueError("no arm may be called base: that is the model before the arms, and is examined anyway")
         for name in self.arms:
             self.stages(name)
+        self._models_are_known()
+        self.merges()
         if self.updates:
             self.rounds()
         if "wordings" in self.exam.looks and self.data.bios is None:
@@ -94,8 +98,8 @@ class Experiment(Strict):
                 if update.after is None and len(self.arms) > 1:
                     raise ValueError(f"updates.{name}.after: say which arm it starts from: {', '.join(self.arms)}")
                 arm = update.after or next(iter(self.arms))
-                if arm not in self.arms:
-                    raise ValueError(f"updates.{name}.after: no arm is called {arm!r}{_suggestion(arm, self.arms)}")
+                if arm not in self.arms or self.arms[arm].merge:
+                    raise ValueError(f"updates.{name}.after: no trained arm is called {arm!r}{_suggestion(arm, self.arms)}")
             elif update.after is not None:
                 raise ValueError(
                     f"updates.{name}.after: only the first update names an arm; this one starts from {list(self.updates)[number - 1]}"
@@ -104,6 +108,8 @@ class Experiment(Strict):
                 data = DataConfig.model_validate(_merged(before.data.model_dump(exclude_unset=True), update.data))
             except ValidationError as error:
                 raise ValueError(f"updates.{name}.data: {_plain(error.errors()[0])}") from None
+            if update.merge or update.model:
+                raise ValueError(f"updates.{name}.{'merge' if update.merge else 'model'}: an update trains the model of the round before")
             described = Arm.model_validate(update.model_dump(exclude={"data", "after"}, exclude_unset=True))
             changes = {
                 "name": f"{self.name}-{name}", "data": data, "base": [], "base_run": f"{before.folder}:{arm}", "arms": {name: described}, "updates": {},
@@ -121,6 +127,10 @@ class Experiment(Strict):
         """
         if arm not in self.arms:
             raise UserError(f"--final: no arm is called {arm!r}{_suggestion(arm, self.arms)}")
+        if self.arms[arm].merge:
+            raise UserError(f"--final: {arm} is put together from other arms; name a trained one")
+        if self.arms[arm].merge:
+            raise UserError(f"--final: {arm} is put together from other arms; name the one whose curriculum counts")
         if self.data.bios or self.updates or self.base_run:
             what = "data.bios" if self.data.bios else "updates" if self.updates else "base: a run"
             raise UserError(f"--final is for an experiment of data.sources that starts from a model, and this one has {what}")
@@ -152,10 +162,13 @@ class Experiment(Strict):
         if arm == "base":
             return base
         described = self.arms[arm]
+        if described.merge:
+            return []
         if described.stages:
             own = [self._with_adapter(stage, described.adapter, f"arms.{arm}.stages.{n}") for n, stage in enumerate(described.stages)]
             return [*base, *own]
-        assert described.preset is not None
+        if described.preset is None:  # a model as it is
+            return []
         if described.preset not in PRESETS:
             raise ValueError(f"arms.{arm}.preset: unknown preset {_short(described.preset)}{_suggestion(described.preset, PRESETS)}")
         try:
@@ -175,6 +188,51 @@ class Experiment(Strict):
         if adapter and stage.freeze_share:
             raise ValueError(f"{place}: freeze_share: an adapter freezes all of the model's own weights; give one of the two")
         return stage.model_copy(update={"adapter": adapter})
+
+    def curricula(self) -> dict[str, list[Stage]]:
+        """What is trained, by arm: "base" first, without the arms that are put together from others."""
+        return {"base": self.stages("base"), **{name: self.stages(name) for name, arm in self.arms.items() if not arm.merge}}
+
+    def starts(self) -> dict[str, str]:
+        """Arms that start from one of `models`, and which."""
+        return {name: arm.model for name, arm in self.arms.items() if arm.model}
+
+    def merges(self) -> dict[str, Merge]:
+        """The arms that are put together, those of several scales one by one."""
+        found: dict[str, Merge] = {}
+        for name, arm in self.arms.items():
+            if arm.merge is None:
+                continue
+            for role in ("of", "instruct", "base"):
+                self._is_a_model(f"arms.{name}.merge.{role}", getattr(arm.merge, role))
+            if not isinstance(arm.merge.scale, list):
+                swept = {name: arm.merge}
+            else:
+                swept = {f"{name}_{percent(scale)}": arm.merge.model_copy(update={"scale": scale}) for scale in arm.merge.scale}
+            if taken := [one for one in swept if one in found or (one != name and one in self.arms)]:
+                raise ValueError(f"arms.{name}.merge.scale: would make a second arm {taken[0]}; rename one of them")
+            found |= swept
+        return found
+
+    def _is_a_model(self, place: str, name: str) -> None:
+        trained = ["base", *(arm for arm, described in self.arms.items() if not described.merge)]
+        if name not in (*trained, *self.models):
+            why = "is itself put together; name what it was made of" if name in self.arms else "is no trained arm and none of models"
+            raise ValueError(f"{place}: {name!r} {why}{_suggestion(name, [*trained, *self.models])}")
+
+    def _models_are_known(self) -> None:
+        for name, model in self.models.items():
+            if model.tiny:
+                raise ValueError(f"models.{name}: a tiny model is made once, as model.tiny; make variants of it as arms")
+            if name in self.arms or name == "base":
+                raise ValueError(f"models.{name}: an arm has this name too; rename one of them")
+        for name, start in self.starts().items():
+            if start not in self.models:
+                raise ValueError(f"arms.{name}.model: {start!r} is none of models{_suggestion(start, self.models)}")
+            if self.base:
+                raise ValueError(
+                    f"arms.{name}.model: the stages under base make the model of all arms, and this arm starts from another one"
+                )
 
 
 class ExperimentError(UserError):

@@ -149,6 +149,18 @@ def _model_and_data(experiment: Experiment, nodes: Nodes) -> Iterator[Line]:
         yield _model_folder(Path(model.name), nodes)
     else:
         yield Line("model", True, f"{model.name}: the hub gives it; its weights come to {experiment.folder / 'hub'} when training starts")
+    for name, further in experiment.models.items():
+        try:
+            place = describe_model(experiment.folder, further)
+        except UserError as error:
+            yield Line("model", False, f"models.{name}: {str(error).removeprefix('model.name: ')}")
+            continue
+        is_folder = bool(further.name and Path(further.name).is_dir())
+        yield (
+            _model_folder(Path(further.name or ""), nodes)
+            if is_folder
+            else Line("model", True, f"models.{name}: {place}: the hub gives it")
+        )
     try:
         yield _data(experiment, folder)
     except UserError as error:

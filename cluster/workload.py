@@ -87,7 +87,7 @@ def planned_of(experiment: Experiment) -> Planned:
     return plan_arms(
         experiment.name,
         experiment.data,
-        {"base": experiment.stages("base"), **{arm: experiment.stages(arm) for arm in experiment.arms}},
+        experiment.curricula(),
         experiment.seed,
         model.name,
         model.revision,

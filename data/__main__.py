@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int | None:
 
 def _planned(file: str, overrides: list[str]) -> Planned:
     experiment = load_experiment(file, overrides)
-    arms = {"base": experiment.stages("base"), **{arm: experiment.stages(arm) for arm in experiment.arms}}
+    arms = experiment.curricula()
     model, tiny = experiment.model, experiment.model.tiny
     with located(file):
         return plan_arms(

@@ -239,8 +239,48 @@ class Dials(Strict):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
 
 
+class Merge(Strict):
+    """An arm that is not trained but added up from others once they are trained (docs/residual.md). Each of the three models is `base`
+    (the model before the arms), an arm, or one of the experiment's `models`."""
+
+    of: str
+    """What is added to: a descendant of `base`."""
+    instruct: str
+    base: str = "base"
+    """What `instruct` was made from: the residual is instruct − base."""
+    method: Literal["residual", "ties", "dare_ties", "dare_linear"] = "residual"
+    """`residual`: of + scale × (instruct − base). The others through mergekit, in an environment of its own (make mergekit)."""
+    scale: Annotated[float, Field(ge=0)] | Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] = 1.0
+    """Of the residual. Several: an arm each, `<arm>_050` for 0.5."""
+    density: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of each difference that `ties` (the largest) and `dare_…` (at random) keep."""
+    new_tokens: Literal["instruct", "descendant"] = "instruct"
+    """Whose rows tokens get that `of` and `instruct` know and `base` does not."""
+
+    @model_validator(mode="after")
+    def makes_sense(self) -> "Merge":
+        if self.method == "residual" and "density" in self.model_fields_set:
+            raise ValueError("density is of ties and dare_…; a residual is added whole")
+        if isinstance(self.scale, list) and len({percent(scale) for scale in self.scale}) < len(self.scale):
+            raise ValueError("scale: two of them are the same to a hundredth")
+        if self.instruct == self.base:
+            raise ValueError("instruct and base are the same: there is nothing to add")
+        return self
+
+    def in_words(self) -> str:
+        scales = self.scale if isinstance(self.scale, list) else [self.scale]
+        times = "" if scales == [1] else f"{', '.join(f'{scale:g}' for scale in scales)} × "
+        how = "" if self.method == "residual" else f", {self.method} with density {self.density:g}"
+        return f"{self.of} + {times}({self.instruct} − {self.base}){how}"
+
+
+def percent(scale: float) -> str:
+    """The end of a swept arm's name: 0.5 → "050"."""
+    return f"{round(100 * scale):03d}"
+
+
 class Arm(Strict):
-    """One curriculum: a preset with some dials turned, or stages written out."""
+    """One curriculum: a preset with some dials turned, or stages written out; or a model put together from others."""
 
     preset: str | None = None
     dials: dict[str, int | float] = {}
@@ -248,10 +288,15 @@ class Arm(Strict):
     stages: list[Stage] = []
     adapter: Adapter | None = None
     """Of the arm's own stages, where they do not say otherwise; `full`: all weights, whatever trainer.adapter says."""
+    model: str | None = None
+    """One of the experiment's `models` to start from, instead of its model; without a curriculum it is examined as it is."""
+    merge: Merge | None = None
 
     @model_validator(mode="after")
     def one_form(self) -> "Arm":
-        if bool(self.preset) == bool(self.stages):
+        if self.merge and (self.preset or self.stages or self.model or self.dials):
+            raise ValueError("merge: is put together from trained arms; it takes no model, preset, dials or stages of its own")
+        if (self.preset and self.stages) or not (self.preset or self.stages or self.merge or self.model):
             raise ValueError("give either a preset or stages")
         if self.dials and not self.preset:
             raise ValueError("dials belong to presets; write the values into the stages")

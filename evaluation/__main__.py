@@ -20,6 +20,7 @@ from evaluation.changes import changes_markdown, changes_report, rounds_markdown
 from evaluation.config import ExamConfig
 from evaluation.exam import Exam, build_exam
 from evaluation.extras import Extras
+from evaluation.merged import merged
 from evaluation.model_card import model_card
 from evaluation.page import page
 from evaluation.question_files import read_questions
@@ -128,6 +129,7 @@ def _examine_experiment(experiment: Experiment, insecure: bool) -> tuple[dict[st
     scores = {one.name: score for one in arms if (score := read_score(stems[one.name]))}
     by_stage = {one.entry["stage"]: score for one in stages if (score := read_score(stems[one.name]))}
     report = build_report(experiment.name, seed, config, exam, corpus, arms, scores, reasons, by_stage, stage_totals(folder, arms))
+    report |= merged(folder, arms, scores, config.resamples, seed)
     report |= {"about": experiment.about, "folder": str(folder), **collect(folder, arms, scores, exam, corpus, seed), **extras.blocks()}
     report["settings"].pop("sinks")  # an address may hold a password
     if changes is not None:
@@ -187,11 +189,12 @@ def _measure(extras: Extras, folder: Path, config: ExamConfig, insecure: bool) -
 
 
 def _write_cards(report: dict[str, Any], experiment: Experiment, folder: Path, corpus: Corpus) -> None:
-    """README.md beside the hf/ of every scored arm that was trained here."""
+    """README.md beside the hf/ of every scored arm that was trained or put together here."""
     base_model = experiment.model.name or "a tiny model, made for this experiment"
     for name, arm in report["arms"].items():
         home = (folder / arm["hf"]).parent
-        if arm["status"] == "scored" and arm["stage"] and home.is_dir():
+        made_here = arm["stage"] or name in (report.get("merged") or {}).get("arms", {})
+        if arm["status"] == "scored" and made_here and home.is_dir():
             _write(home / "README.md", model_card(report, name, base_model, corpus.fingerprint(), str(folder / arm["hf"])))
 
 

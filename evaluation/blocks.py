@@ -15,6 +15,7 @@ def blocks(report: dict[str, Any]) -> dict[str, Block | None]:
     """By the names that the template uses."""
     return {
         "lost": _lost(report),
+        "merged": _merged(report),
         "mode_table": _modes(report),
         "choices": _choices(report),
         "benchmarks": _benchmarks(report),
@@ -39,6 +40,28 @@ def _cell(text: str) -> str:
 
 def _block(title: str, caption: str, heads: list[str], rows: list[list[str]], notes: list[str] | None = None, **more: Any) -> Block:
     return {"title": title, "caption": caption, "heads": heads, "rows": rows, "notes": notes or [], "findings": [], **more}
+
+
+def _merged(report: dict[str, Any]) -> Block | None:
+    block = report.get("merged")
+    if not block:
+        return None
+    rows = []
+    for name, told in block["arms"].items():
+        arm = report["arms"][name]
+        sets = arm["sets"] if arm["status"] != MISSING else {}
+        scores = [_interval(sets[of]["em"]) if of in sets else "" for of in ("test", "replay")]
+        minus = [_difference(told["minus"].get(told[role])) for role in ("of", "instruct")]
+        rows.append([name, told["in_words"], scores[0], *minus, scores[1]])
+    notes = [f"`{name}`: {note}." for name, told in block["arms"].items() for note in told["notes"]]
+    notes += [f"`{name}` is left out: {reason}." for name, reason in block["left_out"].items()]
+    caption = "Test EM % with its difference to the model that was added to and to the instruct model, and replay EM %, 95 % intervals"
+    heads = ["arm", "made of", "test EM", "− what was added to", "− instruct", "replay EM"]
+    return _block("Merged models", caption, heads, rows, list(dict.fromkeys(notes)))
+
+
+def _difference(interval: dict[str, float] | None) -> str:
+    return f"{_points(interval['mean'])} ({_range(interval)})" if interval else ""
 
 
 def _modes(report: dict[str, Any]) -> Block | None:

@@ -15,6 +15,9 @@ def model_card(report: Mapping[str, Any], name: str, base_model: str, records_sh
         f"rate {stages[key]['rate']:g} (plan `{stages[key]['plan_hash'][:12]}`)"
         for n, key in enumerate((k for k in keys if k in stages), 1)
     ]
+    made = ((report.get("merged") or {}).get("arms") or {}).get(name)
+    if made:
+        curriculum = [f"Not trained itself: put together as {made['in_words']}.", *(f"- {note}" for note in made["notes"])]
     scores = [_score_line(kind, arm["sets"][kind]) for kind in arm["sets"]]
     for mode, block in (arm.get("modes") or {}).items():
         if mode != "closed" and block:

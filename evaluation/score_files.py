@@ -140,11 +140,13 @@ def _trained_arm(folder: Path, name: str, entry: dict[str, Any]) -> TrainedArm:
     manifest = folder / "stages" / stage / "manifest.json" if stage else None
     if manifest is not None and manifest.is_file():
         weights = json.loads(manifest.read_text(encoding="utf-8"))["weights_sha256"]
+    elif "weights_sha256" in entry:  # put together from trained arms (trainer/merge.py)
+        weights = entry["weights_sha256"]
     elif local.is_dir():
         weights = _files_identity(local)
     else:
         weights = f"hub:{entry['hf']}@{entry.get('revision') or ''}"
-    is_local = local.is_dir() or bool(stage) or Path(entry["hf"]).is_absolute()
+    is_local = local.is_dir() or bool(stage) or "weights_sha256" in entry or Path(entry["hf"]).is_absolute()
     path = str(local.resolve()) if is_local else entry["hf"]
     return TrainedArm(name, path, weights, entry.get("revision"), is_local and not local.is_dir(), entry)
 

@@ -13,4 +13,6 @@ compile --extra cpu --extra dev --constraint <(echo 'torch==2.13.0+cpu') "${link
     compile --extra cpu --extra dev --torch-backend cpu "${skip[@]}" -o requirements/cpu.lock
 compile --extra gpu --extra dev --python-platform x86_64-manylinux_2_28 -o requirements/gpu.lock
 echo "$(.venv/bin/uv --version | awk '{print $1 "==" $2}')" | "${uv[@]}" --no-deps - -o requirements/uv.lock
+# mergekit's other needs are .venv's: they agree with what is locked there, which install-mergekit.sh checks.
+printf 'mergekit==0.1.5\nimmutables\npeft\n' | "${uv[@]}" --no-deps - -o requirements/mergekit.lock
 grep -c '==' requirements/*.lock

@@ -10,6 +10,7 @@ import pytest
 from experiment import ExperimentError, load_experiment
 from tests.conftest import ROOT
 
+DEMO = ROOT / "experiments/bios_cpu.yaml"
 FILES = sorted((ROOT / "experiments").glob("*.yaml"))
 
 
@@ -19,7 +20,7 @@ def test_every_experiment_dry_runs_without_gpu_or_hub(path: Path, run_command) -
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     experiment = load_experiment(path)
-    assert set(report["arms"]) == {"base", *experiment.arms}
+    assert list(report["arms"]) == list(experiment.curricula()) and set(report.get("merged", {})) == set(experiment.merges())
     for arm, stages in report["arms"].items():
         assert len(stages) == len(experiment.stages(arm))
         assert all(stage["steps"] > 0 and len(stage["plan_hash"]) == 64 for stage in stages)
@@ -125,3 +126,48 @@ def test_no_cluster_at_the_address_is_one_line(run_command, tmp_path: Path) -> N
     done = run_command("trainer", "experiments/bios_cpu.yaml", f"runs={tmp_path}", env={"RAY_ADDRESS": "127.0.0.1:1"}, timeout_s=60)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: RAY_ADDRESS=127.0.0.1:1: no Ray cluster answers there")
+
+
+MERGE = "arms.sum={merge: {of: cpt, instruct: tuned}}"
+TRAINED = "arms={cpt: {preset: cpt}, tuned: {preset: mix}}"
+
+
+def test_arms_that_are_put_together_are_not_trained() -> None:
+    experiment = load_experiment(DEMO, [TRAINED, "arms.sum={merge: {of: cpt, instruct: tuned, scale: [0.5, 1.0]}}"])
+    assert list(experiment.curricula()) == ["base", "cpt", "tuned"] and experiment.stages("sum") == []
+    assert {name: merge.scale for name, merge in experiment.merges().items()} == {"sum_050": 0.5, "sum_100": 1.0}
+    assert list(load_experiment(DEMO, [TRAINED, MERGE]).merges()) == ["sum"]
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("arms.sum={merge: {of: ctp, instruct: tuned}}", "merge.of: 'ctp' is no trained arm and none of models; did you mean cpt?"),
+        ("arms.sum={merge: {of: cpt, instruct: base}}", "instruct and base are the same"),
+        ("arms.sum={preset: pit, merge: {of: cpt, instruct: tuned}}", "it takes no model, preset, dials or stages"),
+        ("arms.sum={merge: {of: cpt, instruct: tuned, density: 0.5}}", "density is of ties and dare"),
+        ("arms.sum={merge: {of: cpt, instruct: tuned, scale: [0.5, 0.5]}}", "two of them are the same"),
+        ("arms.sum={merge: {of: cpt, instruct: tuned, scale: []}}", "scale"),
+        ("arms.sum={merge: {of: sum, instruct: tuned}}", "'sum' is itself put together"),
+        ("arms.sum={model: other, preset: cpt}", "arms.sum.model: 'other' is none of models"),
+        ("models.one={tiny: {}}", "models.one: a tiny model is made once"),
+        ("models.cpt={name: x}", "models.cpt: an arm has this name too"),
+    ],
+)
+def test_merges_that_cannot_be_are_refused(override: str, reason: str) -> None:
+    with pytest.raises(ExperimentError) as error:
+        load_experiment(DEMO, [TRAINED, override])
+    assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+def test_two_arms_of_one_name_are_refused() -> None:
+    with pytest.raises(ExperimentError, match="would make a second arm tuned_050"):
+        load_experiment(
+            DEMO,
+            ["arms={cpt: {preset: cpt}, tuned_050: {preset: mix}}", "arms.tuned={merge: {of: cpt, instruct: tuned_050, scale: [0.5]}}"],
+        )
+
+
+def test_an_arm_of_another_model_and_base_stages_exclude_one_another() -> None:
+    with pytest.raises(ExperimentError, match="arms.sum.model: the stages under base make the model of all arms"):
+        load_experiment(DEMO, [TRAINED, "models.other={name: x}", "arms.sum={model: other, preset: cpt}"])

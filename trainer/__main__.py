@@ -16,6 +16,7 @@ Trains every arm of an experiment and examines the result with `python -m evalua
 
 Stages that are already trained are not trained again: run the same command to go on after a stop, at the step it had come to.
 `python -m trainer gc X.yaml` shows, and with --delete removes, what a run folder holds that nothing needs any more.
+`python -m trainer residual -h`: what an instruct model has learnt, as a file to add to other models.
 exit codes: 0 done; 1 failed; 2 bad input; 75 stopped by SIGTERM, 130 by Ctrl-C, both with everything saved
 """
 _EXAMPLES = """\
@@ -60,6 +61,10 @@ def main(argv: list[str] | None) -> int:
     given = sys.argv[1:] if argv is None else argv
     if given[:1] == ["gc"]:
         return _gc(given[1:])
+    if given[:1] == ["residual"]:
+        from trainer.residual.command import residual_command
+
+        return residual_command(given[1:])
     arguments = _arguments(argv)
     experiment = load_experiment(arguments.experiment, arguments.overrides)
     with located(arguments.experiment):
@@ -67,9 +72,9 @@ def main(argv: list[str] | None) -> int:
             return _final(experiment, arguments)
         chosen = _chosen(experiment, arguments.update)
         if arguments.dry_run:
-            _dry_run(chosen, _arms(chosen), arguments.json)
+            _dry_run(chosen, arguments.json)
         else:
-            _train(chosen, _arms(chosen), arguments.no_ray, arguments.insecure, arguments.as_written)
+            _train(chosen, arguments.no_ray, arguments.insecure, arguments.as_written)
     if arguments.update:
         return 0
     for update in experiment.updates if not arguments.dry_run else ():
@@ -100,9 +105,9 @@ def _final(experiment: Experiment, arguments: argparse.Namespace) -> int:
         raise UserError(f"--final: no arm of {experiment.folder / 'report.json'} does better than the base; name one with --final ARM")
     final = experiment.final(arm)
     if arguments.dry_run:
-        _dry_run(final, _arms(final), arguments.json)
+        _dry_run(final, arguments.json)
         return 0
-    _train(final, _arms(final), arguments.no_ray, arguments.insecure, arguments.as_written)
+    _train(final, arguments.no_ray, arguments.insecure, arguments.as_written)
     hf = final.folder / json.loads((final.folder / "arms.json").read_text())["arms"][arm]["hf"]
     say(f"{arm} on all documents and all questions: {hf}; it is not examined, for no question is left that it has not seen")
     say(f"what the curriculum was worth before: {experiment.folder / 'report.html'}")
@@ -139,23 +144,22 @@ def _chosen(experiment: Experiment, update: str | None) -> Experiment:
     return experiment.rounds()[list(experiment.updates).index(update)]
 
 
-def _arms(experiment: Experiment) -> dict[str, list]:  # type: ignore[type-arg]
-    return {"base": experiment.stages("base"), **{arm: experiment.stages(arm) for arm in experiment.arms}}
-
-
-def _dry_run(experiment: Experiment, arms: dict[str, list], as_json: bool) -> None:  # type: ignore[type-arg]
-    from trainer.dry_run import dry_run, in_lines
+def _dry_run(experiment: Experiment, as_json: bool) -> None:
+    from trainer.dry_run import dry_run, in_lines, merge_lines
 
     if experiment.updates:
         say(f"updates ({', '.join(experiment.updates)}) can be planned when the round before is trained: --dry-run --update NAME")
-    report = {"experiment": experiment.name, **dry_run(experiment.data, experiment.model, arms, experiment.seed, experiment.base_records)}
+    planned = dry_run(experiment.data, experiment.model, experiment.curricula(), experiment.seed, experiment.base_records)
+    merged = {name: merge.model_dump(mode="json") for name, merge in experiment.merges().items()}
+    report = {"experiment": experiment.name, **planned, **({"merged": merged} if merged else {})}
     if as_json:
         write_result(json.dumps(report, indent=1))
     else:
-        write_result("\n".join(in_lines(report)))
+        starts = [f"{arm} starts from {experiment.models[name].name}" for arm, name in experiment.starts().items()]
+        write_result("\n".join([*in_lines(report), *starts, *merge_lines(experiment.merges())]))
 
 
-def _train(experiment: Experiment, arms: dict[str, list], no_ray: bool, insecure: bool, as_written: bool) -> None:  # type: ignore[type-arg]
+def _train(experiment: Experiment, no_ray: bool, insecure: bool, as_written: bool) -> None:
     log = experiment.folder / "logs" / "trainer.log"
     from trainer.run import locked
 
@@ -188,10 +192,12 @@ def _train(experiment: Experiment, arms: dict[str, list], no_ray: bool, insecure
                 experiment.data,
                 experiment.model,
                 trainer,
-                arms,
+                experiment.curricula(),
                 experiment.seed,
                 use_gpu,
                 experiment.base_run,
+                experiment.models,
+                experiment.starts(),
             )
             todo = run.pending(experiment.folder, prepared)
             run.announce(prepared, todo)
@@ -214,6 +220,10 @@ def _train(experiment: Experiment, arms: dict[str, list], no_ray: bool, insecure
                 raise RunError(f"{error} (details: {log}; what is committed stays)") from error
             finally:  # arms that are complete can be examined, whatever became of the others
                 run.write_arms(experiment.folder, experiment.name, prepared)
+            if merges := experiment.merges():
+                from trainer.merge import merge_arms
+
+                merge_arms(experiment.folder, merges, prepared.models, experiment.seed)
 
 
 def _local_gpus() -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from data.arms import compile_arms
-from data.config import DataConfig, Stage
+from data.config import DataConfig, Merge, Stage
 from data.lengths import count_lengths
 from data.plan_report import arms_report, read_what_is_new
 from trainer.config import ModelConfig
@@ -42,3 +42,8 @@ def in_lines(report: dict[str, Any]) -> list[str]:
 
 def _values(adapter: dict[str, Any]) -> str:
     return "{" + ", ".join(f"{key}: {value}" for key, value in adapter.items() if key != "type") + "}"
+
+
+def merge_lines(merges: dict[str, Merge]) -> list[str]:
+    """The arms that are put together afterwards, one line each."""
+    return [f"{name}: put together: {merge.in_words()}" for name, merge in merges.items()]

@@ -38,6 +38,16 @@ class Job:
     """Tokens of an item before it is cut."""
     number: int = 0
     """Place in its arm, base stages included: the round of what is frozen. Equal keys have equal places."""
+    model_folder: str | None = None
+    """Of an arm that starts from another model than the experiment's: config, tokenizer and initial weights."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model that an arm may start from."""
+
+    folder: str
+    identity: str
 
 
 def initial_identity(model: ModelConfig, model_folder: Path, seed: int, tokens_sha256: str) -> str:
@@ -67,22 +77,30 @@ def make_jobs(
     seed: int,
     initial: str,
     plan_folder: Path,
+    starts: dict[str, Start] | None = None,
 ) -> tuple[list[Job], dict[str, list[str]]]:
-    """Every distinct stage once, parents first, and each arm as its list of keys. Plans are written to `plan_folder`."""
+    """Every distinct stage once, parents first, and each arm as its list of keys. Plans are written to `plan_folder`.
+
+    `starts`: of arms that do not start from the `initial` weights.
+    """
     jobs: dict[str, Job] = {}
     keys: dict[str, list[str]] = {}
     plan_folder.mkdir(parents=True, exist_ok=True)
     for arm, stages in arms.items():
         parent: str | None = None
+        start = (starts or {}).get(arm)
         keys[arm] = []
         for n, (stage, plan) in enumerate(zip(stages, plans[arm], strict=True)):
             worded = store.worded(wording_of(stage))
             cut = longest if int(worded.lengths.max(initial=0)) > longest else None
-            key = stage_key(parent or initial, stage, plan.sha256, worded.sha256, trainer, precision, cut, seed)
+            key = stage_key(
+                parent or (start.identity if start else initial), stage, plan.sha256, worded.sha256, trainer, precision, cut, seed
+            )
             if key not in jobs:
                 path = _write_plan(plan, worded.sha256, plan_folder)
                 label = f"{arm} {n + 1}/{len(stages)}: {' + '.join(stage.mix.kinds())}"
-                jobs[key] = Job(key, parent, label, stage, plan.num_steps, str(path.resolve()), plan.sha256, capacity, longest, n)
+                own = start.folder if start else None
+                jobs[key] = Job(key, parent, label, stage, plan.num_steps, str(path.resolve()), plan.sha256, capacity, longest, n, own)
             keys[arm].append(key)
             parent = key
     return list(jobs.values()), keys

@@ -36,13 +36,28 @@ def find_waste(run_folder: Path, keep_best: int | None, unfinished: bool) -> lis
             waste += [Waste(stage, "unfinished")] if unfinished else []
         elif stage.name not in used:
             waste.append(Waste(stage, "no arm uses it"))
+    waste += _unused_sums(run_folder, arms)
     if keep_best is not None:
         kept = best_arms(run_folder, keep_best) | {"base"}
         needed = {key for name, arm in arms.items() if name in kept for key in arm["stages"]}
         waste += [
             Waste(store.folder(key), f"not among the best {keep_best}") for key in sorted(used - needed) if store.manifest(key) is not None
         ]
+        sums = {run_folder / arm["hf"]: name for name, arm in arms.items() if "merged" in arm}
+        waste += [Waste(hf.parent, f"not among the best {keep_best}") for hf, name in sums.items() if name not in kept and hf.is_dir()]
     return waste
+
+
+def _unused_sums(run_folder: Path, arms: dict[str, Any]) -> list[Waste]:
+    """Merged models that are no arm any more; residuals that no merged arm was made with."""
+    merges = {Path(arm["hf"]).parts[1] for arm in arms.values() if "merged" in arm}
+    made = [_read(run_folder / "merges" / key / "manifest.json") for key in merges]
+    residuals = {manifest["residual"]["weights_sha256"] for manifest in made if "residual" in manifest}
+    found = [Waste(folder, "no arm uses it") for folder in sorted((run_folder / "merges").glob("[!.]*")) if folder.name not in merges]
+    for folder in sorted((run_folder / "residuals").glob("[!.]*")):
+        if _read(folder / "manifest.json").get("weights_sha256") not in residuals:
+            found.append(Waste(folder, "no arm uses it"))
+    return found
 
 
 def best_arms(run_folder: Path, count: int) -> set[str]:

@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from data.templates import exam_template, wording_of
 from data.tokens import Encoder, TokenStore, load_tokenizer, store_key, write_store, write_wordings
 from trainer.config import ModelConfig, TrainerConfig
 from trainer.graph import graph_lines
+from trainer.hub import fetch_model
 from trainer.mirror import Mirror
 from trainer.model_check import check_model_folder
 from trainer.parent import Parent, check_same_model, find_parent
 from trainer.prepare import Job, check_lengths, initial_identity, make_jobs
 from trainer.sources import refuse_changed_data
+from trainer.starts import find_models
 from trainer.store import StageStore, write_json
 from trainer.worker_settings import Precision
 
@@ -48,6 +50,10 @@ class Prepared:
     """All records as they were read: with a parent, `corpus` has what it held already in the replay split."""
     parent: Parent | None = None
     changes: Changes | None = None
+    models: dict[str, str] = field(default_factory=dict)
+    """Folders of further models, by name."""
+    starts: dict[str, str] = field(default_factory=dict)
+    """Of arms that start from one of them, its folder."""
 
     def items_of(self, event: dict[str, Any]) -> str:
         """ ": items a, b, … of stage" for an event of a step; "" for others."""
@@ -68,10 +74,13 @@ def prepare(
     seed: int,
     has_gpu: bool,
     base_run: str | None = None,
+    models: dict[str, ModelConfig] | None = None,
+    starts: dict[str, str] | None = None,
 ) -> Prepared:
     """Records → tokens → plans → jobs. UserError for anything wrong with them; nothing has started by then.
 
     `base_run`: the run that all arms start from, and whose records say what is new (trainer/parent.py, data/changes.py).
+    `models`: further models by name, `starts`: the arms that start from one of them (trainer/starts.py).
     """
     parent = find_parent(base_run) if base_run else None
     whole = corpus = load_corpus(data, seed, folder / "refused.jsonl")
@@ -106,7 +115,9 @@ def prepare(
     starts_trained = parent is not None and parent.stage is not None
     initial = parent.identity() if parent and starts_trained else initial_identity(model, Path(model_folder), seed, store.sha256)
     capacity = trainer.row_tokens
-    jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans")
+    found = find_models(folder, models or {}, model_folder, seed, store.sha256)
+    own = {arm: found[name] for arm, name in (starts or {}).items()}
+    jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own)
     StageStore(folder).tidy()
     refuse_changed_data(folder, data, {job.key for job in jobs})
     if trainer.checkpoint.mirror:
@@ -127,6 +138,8 @@ def prepare(
         whole,
         parent,
         changes,
+        {name: start.folder for name, start in found.items()},
+        {arm: start.folder for arm, start in own.items()},
     )
 
 
@@ -157,7 +170,7 @@ def describe_model(folder: Path, model: ModelConfig) -> Path | None:
         return None
     if Path(model.name).is_dir():
         return Path(model.name)
-    return Path(_snapshot(model, folder / "hub" / model.name.replace("/", "--"), weights=False))
+    return Path(fetch_model(model, folder / "hub" / model.name.replace("/", "--"), weights=False))
 
 
 def resolve_model(folder: Path, model: ModelConfig, catalogue: Catalogue, seed: int) -> str:
@@ -165,7 +178,7 @@ def resolve_model(folder: Path, model: ModelConfig, catalogue: Catalogue, seed: 
     if model.name:
         if Path(model.name).is_dir():
             return str(Path(model.name).resolve())
-        return _snapshot(model, folder / "hub" / model.name.replace("/", "--"))  # beside the run, where every node can read it
+        return fetch_model(model, folder / "hub" / model.name.replace("/", "--"))  # beside the run, where every node can read it
     from data.tiny_tokenizer import texts_for_tokenizer
     from trainer.model import make_tiny_model
 
@@ -177,24 +190,6 @@ def resolve_model(folder: Path, model: ModelConfig, catalogue: Catalogue, seed: 
         make_tiny_model(target, model.tiny, texts_for_tokenizer(records), seed)
         write_json(target / "made.json", stamp)
     return str(target.resolve())
-
-
-def _snapshot(model: ModelConfig, target: Path, weights: bool = True) -> str:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    assert model.name is not None
-    say(f"fetching {model.name}")
-    try:
-        return snapshot_download(
-            model.name,
-            revision=model.revision,
-            local_dir=target,
-            allow_patterns=["*.json", *(["*.safetensors"] if weights else []), "*.model", "*.txt", "*.jinja"],
-            ignore_patterns=["consolidated*", "original/*"],
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise UserError(f"model.name: {model.name} is neither a folder nor reachable on the hub: {str(error).splitlines()[0]}") from None
 
 
 def pending(folder: Path, prepared: Prepared) -> list[Job]:
@@ -219,7 +214,7 @@ def write_arms(folder: Path, name: str, prepared: Prepared) -> None:
         totals = [manifest["totals"] for manifest in own if manifest]
         plan_hashes = [plan.sha256 for plan in prepared.plans[arm]]
         arms[arm] = {
-            "hf": str(Path("stages") / keys[-1] / "hf") if keys else _relative(prepared.model_folder, folder),
+            "hf": str(Path("stages") / keys[-1] / "hf") if keys else _relative(prepared.starts.get(arm, prepared.model_folder), folder),
             "stage": keys[-1] if keys else None,
             "stages": keys,
             "steps": sum(t["steps"] for t in totals),

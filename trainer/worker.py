@@ -5,6 +5,7 @@ import shutil
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,18 @@ def train_jobs(
             if stop:
                 return
             if todo:
-                _train_job(settings, job, store, rows_of, resume.get(job.key, 0), beat)
+                _train_job(_settings_of(settings, job), job, store, rows_of, resume.get(job.key, 0), beat)
             beat.enter("wait", settings.trainer.watch.save_s)
             torch.distributed.barrier()
     except Stopped:
         return
     finally:
         beat.close()
+
+
+def _settings_of(settings: WorkerSettings, job: Job) -> WorkerSettings:
+    """With the model that the job's arm starts from, where that is another than the experiment's."""
+    return replace(settings, model_folder=job.model_folder, parent_stage=None) if job.model_folder else settings
 
 
 def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: RowsOf, first_step: int, beat: Heartbeat) -> None:

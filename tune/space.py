@@ -155,9 +155,11 @@ def arm_of(experiment: Experiment) -> str:
     if arm is None:
         if len(experiment.arms) > 1:
             raise UserError(f"search.arm: say which arm is tuned: {', '.join(experiment.arms)}")
-        return next(iter(experiment.arms))
+        arm = next(iter(experiment.arms))
     if arm not in experiment.arms:
         raise UserError(f"search.arm: no arm is called {arm!r}; there are {', '.join(experiment.arms)}")
+    if experiment.arms[arm].merge or experiment.arms[arm].model:
+        raise UserError(f"search.arm: trials train the experiment's own model, and {arm} is put together or starts from another one")
     return arm
 
 

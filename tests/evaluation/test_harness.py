@@ -30,10 +30,22 @@ doc_to_target: gold
 metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
 """
 
+# lm-eval's own GSM8K, with its prompt, filters and shots, over questions of this disk.
+GSM8K = """
+include: {own}
+task: gsm8k_here
+dataset_path: json
+dataset_name: null
+dataset_kwargs: {{data_files: {{train: {data}, test: {data}}}}}
+generation_kwargs: {{until: ["Question:"], do_sample: false, max_gen_toks: 8}}
+"""
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tasks/capitals.yaml with its data, and two models: base and tuned."""
+    import lm_eval
+
     from trainer.config import TinyModel
     from trainer.model import make_tiny_model
 
@@ -43,6 +55,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"q": f"What is {i}?", "options": ["one", "two"], "gold": i % 2} for i in range(12)]
     (tasks / "capitals.json").write_text(json.dumps(rows))
     (tasks / "capitals.yaml").write_text(TASK.format(data=tasks / "capitals.json"))
+    sums = [{"question": f"{i} and {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(8)]
+    (tasks / "gsm8k.json").write_text(json.dumps(sums))
+    own = Path(lm_eval.__file__).parent / "tasks/gsm8k/gsm8k.yaml"
+    (tasks / "gsm8k_here.yaml").write_text(GSM8K.format(own=own, data=tasks / "gsm8k.json"))
     for seed, name in enumerate(("base", "tuned")):
         make_tiny_model(folder / name, TinyModel(vocab_size=400, max_positions=128), ["Where was one two?"], seed)
     return folder
@@ -65,7 +81,7 @@ def arm(place: Path, name: str) -> TrainedArm:
 def test_before_and_after_on_ray(place: Path, tmp_path: Path, ray_cluster: str) -> None:
     """Scores, changes and letters from real likelihoods; a task without its data is missing with its reason and the others are there."""
     arms = [arm(place, "base"), arm(place, "tuned")]
-    made = config(place, tasks=["capitals", "arc_easy"])
+    made = config(place, tasks=["capitals", "arc_easy", "gsm8k_here"])
     measures = plan_measures(corpus(("c0", "c1")), made, tmp_path, 0)
     assert pending(arms, measures, made, tmp_path, 0) == {a.name: list(measures.identity) for a in arms}
     missing = measure(arms, pending(arms, measures, made, tmp_path, 0), measures, made, tmp_path, 0, gpus=0)
@@ -77,6 +93,9 @@ def test_before_and_after_on_ray(place: Path, tmp_path: Path, ray_cluster: str) 
     assert set(task["arms"]) == {"base", "tuned"} and task["arms"]["tuned"]["n"] == 10
     after, before = task["arms"]["tuned"]["mean"], task["arms"]["base"]["mean"]
     assert task["change"]["tuned"]["mean"] == pytest.approx(after - before)
+    extracted = {name: block for name, block in found["benchmarks"]["tasks"].items() if name.startswith("gsm8k_here")}
+    assert set(extracted) == {"gsm8k_here exact_match (strict-match)", "gsm8k_here exact_match (flexible-extract)"}
+    assert all(block["shots"] == 5 and set(block["arms"]) == {"base", "tuned"} for block in extracted.values())
     assert "arc_easy" not in json.dumps(found["benchmarks"]["tasks"]), "a failure is no score"
     assert "ai2_arc" in found["benchmarks"]["missing"]["tuned"]["arc_easy"]
     forms = found["choices"]["arms"]["tuned"]["closed"]

@@ -246,6 +246,10 @@ def with_blocks() -> dict[str, Any]:
         "lm_eval": "0.0",
     }  # fmt: skip
     full["lost"] = {"pit": {"known": 100, "lost": 80, "wrong_format": 70, "wrong_fact": 10}}
+    full["merged"] = {
+        "arms": {"pit": {"in_words": "standard + 0.5 × (tuned − base)", "of": "standard", "instruct": "tuned", "base": "base", "notes": [HOSTILE], "minus": {"standard": {"mean": 0.1, "low": 0.02, "high": 0.2}}}},
+        "left_out": {"ties": "mergekit is not installed here"},
+    }  # fmt: skip
     full["conversation"] = {"prompts": ["Hello?"], "arms": {"pit": {"ended": 0.25, "tokens": 7.0, "answers": [HOSTILE]}}, "missing": {}}
     return full
 
@@ -259,6 +263,8 @@ def test_planted_findings_are_said_by_the_page_and_by_markdown() -> None:
         assert "pit lost the format rather than the facts: 70 of 80 lost answers still hold the right one." in told
         assert "ifeval is missing: not done within 9 s" in told
         assert "50.0 (−10.0: −20 to −1)" in told
+        assert "standard + 0.5 × (tuned − base)" in told and "10.0 (2 to 20)" in told
+        assert "ties is left out: mergekit is not installed here." in told
         assert "Only the first 9 questions of each task" in told
         assert "Always giving one letter, as printed: A 33.3 % (1), C 66.7 % (2) of 3." in told
     assert "Hello?" in flat and "<script>" in flat

@@ -27,7 +27,7 @@ def entries(text: str) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["cpu.lock", "gpu.lock", "uv.lock"])
+@pytest.mark.parametrize("name", ["cpu.lock", "gpu.lock", "uv.lock", "mergekit.lock"])
 def test_every_pin_has_hashes(name: str) -> None:
     found = entries((REQUIREMENTS / name).read_text())
     assert found and [pin for pin, hashes in found.items() if not hashes] == []

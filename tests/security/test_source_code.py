@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 OURS = sorted(
     path
     for path in ROOT.rglob("*.py")
-    if not {".venv", "tests", "runs", ".hypothesis"} & set(path.relative_to(ROOT).parts) and not path.name.startswith(".")
+    if not {".venv", ".venv-mergekit", "tests", "runs", ".hypothesis"} & set(path.relative_to(ROOT).parts) and not path.name.startswith(".")
 )
 FORBIDDEN_CALLS = {
     "eval": "runs text as code",
