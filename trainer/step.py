@@ -2,6 +2,7 @@
 
 import inspect
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -41,11 +42,11 @@ def row_loss(engine: Engine, row: Row, attention: str) -> Tensor:
     positions = np.flatnonzero(weight)
     if len(positions) == 0:  # filler: one target keeps every rank in the same collectives
         positions = np.zeros(1, dtype=np.int64)
-    targets = row.get("target_ids", row["input_ids"])[1:][positions]  # apart under input noise
+    targets = row["target_ids" if "target_ids" in row else "input_ids"][1:][positions]  # apart under input noise
     predicting, target, share = (on_device(array, engine.device) for array in (positions, targets, weight[positions]))  # (K,) each
     module = _base_module(engine.module)
     head = plain_head(engine, module, lambda: _inputs(engine, tiny_row(), attention))
-    keeps = _keeps_logits(type(module))
+    keeps = _keeps_logits(type(module).forward)
     inputs = _inputs(engine, row, attention) | ({"logits_to_keep": predicting} if keeps else {})
     if head is not None:
         with head_gives_loss(head, target, share, None if keeps else predicting):
@@ -65,8 +66,8 @@ def _inputs(engine: Engine, row: Row, attention: str) -> dict[str, Any]:
 
 
 @lru_cache
-def _keeps_logits(kind: type[torch.nn.Module]) -> bool:
-    return "logits_to_keep" in inspect.signature(kind.forward).parameters
+def _keeps_logits(forward: Callable[..., Any]) -> bool:
+    return "logits_to_keep" in inspect.signature(forward).parameters
 
 
 class Stopwatch:

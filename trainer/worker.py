@@ -126,7 +126,7 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     engine.close()
     if reporter:
         reporter.close()
-        facts = {
+        facts: dict[str, Any] = {
             "totals": {**totals, "save_blocked_s": saver.blocked_s},
             "world_size": world_size,
             "attention": made.attention,

@@ -11,8 +11,8 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from rich.table import Table
 
 from console import UserError, out, write_result
-from data.build.output import FORMAT, MANIFEST, record_file
-from data.build.parquet_file import read_rows
+from data.build.output import FORMAT, MANIFEST
+from data.build.parquet_file import read_rows, record_file
 from data.build.questions import ORDER
 from data.validate import excerpt
 
