@@ -90,7 +90,7 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     config = AutoConfig.from_pretrained(settings.model_folder, trust_remote_code=False)
     reporter = Reporter(settings, job, store.folder(job.key), first_step) if rank == 0 else None
     checkpoint = settings.trainer.checkpoint
-    facts = {
+    facts: dict[str, Any] = {
         "job": job_dict(job),
         "shapes": made.trained_shapes,
         "zero_stage": settings.trainer.zero_stage,
@@ -126,7 +126,7 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     engine.close()
     if reporter:
         reporter.close()
-        facts: dict[str, Any] = {
+        facts = {
             "totals": {**totals, "save_blocked_s": saver.blocked_s},
             "world_size": world_size,
             "attention": made.attention,
