@@ -126,7 +126,7 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     engine.close()
     if reporter:
         reporter.close()
-        facts = {
+        about: dict[str, Any] = {
             "totals": {**totals, "save_blocked_s": saver.blocked_s},
             "world_size": world_size,
             "attention": made.attention,
@@ -134,7 +134,7 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
             "hosts": sorted({host for _, host, _ in ranks}),
             "devices": Counter(name for *_, name in ranks),
         }
-        _export_and_commit(settings, job, store, made.shapes, facts, {k: v for part, *_ in ranks for k, v in part.items()})
+        _export_and_commit(settings, job, store, made.shapes, about, {k: v for part, *_ in ranks for k, v in part.items()})
 
 
 def _write_weights(settings: WorkerSettings, job: Job, store: StageStore, made: StageEngine, parent: Weights | None) -> dict[str, Any]:
