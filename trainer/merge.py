@@ -138,7 +138,8 @@ def _with_mergekit(
     notes += check_settings(models[instruct.name].config, models[base.name].config, instruct.name, base.name)
     vocabularies = [model.vocabulary for model in models.values()]
     weights = {of.name: 1.0, instruct.name: merge.scale}
-    dtype = max((models[of.name].spec(name)[0] for name in models[of.name].names), key=lambda kind: DTYPES[kind].itemsize)
+    kinds = [models[of.name].spec(name)[0] for name in models[of.name].names]
+    dtype = max((kind for kind in kinds if DTYPES[kind].is_floating_point), key=lambda kind: DTYPES[kind].itemsize)
     config: dict[str, Any] = {
         "merge_method": merge.method,
         "base_model": str(base.folder),

@@ -34,8 +34,10 @@ def describe_result(
     copy_description(source, target, without=("config.json", "generation_config.json", "chat_template.json", "chat_template.jinja"))
     _put_chat_template(instruct, target)
     number = _renumbered(instruct, source)
-    theirs = _read(instruct / "generation_config.json")
-    if theirs:
+    if source == instruct and (instruct / "generation_config.json").is_file():
+        # As it is, byte for byte: the exam's engine takes other weights only where everything else is the same.
+        shutil.copyfile(instruct / "generation_config.json", target / "generation_config.json")
+    elif theirs := _read(instruct / "generation_config.json"):
         write_json(target / "generation_config.json", {**theirs, **{role: number(theirs[role]) for role in _ROLES if role in theirs}})
     config = AutoConfig.from_pretrained(descendant, trust_remote_code=False)
     text = config.get_text_config()
