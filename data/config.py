@@ -294,8 +294,8 @@ class Arm(Strict):
 
     @model_validator(mode="after")
     def one_form(self) -> "Arm":
-        if self.merge and (self.preset or self.stages or self.model or self.dials):
-            raise ValueError("merge: is put together from trained arms; it takes no model, preset, dials or stages of its own")
+        if self.merge and (self.preset or self.stages or self.model or self.dials or self.adapter):
+            raise ValueError("merge: is put together from trained arms; it takes no model, preset, dials, stages or adapter of its own")
         if (self.preset and self.stages) or not (self.preset or self.stages or self.merge or self.model):
             raise ValueError("give either a preset or stages")
         if self.dials and not self.preset:

@@ -22,7 +22,7 @@ def gradients() -> list[Tensor]:
 def update(dtype: torch.dtype, adamw: Any, after: Any = None) -> Tensor:
     """What STEPS steps add to weights as large as a language model's; in fp32."""
     start = (0.02 * torch.randn(96, 64, generator=torch.Generator().manual_seed(1))).bfloat16()
-    weight = torch.nn.Parameter(start.to(dtype, copy=True))  # else the bf16 one would be `start` itself
+    weight = torch.nn.Parameter(start.clone().to(dtype))
     optimiser = adamw([weight], lr=RATE, betas=(0.9, 0.95), weight_decay=0.1)
     for gradient in gradients():
         weight.grad = gradient.to(dtype)
