@@ -87,7 +87,7 @@ def head_gives_loss(head: torch.nn.Linear, target: Tensor, share: Tensor, predic
         flat = hidden.reshape(-1, hidden.shape[-1])
         return weighted_nll(flat if predicting is None else flat[predicting], head.weight, head.bias, target, share, LOGITS_AT_ONCE)
 
-    head.forward = forward  # type: ignore[method-assign]
+    head.forward = forward  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

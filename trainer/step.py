@@ -41,11 +41,11 @@ def row_loss(engine: Engine, row: Row, attention: str) -> Tensor:
     positions = np.flatnonzero(weight)
     if len(positions) == 0:  # filler: one target keeps every rank in the same collectives
         positions = np.zeros(1, dtype=np.int64)
-    targets = row.get("target_ids", row["input_ids"])[1:][positions]  # apart under input noise
+    targets = row["target_ids" if "target_ids" in row else "input_ids"][1:][positions]  # apart under input noise
     predicting, target, share = (on_device(array, engine.device) for array in (positions, targets, weight[positions]))  # (K,) each
     module = _base_module(engine.module)
     head = plain_head(engine, module, lambda: _inputs(engine, tiny_row(), attention))
-    keeps = _keeps_logits(type(module))
+    keeps = _keeps_logits(type(module))  # type: ignore[arg-type]
     inputs = _inputs(engine, row, attention) | ({"logits_to_keep": predicting} if keeps else {})
     if head is not None:
         with head_gives_loss(head, target, share, None if keeps else predicting):
