@@ -20,7 +20,9 @@ def table(result: dict[str, Any]) -> str:
             f"| {row['id']} | {row['promise']} | {row['tests']} | {'yes' if row['held'] else '**no**'} | {seconds} | {row['commit']} |"
         )
     about = result["environment"]
-    return "\n".join([*lines, "", f"`make faults`, last on {about['date']}, {about['cpus']} cores."])
+    whole = len({row["commit"] for row in result["figures"]}) == 1
+    took = f" The whole matrix took {about['minutes']} minutes." if whole else ""
+    return "\n".join([*lines, "", f"`make faults`, last on {about['date']}, {about['cpus']} cores.{took}"])
 
 
 def main() -> None:
