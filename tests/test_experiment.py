@@ -144,7 +144,7 @@ def test_arms_that_are_put_together_are_not_trained() -> None:
     [
         ("arms.sum={merge: {of: ctp, instruct: tuned}}", "merge.of: 'ctp' is no trained arm and none of models; did you mean cpt?"),
         ("arms.sum={merge: {of: cpt, instruct: base}}", "instruct and base are the same"),
-        ("arms.sum={preset: pit, merge: {of: cpt, instruct: tuned}}", "it takes no model, preset, dials or stages"),
+        ("arms.sum={preset: pit, merge: {of: cpt, instruct: tuned}}", "it takes no model, preset, dials, stages or adapter"),
         ("arms.sum={merge: {of: cpt, instruct: tuned, density: 0.5}}", "density is of ties and dare"),
         ("arms.sum={merge: {of: cpt, instruct: tuned, scale: [0.5, 0.5]}}", "two of them are the same"),
         ("arms.sum={merge: {of: cpt, instruct: tuned, scale: []}}", "scale"),
