@@ -102,7 +102,7 @@ def bare_worker(config: dict[str, str]) -> None:
     from trainer.config import TrainerConfig
     from trainer.engine import DeepSpeedEngine
 
-    model = AutoModelForCausalLM.from_pretrained(config["model"], dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(config["model"], dtype=torch.float32, trust_remote_code=False)
     engine = DeepSpeedEngine(model, TrainerConfig(), "fp32", torch.device("cpu"))
     ids = torch.randint(3, model.config.vocab_size, (1, 256))
     engine.backward(engine.forward(input_ids=ids, labels=ids).loss)

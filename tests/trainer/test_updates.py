@@ -220,7 +220,7 @@ def test_a_missing_base_is_told_with_its_line(tmp_path: Path, run_command) -> No
     ("wrong", "right", "message"),
     [
         ("base_run: runs/x", None, "base_run: unknown key; write the run to start from as base: runs/NAME:ARM"),
-        ("updates: {june: {preset: cpt, after: pit}}", None, "updates.june.after: no arm is called 'pit'"),
+        ("updates: {june: {preset: cpt, after: pit}}", None, "updates.june.after: no trained arm is called 'pit'"),
         ("updates: {june: {preset: nothing}}", None, "arms.june.preset: unknown preset"),
         ("updates: {june: {data: {rot: x}, preset: cpt}}", None, "updates.june.data: unknown key"),
         ("updates: {june: {preset: cpt}, july: {preset: cpt, after: cpt}}", None, "only the first update names an arm"),
