@@ -152,6 +152,7 @@ def test_one_process_without_ray_trains_the_same(first_run, folder: Path) -> Non
             assert torch.nn.functional.cosine_similarity(pair[0].flatten(), pair[1].flatten(), dim=0) > 0.999, name
 
 
+@pytest.mark.slow
 def test_zero_3_trains_the_same(first_run, folder: Path) -> None:  # type: ignore[no-untyped-def]
     """Sharded parameters from the first moment (zero.Init), a worker group per stage: the first step's loss and norm are ZeRO-2's."""
     _, run = first_run

@@ -25,6 +25,7 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_examine_and_ask(checkpoints: dict[str, Path], notes: Path, tmp_path: Path, run_command: Run) -> None:  # noqa: F811
     model, questions = str(checkpoints["untied-0"]), notes / "questions.jsonl"

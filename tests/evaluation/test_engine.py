@@ -138,6 +138,7 @@ class KeepsItsCacheUnsalted(KeepsItsCache):
 LONG = [[1] + [(7 * i + j) % 300 + 3 for j in range(140)] for i in range(2)]  # more than one block of the cache
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @F17
 def test_a_cache_of_old_weights_is_never_used(ray_cluster: Any, checkpoints: dict[str, Path]) -> None:
@@ -165,6 +166,7 @@ class Careless(Examiner):
         return loaded
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_tied_embeddings_get_a_new_engine(ray_cluster: Any, checkpoints: dict[str, Path]) -> None:
     """Reloading them in place is silently wrong. Should that ever fail to be so: vLLM has mended it, and Examiner.load need not refuse."""

@@ -260,6 +260,7 @@ def test_a_preemption_notice(nodes: Any, calm: dict, tmp_path: Path) -> None:  #
     _same_but_for_rounding(run.run, calm)
 
 
+@pytest.mark.slow
 @F13
 def test_a_data_file_changes_between_kill_and_resume(run_command: Callable[..., Any], tmp_path: Path) -> None:
     data = tmp_path / "data"

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -53,6 +54,7 @@ def test_alone_with_zero_2(tmp_path: Path, run_command: Any) -> None:
     check(tmp_path / "half", 1)
 
 
+@pytest.mark.slow
 def test_two_workers_with_zero_3(ray_cluster: str, tmp_path: Path, run_command: Any) -> None:
     """Parameters that are sharded from the first moment (zero.Init)."""
     (tmp_path / "half.yaml").write_text(EXPERIMENT.format(runs=tmp_path))
