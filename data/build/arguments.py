@@ -107,6 +107,11 @@ def _add_model(group: Any) -> None:
         help="of train documents around a question, for each train question (0); 1: as many",
     )
     group.add_argument(
+        "--checker",
+        metavar="NAME",
+        help="the model that --drop-known and --drop-unanswerable ask (the writer), e.g. the one that will be trained",
+    )
+    group.add_argument(
         "--student", metavar="NAME", help=f"model of the experiment; default: {STUDENT} where there are GPUs, else a tiny one"
     )
     group.add_argument("--name", metavar="NAME", help="of the experiment; default: from DIR")

@@ -70,7 +70,8 @@ def _build(args: argparse.Namespace, connect: Connect, gpu_gib_here: Callable[[]
             answers = Answers(args.out / "answers")
             say(_estimate(args, reading, splits, asking, answers).in_words(args.price))
             crew, spent = _crew(args, asking, gpu_gib), Spent()
-            made = _questions(args, reading, splits, asking, answers, crew, spent, account, benchmarks)
+            checkers = _crew(args, asking, gpu_gib, args.checker) if args.checker else crew
+            made = _questions(args, reading, splits, asking, answers, crew, checkers, spent, account, benchmarks)
             rewrites = _rewrites(args, reading, splits, asking, answers, crew, spent, made, account, benchmarks)
         levels = settle(made, account)
     _write(args, options, reading, splits, asking, made, levels, rewrites, account.as_dict(), int(gpu_gib > 0), spent)
@@ -83,6 +84,7 @@ def _questions(
     asking: Asking,
     answers: Answers,
     crew: Crew,
+    checkers: Crew,
     spent: Spent,
     account: Account,
     benchmarks: Benchmarks | None,
@@ -97,7 +99,7 @@ def _questions(
     for wanted, with_document, what in ((args.drop_known, False, "asked alone"), (args.drop_unanswerable, True, "asked with document")):
         if wanted:
             pending = write_pending(check_requests(made, asking, with_document, reading), answers, pending_file)
-            generate(pending, pending_file, answers, crew, what, spent, not args.no_ray)
+            generate(pending, pending_file, answers, checkers, what, spent, not args.no_ray)
             drop_checked(made, asking, with_document, reading, answers, account)
     return made
 
@@ -136,18 +138,20 @@ def _estimate(args: argparse.Namespace, reading: Reading, splits: dict[str, Spli
 def _asking(args: argparse.Namespace, gpu_gib: float) -> Asking:
     model = args.model or generator_for(gpu_gib)
     named = f"{model}@{args.revision}" if args.revision else model
-    return Asking(load_prompts(args.prompts), args.questions, named, args.seed, not args.endpoint, args.characters)
+    return Asking(load_prompts(args.prompts), args.questions, named, args.seed, not args.endpoint, args.characters, args.checker)
 
 
-def _crew(args: argparse.Namespace, asking: Asking, gpu_gib: float) -> Crew:
+def _crew(args: argparse.Namespace, asking: Asking, gpu_gib: float, model: str | None = None) -> Crew:
+    """model: another than the one that writes."""
     if args.endpoint:
         key = _key(args.key_file)
         url = check_endpoint(args.endpoint, key is not None)
-        make = functools.partial(Endpoint, url, args.model, key, args.parallel)
+        make = functools.partial(Endpoint, url, model or args.model, key, args.parallel)
         return Crew(make, args.workers, cpus=0.5, gpus=0, batch=4 * args.parallel)
     gpus = int(gpu_gib > 0) if args.gpus is None else args.gpus
     longest = args.max_model_len or args.characters // 2 + 512 + asking.longest_answer()
-    local = functools.partial(LocalModel, args.model or generator_for(gpu_gib), args.revision, longest, gpus)
+    revision = None if model else args.revision
+    local = functools.partial(LocalModel, model or args.model or generator_for(gpu_gib), revision, longest, gpus)
     return Crew(local, args.workers, cpus=1, gpus=gpus, batch=64 if gpus else 8)
 
 
@@ -191,6 +195,7 @@ def _write(
         "options": {**asdict(options), "split": args.split, "test_share": args.test_share, "validation_share": args.validation_share},
         "seed": args.seed,
         "model": asking.model,
+        "checker": asking.checker,
         "prompts": {"name": args.prompts, "digest": asking.prompts.digest(), "texts": asking.prompts.model_dump()},
         "documents_sha256": reading.sha256,
         "statistics": reading.statistics(),
@@ -233,6 +238,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--out {args.out}: is a file")
     if args.out.is_dir() and (names := {path.name for path in args.out.iterdir()}) and not names & _OURS:
         raise UserError(f"--out {args.out}: holds other files, e.g. {sorted(names)[0]}; give a new folder, or one that a build has made")
+    if args.checker and not (args.drop_known or args.drop_unanswerable):
+        raise UserError("--checker is for --drop-known and --drop-unanswerable")
     if args.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", args.name):
         raise UserError(f"--name {args.name}: letters, digits, dots, dashes and underscores only")
 

@@ -37,6 +37,8 @@ class Asking:
     """Lengths in the schema: data.build.prompts.schema."""
     characters: int
     """Of the longest document."""
+    checker: str | None = None
+    """Who answers the questions when they are checked; None: who wrote them."""
 
     def template(self, split: SplitName) -> Template:
         return self.prompts.train if split == "train" else self.prompts.exam
@@ -77,11 +79,11 @@ class Asking:
         )
 
     def check(self, question: dict[str, Any], document: Document | None) -> Request:
-        """The question itself, after its document or alone."""
+        """The question itself, after its document or alone, for the checker."""
         user = f"{document.text}\n\n{question['question']}" if document else question["question"]
         system = "Answer the question with a short phrase and nothing else."
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        return Request(question["id"], messages, None, _CHECK_TOKENS, self.seed, self.model)
+        return Request(question["id"], messages, None, _CHECK_TOKENS, self.seed, self.checker or self.model)
 
 
 def to_ask(reading: Reading, splits: dict[str, SplitName], asking: Asking, answers: Answers, attempt: int) -> Iterator[Request]:

@@ -214,6 +214,16 @@ def test_a_killed_build_goes_on(folder: Path, tmp_path: Path, service: Service) 
     assert not list((out / "answers").rglob("*.part.json"))
 
 
+def test_the_student_checks(folder: Path, tmp_path: Path, service: Service) -> None:
+    """Another model than the writer is asked what it knows; what the writer has said is not asked for again when the checker changes."""
+    for checker in ("student", "other"):
+        build(folder, tmp_path / "built", service, "--drop-unanswerable", "--checker", checker, "--no-ray")
+        assert manifest(tmp_path / "built")["checker"] == checker
+    asked = {model: sum(body["model"] == model for body in service.bodies) for model in ("by-rule", "student", "other")}
+    assert asked["by-rule"] == manifest(tmp_path / "built")["account"]["answers"]["used"] and asked["student"] == asked["other"] > 0
+    assert all(("response_format" in body) == (body["model"] == "by-rule") for body in service.bodies)
+
+
 def test_dry_run_asks_nothing(folder: Path, tmp_path: Path, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     build(folder, tmp_path / "built", service, "--dry-run", "--json", "--price", "1", "2")
     about = json.loads(capsys.readouterr().out)
@@ -229,6 +239,7 @@ def test_dry_run_asks_nothing(folder: Path, tmp_path: Path, service: Service, ca
         (["--endpoint", "https://me:pw@h/v1", "--model", "m"], "holds a name, a password or a query"),
         (["--endpoint", "https://h/v1"], "say which of its models"),
         (["--prompts", "nope"], "give a file or one of perpetual, pit"),
+        (["--checker", "m"], "is for --drop-known and --drop-unanswerable"),
         (["--test-share", "0.6", "--validation-share", "0.5"], "the exam needs a share above 0"),
         (["--column", "words=body"], "expected FIELD=COLUMN"),
         (["--split", "date", "--dry-run"], "needs a date on every page"),
