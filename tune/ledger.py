@@ -4,7 +4,7 @@ runs/<name>/search/search.json          what all trials have in common; other se
 runs/<name>/search/trials/<id>.json     one row a trial, written by the trial itself at every rung, whole or not at all
 runs/<name>/search/base.json            what trials start from, examined
 runs/<name>/search/scores/              answers of every exam, one Parquet file each (evaluation/score_files.py)
-runs/<name>/search/work/<id>/           where a trial works: heartbeats, logs; stages, tokens and plans are the run's own
+runs/<name>/search/work                 a folder a trial, by id, where it works: heartbeats, logs; stages, tokens and plans are the run's own
 runs/<name>/stages/                     the stage store, shared by all trials and by python -m trainer
 """
 
