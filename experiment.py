@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from console import UserError
@@ -21,10 +20,9 @@ from data.changes import RECORDS, run_and_arm
 from data.config import Arm, DataConfig, Dials, Merge, Stage, Strict, percent
 from data.curriculum import PRESETS, preset_stages
 from evaluation.config import ExamConfig
+from experiment_yaml import ExperimentError, deeper, line_at, line_of, parse, parse_override, refuse_duplicate_keys, set_value, short
 from trainer.config import ModelConfig, TrainerConfig
 from tune.config import SearchConfig
-
-_MOST_VALUES = 100_000
 
 
 class Update(Arm):
@@ -170,7 +168,7 @@ class Experiment(Strict):
         if described.preset is None:  # a model as it is
             return []
         if described.preset not in PRESETS:
-            raise ValueError(f"arms.{arm}.preset: unknown preset {_short(described.preset)}{_suggestion(described.preset, PRESETS)}")
+            raise ValueError(f"arms.{arm}.preset: unknown preset {short(described.preset)}{_suggestion(described.preset, PRESETS)}")
         try:
             dials = Dials.model_validate({**self.dials.model_dump(exclude_unset=True), **described.dials})
         except ValidationError as error:
@@ -235,10 +233,6 @@ class Experiment(Strict):
                 )
 
 
-class ExperimentError(UserError):
-    """`path:line: key: reason`, or `override a.b=c: key: reason`."""
-
-
 def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
     """Reads `path` and applies overrides such as `trainer.zero_stage=3`.
 
@@ -256,26 +250,26 @@ def read_experiment(path: str | Path, overrides: list[str] | None = None) -> tup
         raise ExperimentError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ExperimentError(f"{path}: not UTF-8 at byte {error.start}") from None
-    node, values = _yaml(text, path)
+    node, values = parse(text, path)
     if not isinstance(values, dict):
         raise ExperimentError(f"{path}:1: an experiment is a mapping of keys to values")
-    _refuse_duplicate_keys(node, path)
+    refuse_duplicate_keys(node, path)
     given: dict[tuple[str, ...], str] = {}
     for override in overrides or []:
-        keys, value = _parse_override(override)
-        _set(values, keys, value, override)
+        keys, value = parse_override(override)
+        set_value(values, keys, value, override)
         given[keys] = override
     try:
         return Experiment.model_validate(values), values
     except ValidationError as error:
         first = error.errors()[0]
         message = _plain(first)
-        loc, message = _deeper(node, tuple(first["loc"]), message)
+        loc, message = deeper(node, tuple(first["loc"]), message)
         if not loc and (named := re.match(r"[\w.-]+(?=: )", message)):  # our own validators name the key in the text
             loc, message = tuple(named[0].split(".")), message[named.end() + 2 :]
         at_fault = (*map(str, loc), *message.partition(":")[0].split("."))  # our own validators name keys below loc in the text
         blame = next((text for keys, text in given.items() if keys in (tuple(map(str, loc[: len(keys)])), at_fault[: len(keys)])), None)
-        at = f"override {blame}" if blame else f"{path}:{_line(node, loc)}"
+        at = f"override {blame}" if blame else f"{path}:{line_at(node, loc)}"
         hint = _suggestion(str(loc[-1]), _siblings(loc)) if first["type"] == "extra_forbidden" else ""
         key = ".".join(map(_key, loc))
         raise ExperimentError(f"{at}: {key + ': ' if key else ''}{message}{hint}") from None
@@ -301,58 +295,10 @@ def changed_values(values: dict[str, Any], changes: dict[str, Any]) -> dict[str,
     changed = copy.deepcopy(values)
     for key, value in changes.items():
         try:
-            _set(changed, tuple(key.split(".")), copy.deepcopy(value), key)
+            set_value(changed, tuple(key.split(".")), copy.deepcopy(value), key)
         except ExperimentError as error:
             raise UserError(str(error).removeprefix("override ")) from None
     return changed
-
-
-def _yaml(text: str, path: Path) -> tuple[yaml.Node | None, Any]:
-    """The file as nodes, which know their lines, and as values."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_large(node, path)
-        return node, yaml.safe_load(text)
-    except RecursionError:
-        raise ExperimentError(f"{path}: nested too deep; an experiment has a handful of levels") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that Python does not hold
-        if isinstance(error, ExperimentError):
-            raise
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else text.count("\n", 0, getattr(error, "position", 0)) + 1
-        reason = str(getattr(error, "problem", None) or error).splitlines()[0]
-        tab = "; indent with spaces, not tabs" if "\\t" in reason else ""
-        raise ExperimentError(f"{path}:{line}: not YAML: {reason}{tab}") from None
-
-
-def _refuse_large(root: yaml.Node | None, path: Path) -> None:
-    """An alias may stand for a node that holds aliases: a few lines that are billions of values, or one that holds itself."""
-    sizes: dict[int, int | None] = {}
-
-    def size(node: yaml.Node) -> int:
-        known = sizes.get(id(node), -1)
-        if known is None:
-            raise ExperimentError(f"{path}:{node.start_mark.line + 1}: an alias inside what it stands for")
-        if known >= 0:
-            return known
-        sizes[id(node)] = None
-        parts = node.value if isinstance(node, yaml.SequenceNode) else []
-        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else parts
-        total = 1 + sum(map(size, parts))
-        if total > _MOST_VALUES:
-            raise ExperimentError(f"{path}:{node.start_mark.line + 1}: aliases make more than {_MOST_VALUES:,} values of it")
-        sizes[id(node)] = total
-        return total
-
-    if root is not None:
-        size(root)
-
-
-def line_of(path: str | Path, key: str | tuple[str | int, ...]) -> int:
-    """1-based line of the deepest part of `key` ("arms.mine.stages.0", or its parts where one has a dot) that the file holds."""
-    node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    parts = tuple(int(part) if part.isdecimal() else part for part in key.split(".")) if isinstance(key, str) else key
-    return _line(node, parts)
 
 
 @contextmanager
@@ -373,18 +319,13 @@ def _plain(error: Any) -> str:
         return "unknown key"
     if error["type"] == "missing":
         return "missing"
-    return message[0].lower() + message[1:] + ("" if error["type"] == "value_error" else f", not {_short(error['input'])}")
+    return message[0].lower() + message[1:] + ("" if error["type"] == "value_error" else f", not {short(error['input'])}")
 
 
 def _key(part: Any) -> str:
     """A part of a key's path: a file may hold any text as a key."""
     text = str(part)
-    return text if text.isprintable() and len(text) <= 80 else _short(text)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:79] + "…"
+    return text if text.isprintable() and len(text) <= 80 else short(text)
 
 
 def _suggestion(word: str, known: Any) -> str:
@@ -406,91 +347,7 @@ def _siblings(loc: tuple[Any, ...]) -> list[str]:
     return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
-def _line(node: yaml.Node | None, loc: tuple[Any, ...]) -> int:
-    """1-based line of the deepest node of `loc` that exists."""
-    line = node.start_mark.line if node else 0
-    for key in loc:
-        if isinstance(node, yaml.MappingNode):
-            match = next(((k, v) for k, v in node.value if k.value == str(key)), None)
-            if match is None:
-                break
-            line, node = match[0].start_mark.line, match[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            node = node.value[key]
-            line = node.start_mark.line
-        else:
-            break
-    return line + 1
-
-
-def _deeper(node: yaml.Node | None, loc: tuple[Any, ...], message: str) -> tuple[tuple[Any, ...], str]:
-    """Our own validators name keys below `loc` at the beginning of the text ("space.dials.rate: reason"): as far as the file has them."""
-    for key in loc:
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        node = next((v for k, v in pairs if k.value == str(key)), None)
-    while loc and isinstance(node, yaml.MappingNode):
-        begins = [(k.value, v) for k, v in node.value if message.startswith((f"{k.value}.", f"{k.value}: "))]
-        if not begins:
-            break
-        key, node = max(begins, key=lambda pair: len(pair[0]))
-        loc, message = (*loc, key), message[len(key) :].removeprefix(".").removeprefix(": ")
-    return loc, message
-
-
-def _refuse_duplicate_keys(node: yaml.Node | None, path: Path) -> None:
-    """YAML keeps the last of two equal keys without a word."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise ExperimentError(f"{path}:{key.start_mark.line + 1}: {key.value}: given twice")
-            seen.add(key.value)
-            _refuse_duplicate_keys(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_duplicate_keys(value, path)
-
-
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """`new` over `old`; mappings in both are merged in turn, everything else is replaced."""
     both = {key: _merged(old[key], value) for key, value in new.items() if isinstance(value, dict) and isinstance(old.get(key), dict)}
     return {**old, **new, **both}
-
-
-def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
-    key, equals, value = override.partition("=")
-    if not equals or not all(part.strip() for part in key.split(".")):
-        raise ExperimentError(f"override {override}: expected key=value, e.g. trainer.zero_stage=3")
-    try:
-        return tuple(key.strip().split(".")), _yaml_value(value)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise ExperimentError(f"override {_short(override)}: the value is not YAML") from None
-
-
-def _yaml_value(text: str) -> Any:
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        try:
-            return float(value)  # YAML 1.1 takes 3e-5 (no dot) for a string
-        except ValueError:
-            return value
-    return value
-
-
-def _set(values: dict[str, Any], keys: tuple[str, ...], value: Any, override: str) -> None:
-    at: Any = values
-    for key in keys[:-1]:
-        if isinstance(at, list) and key.isdigit() and int(key) < len(at):
-            at = at[int(key)]
-        elif isinstance(at, dict):
-            if at.get(key) is None:
-                at[key] = {}
-            at = at[key]
-        else:
-            raise ExperimentError(f"override {override}: {key} is not below {'.'.join(keys[: keys.index(key)])}")
-    if isinstance(at, list) and keys[-1].isdigit() and int(keys[-1]) < len(at):
-        at[int(keys[-1])] = value
-    elif isinstance(at, dict):
-        at[keys[-1]] = value
-    else:
-        raise ExperimentError(f"override {override}: {'.'.join(keys[:-1])} holds no keys")

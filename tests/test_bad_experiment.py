@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from experiment import ExperimentError, load_experiment
+from experiment import load_experiment
+from experiment_yaml import ExperimentError
 
 GOOD = "name: x\ndata: {bios: {train_people: 5}}\nmodel: {tiny: {}}\narms: {pit: {preset: pit}}\n"
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

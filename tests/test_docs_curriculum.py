@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import console
-from experiment import ExperimentError, line_of
+from experiment_yaml import ExperimentError, line_of
 from tests.conftest import ROOT
 from trainer.__main__ import main
 

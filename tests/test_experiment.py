@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiment import ExperimentError, load_experiment
+from experiment import load_experiment
+from experiment_yaml import ExperimentError
 from tests.conftest import ROOT
 
 DEMO = ROOT / "experiments/bios_cpu.yaml"

@@ -42,7 +42,7 @@ def test_arrow_check_sees_an_import(tmp_path: Path) -> None:
 
 
 def test_settings_import_nothing_heavy() -> None:
-    for path in [ROOT / "experiment.py", *ROOT.glob("*/config.py")]:
+    for path in [ROOT / "experiment.py", ROOT / "experiment_yaml.py", *ROOT.glob("*/config.py")]:
         assert not imported_by(path) & {"torch", "ray", "vllm", "transformers", "deepspeed"}, path
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from console import UserError
-from experiment import Experiment, ExperimentError, line_of, with_changes
+from experiment import Experiment, with_changes
+from experiment_yaml import ExperimentError, line_of
 from tune.config import Axis, SearchConfig
 
 Values = dict[str, Any]

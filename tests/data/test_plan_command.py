@@ -9,7 +9,8 @@ import pytest
 
 from console import UserError
 from data.__main__ import main
-from experiment import ExperimentError, line_of, load_experiment
+from experiment import load_experiment
+from experiment_yaml import ExperimentError, line_of
 from tests.conftest import ROOT
 
 EXPERIMENT = """\

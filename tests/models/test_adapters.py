@@ -11,7 +11,8 @@ import torch
 
 from console import UserError
 from data.adapters import KINDS, Adapter
-from experiment import ExperimentError, load_experiment
+from experiment import load_experiment
+from experiment_yaml import ExperimentError
 from tests.conftest import ROOT
 from tests.models.families import FAMILIES, save_model
 from trainer.adapter import MergedWeights, check_adapter, inject, trained_parameters

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from console import UserError
-from experiment import ExperimentError, load_experiment
+from experiment import load_experiment
+from experiment_yaml import ExperimentError
 from tests.conftest import ROOT
 from trainer import run
 from trainer.config import ModelConfig

@@ -6,7 +6,8 @@ import optuna
 import pytest
 
 from console import UserError
-from experiment import ExperimentError, read_experiment
+from experiment import read_experiment
+from experiment_yaml import ExperimentError
 from tests.conftest import ROOT
 from tune.config import Axis, SearchConfig
 from tune.space import arm_of, as_params, check_space, crossings, distributions, for_trial, in_words, listed_trials, suggest, trial_id
