@@ -5,8 +5,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.groups import Groups
 
 pytest_plugins = ["tests.faults.table"]
 
@@ -25,6 +29,15 @@ def ray_cluster() -> Iterator[str]:
     )
     yield context.address_info["address"]
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def groups() -> Iterator["Groups"]:
+    from tests.groups import Groups
+
+    server = Groups()
+    yield server
+    server.close()
 
 
 @pytest.fixture

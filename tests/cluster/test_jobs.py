@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,20 @@ from cluster.jobs import job_environment, last_line, status_lines
 from console import UserError
 from tests.cluster.conftest import BIN, TOKEN, Machines, free_port
 from tests.conftest import ROOT
-from tests.faults.conftest import Groups, oracle, write_experiment
+from tests.faults.conftest import oracle, write_experiment
 from tests.faults.promises import F3
+from tests.groups import Groups
 
 pytestmark = pytest.mark.timeout(1200)
 RAY, PYTHON = str(BIN / "ray"), sys.executable
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def undisturbed(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What two processes without Ray make of the same experiment: losses, weights, plans."""
-    groups = Groups()
     folder = tmp_path_factory.mktemp("local")
-    try:
-        assert groups(write_experiment(folder), limit_s=200) == [0, 0]
-        yield oracle(folder / "runs" / "small")
-    finally:
-        groups.close()
+    assert groups(write_experiment(folder), limit_s=200) == [0, 0]
+    return oracle(folder / "runs" / "small")
 
 
 def http(machines: Machines) -> str:

@@ -1,16 +1,12 @@
 """What fault tests share: a small experiment, groups of processes, the oracle, and the table that `make faults` prints."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.groups import Groups
 
 # Two stages of 60 and 40 steps of tiny work; a checkpoint every 10 steps.
 EXPERIMENT = """\
@@ -48,45 +44,6 @@ def oracle(run: Path, every: int = 1) -> dict[str, Any]:
         totals = {name: manifest["totals"][name] for name in ("steps", "tokens", "bad_steps")}
         stages[path.parent.name] = (steps, manifest["weights_sha256"], manifest["job"]["plan_sha256"], totals)
     return stages
-
-
-class Groups:
-    """Starts groups of training processes through the fork server (tests/faults/forked.py)."""
-
-    def __init__(self) -> None:
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.forked"],
-            cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        assert json.loads(self._answer()) == {"ready": True}
-
-    def _answer(self) -> str:
-        assert self._server.stdout is not None
-        line = self._server.stdout.readline()
-        assert line, "the fork server died"
-        return line
-
-    def __call__(self, experiment: Path, *overrides: str, world_size: int = 2, limit_s: float = 60, **env: str) -> list[int]:
-        """Exit codes of the ranks; env: e.g. STUDYHALL_FAIL="step.begin=kill@7"."""
-        assert self._server.stdin is not None
-        request = {"experiment": str(experiment), "overrides": overrides, "world_size": world_size, "env": env, "limit_s": limit_s}
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        answer = json.loads(self._answer())
-        self.error = answer.get("error", "")
-        return list(answer["codes"])
-
-    def close(self) -> None:
-        self._server.kill()
-        self._server.wait(timeout=10)
-
-
-@pytest.fixture(scope="session")
-def groups() -> Iterator[Groups]:
-    server = Groups()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import Groups, oracle, write_experiment
+from tests.faults.conftest import oracle, write_experiment
+from tests.groups import Groups
 from trainer.checkpoint import checkpoints
 from trainer.mirror import Mirror
 from trainer.retention import find_waste

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import Groups, events_of, oracle, write_experiment
-from tests.faults.forked import EXIT_CORRUPT
+from tests.faults.conftest import events_of, oracle, write_experiment
 from tests.faults.promises import F1, F2, F6, F7, F8, F9, F10, F11, F12
+from tests.forked import EXIT_CORRUPT
+from tests.groups import Groups
 from trainer.checkpoint import checkpoints
 
 

@@ -1,11 +1,6 @@
-"""The steps of tests/numerics/steps.py with adapters, whole and resumed after two, made as the trainer makes them: run by test_adapter.py.
-
-python -m tests.numerics.adapter_steps OUT WORLD_SIZE RANK PORT
-"""
+"""The steps of tests/numerics/steps.py with adapters, whole and resumed after two, made as the trainer makes them: run by test_adapter.py."""
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +56,7 @@ def finish(out: Path, folder: Path, case: tuple[int, str, str], made: Any, paren
     torch.distributed.barrier()
 
 
-def main() -> None:
-    out, world_size, rank, port = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), DS_ACCELERATOR="cpu"
-    )
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+def main(out: Path, world_size: int, rank: int) -> None:
     from trainer.checkpoint import Checkpoint
     from trainer.fragment_file import write_fragments
 
@@ -88,8 +77,3 @@ def main() -> None:
         made, parent = make(out, case, Checkpoint(folder / "saved", resume.SAVED_AT, manifest))
         resume.run(made.engine, resume.SAVED_AT, steps.NUM_STEPS, rank, world_size)
         finish(out, folder / "resumed", case, made, parent, rank, world_size)
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,5 @@
-"""The steps of tests/numerics/steps.py with half of the matrices frozen, whole, and some resumed after two: run by test_freeze.py.
+"""The steps of tests/numerics/steps.py with half of the matrices frozen, whole, and some resumed after two: run by test_freeze.py."""
 
-python -m tests.numerics.frozen_steps OUT WORLD_SIZE RANK PORT
-"""
-
-import os
-import sys
 from pathlib import Path
 
 import torch
@@ -53,13 +48,7 @@ def engine_of(zero_stage: int, precision: str, saved: Path | None, world_size: i
     return engine
 
 
-def main() -> None:
-    out, world_size, rank, port = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), DS_ACCELERATOR="cpu"
-    )
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+def main(out: Path, world_size: int, rank: int) -> None:
     from trainer.fragment_file import write_fragments
     from trainer.freeze import exact_fragments
 
@@ -79,8 +68,3 @@ def main() -> None:
         write_fragments(folder / "resumed", rank, exact_fragments(engine.fragments(), engine.module, Start()))
         engine.close()
         torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,6 @@
-"""The steps of tests/numerics/steps.py with the optimiser's states in host memory, beside the same without.
-
-python -m tests.numerics.offload_steps OUT WORLD_SIZE RANK PORT
-"""
+"""The steps of tests/numerics/steps.py with the optimiser's states in host memory, beside the same without."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import torch
@@ -15,13 +10,7 @@ from tests.numerics.steps import CONFIG, made_model, run_steps
 CASES = [(stage, precision) for precision in ("fp32", "bf16") for stage in (1, 2, 3)]
 
 
-def main() -> None:
-    out, world_size, rank, port = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), DS_ACCELERATOR="cpu"
-    )
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+def main(out: Path, world_size: int, rank: int) -> None:
     from trainer.engine import DeepSpeedEngine
     from trainer.fragment_file import write_fragments
 
@@ -44,8 +33,3 @@ def main() -> None:
                 )
             engine.close()
             torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

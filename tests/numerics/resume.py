@@ -1,12 +1,9 @@
 """Four steps with a save after two, and the last two again from the save: run by test_resume.py in a gloo process group.
 
-python -m tests.numerics.resume OUT WORLD_SIZE RANK PORT [SAVED_BY SAVED_ZERO]: without the last two: every case whole, saved, and resumed;
-with them: every case resumed from what SAVED_BY ranks saved under ZeRO-SAVED_ZERO.
+Without saved_by: every case whole, saved, and resumed; with it: every case resumed from what so many ranks saved under ZeRO-saved_zero.
 """
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import torch
@@ -52,21 +49,14 @@ def engine_from(folder: Path | None, saved_by: int, zero_stage: int, precision: 
     return engine
 
 
-def main() -> None:
-    out, world_size, rank, port = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), DS_ACCELERATOR="cpu"
-    )
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+def main(out: Path, world_size: int, rank: int, saved_by: str = "", saved_zero: str = "") -> None:
     from trainer.fragment_file import write_fragments
 
-    elsewhere = (int(sys.argv[5]), sys.argv[6]) if len(sys.argv) > 5 else None
     for zero_stage, precision in CASES:
         folder = out / f"zero{zero_stage}-{precision}"
         result: dict[str, object] = {}
-        if elsewhere:
-            saved = out.parent / "first" / f"zero{elsewhere[1]}-{precision}" / "saved"
+        if saved_by:
+            saved = out.parent / "first" / f"zero{saved_zero}-{precision}" / "saved"
         else:
             saved = folder / "saved"
             engine = engine_from(None, 0, zero_stage, precision)
@@ -76,7 +66,7 @@ def main() -> None:
             write_fragments(folder / "whole", rank, engine.state_fragments())
             engine.close()
             torch.distributed.barrier()
-        engine = engine_from(saved, elsewhere[0] if elsewhere else world_size, zero_stage, precision)
+        engine = engine_from(saved, int(saved_by or world_size), zero_stage, precision)
         result["resumed"] = run(engine, SAVED_AT, steps.NUM_STEPS, rank, world_size)
         result["optimizer_steps"] = engine.optimizer_steps()
         write_fragments(folder / "resumed", rank, engine.state_fragments())
@@ -84,8 +74,3 @@ def main() -> None:
         torch.distributed.barrier()
         if rank == 0:
             (folder / "result.json").write_text(json.dumps(result))
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

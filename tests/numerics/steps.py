@@ -1,11 +1,6 @@
-"""A few optimiser steps on uneven made items, by DeepSpeed in a gloo process group or by plain torch: run by the tests below.
-
-python -m tests.numerics.steps OUT WORLD_SIZE RANK PORT
-"""
+"""A few optimiser steps on uneven made items, by DeepSpeed in a gloo process group or by plain torch: run by the tests below."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,13 +60,7 @@ def run_steps(engine: Engine, rank: int, world_size: int) -> tuple[list[torch.Te
     return losses, norms
 
 
-def main() -> None:
-    out, world_size, rank, port = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), DS_ACCELERATOR="cpu"
-    )
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+def main(out: Path, world_size: int, rank: int) -> None:
     from trainer.engine import DeepSpeedEngine
     from trainer.fragment_file import write_fragments
 
@@ -92,8 +81,3 @@ def main() -> None:
             (out / name / "result.json").write_text(json.dumps({"losses": totals.tolist(), "norms": norms}))
         engine.close()
         torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from data.rows import step_rows
+from tests.groups import Groups
 from tests.numerics import adapter_steps, steps
 from tests.numerics.adapter_steps import ADAPTERS, CASES, NUMBER, RESUMED, SEED, model_folder
-from tests.numerics.test_zero import launch
 from trainer.adapter import inject, peft_config, trained_parameters
 from trainer.model import build_model
 from trainer.plain import PlainEngine
@@ -22,11 +22,11 @@ WORLD_SIZE = 2
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("adapter")
     model: Any = steps.made_model()
     model.save_pretrained(model_folder(out))
-    return launch(out, WORLD_SIZE, "adapter_steps")
+    return groups.call("tests.numerics.adapter_steps", out, WORLD_SIZE)
 
 
 class Oracle:

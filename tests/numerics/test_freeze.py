@@ -1,17 +1,12 @@
 """Half fine-tuning: what is frozen keeps its bits through DeepSpeed and the written fragments, the rest moves as in plain torch."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.groups import Groups
 from tests.numerics import steps
 from tests.numerics.frozen_steps import CASES, NUMBER, RESUMED, SEED, STAGE, Start
 from trainer.freeze import freeze, frozen_parameters
@@ -24,25 +19,8 @@ WORLD_SIZE = 2
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("frozen")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tests.numerics.frozen_steps", str(out), str(WORLD_SIZE)]
-    logs = [(out / f"{rank}.log").open("w") for rank in range(WORLD_SIZE)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [subprocess.Popen([*command, str(rank), str(port)], cwd=ROOT, env=env, stdout=log, stderr=log) for rank, log in enumerate(logs)]
-    deadline = time.monotonic() + 280
-    try:  # a rank that fails leaves the other waiting for ever
-        while not all(process.poll() == 0 for process in ranks):
-            failed = [rank for rank, process in enumerate(ranks) if process.poll()]
-            assert not failed and time.monotonic() < deadline, (failed, *((out / f"{n}.log").read_text()[-2000:] for n in failed or (0, 1)))
-            time.sleep(0.2)
-    finally:
-        for process in ranks:
-            process.kill()
-    return out
+def results(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return groups.call("tests.numerics.frozen_steps", tmp_path_factory.mktemp("frozen"), WORLD_SIZE)
 
 
 @pytest.mark.parametrize(("zero_stage", "precision"), CASES)

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.groups import Groups
 from tests.numerics.offload_steps import CASES
 from tests.numerics.steps import made_model
-from tests.numerics.test_zero import SHAPES, launch
+from tests.numerics.test_zero import SHAPES
 from trainer.engine import MOMENTS
 from trainer.weights import FragmentWeights
 
@@ -19,8 +20,8 @@ ANOTHER_CLASS = (1, "bf16")
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return launch(tmp_path_factory.mktemp("offload"), WORLD_SIZE, "offload_steps")
+def results(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return groups.call("tests.numerics.offload_steps", tmp_path_factory.mktemp("offload"), WORLD_SIZE)
 
 
 def both(results: Path, zero_stage: int, precision: str) -> list[dict[str, Any]]:

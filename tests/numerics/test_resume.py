@@ -6,28 +6,28 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.groups import Groups
 from tests.numerics.resume import CASES, SAVED_AT, SHAPES
-from tests.numerics.test_zero import launch
 from trainer.weights import FragmentWeights
 
 NAMES = [f"zero{zero_stage}-{precision}" for zero_stage, precision in CASES]
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def first(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks: whole runs, their saves, and each resumed as it was."""
     folder = tmp_path_factory.mktemp("resume") / "first"
     folder.mkdir()
-    return launch(folder, 2, "resume")
+    return groups.call("tests.numerics.resume", folder, 2)
 
 
 @pytest.fixture(scope="module", params=[(3, "1"), (1, "3")])
-def elsewhere(request: pytest.FixtureRequest, first: Path) -> tuple[Path, int, str]:
+def elsewhere(request: pytest.FixtureRequest, groups: Groups, first: Path) -> tuple[Path, int, str]:
     """Every case resumed by 3 ranks from ZeRO 1's save, and by 1 rank from ZeRO 3's."""
     world_size, saved_zero = request.param
     folder = first.parent / f"from-zero-{saved_zero}"
     folder.mkdir()
-    return launch(folder, world_size, "resume", "2", saved_zero), world_size, saved_zero
+    return groups.call("tests.numerics.resume", folder, world_size, "2", saved_zero), world_size, saved_zero
 
 
 @pytest.mark.parametrize("name", NAMES)

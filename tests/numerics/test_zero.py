@@ -1,17 +1,13 @@
 """DeepSpeed's steps equal plain torch's: any ZeRO stage, 1, 2 and 4 workers, uneven micro-steps, clipping."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from data.rows import step_rows
-from tests.conftest import ROOT
+from tests.groups import Groups
 from tests.numerics import steps
 from trainer.plain import PlainEngine
 from trainer.step import optimiser_step
@@ -20,40 +16,14 @@ from trainer.weights import FragmentWeights
 SHAPES = {name: list(p.shape) for name, p in steps.made_model().named_parameters()}
 
 
-def launch(out: Path, world_size: int, module: str = "steps", *arguments: str) -> Path:
-    """Runs tests.numerics.<module> in a gloo group of this many processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    logs = [(out / f"{rank}.log").open("w") for rank in range(world_size)]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", f"tests.numerics.{module}", str(out), str(world_size), str(rank), str(port), *arguments],
-            cwd=ROOT,
-            env=env,
-            stdout=log,
-            stderr=log,
-        )
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        codes = [process.wait(timeout=240) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert codes == [0] * world_size, (out / "0.log").read_text()[-3000:]
-    return out
-
-
 def world_size_of(results: Path) -> int:
     return len(list(results.glob("*.log")))
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 4])  # 3 divides few parameters: the last shares are padded
-def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(request: pytest.FixtureRequest, groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process group per world size runs every ZeRO stage."""
-    return launch(tmp_path_factory.mktemp(f"world{request.param}"), request.param)
+    return groups.call("tests.numerics.steps", tmp_path_factory.mktemp(f"world{request.param}"), request.param)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,12 @@
-"""A server that starts groups of training processes in a second: it has imported everything, and forks. Without Ray.
+"""A server that starts groups of processes in a second: it has imported everything, and forks. Without Ray.
 
-python -m tests.faults.forked; one JSON request a line on stdin: {"experiment": PATH, "overrides": [], "world_size": 2, "env": {}, "limit_s": 60};
-one JSON answer a line on stdout: {"codes": [0, 0], "pids": [...]}; negative codes are signals. A process's output goes to <experiment>.<rank>.log.
+python -m tests.forked; one JSON request a line on stdin, one JSON answer a line on stdout: {"codes": [0, 0]}; negative codes are signals.
+{"experiment": PATH, "overrides": [], "world_size": 2, "env": {}, "limit_s": 60} trains as the driver and its workers would; a process's output
+goes to <experiment>.<rank>.log. {"module": NAME, "out": FOLDER, "arguments": [], …} calls NAME.main(out, world_size, rank, *arguments) in each
+process of a gloo group; output goes to <out>/<rank>.log.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -11,7 +14,9 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import deepspeed  # noqa: F401  imported before forking: that is what takes the time
 import torch
@@ -35,11 +40,7 @@ def prepared_for(experiment: Experiment) -> run.Prepared:
     return run.prepare(experiment.folder, experiment.data, experiment.model, experiment.trainer, arms, experiment.seed, False)
 
 
-def _rank(experiment: Experiment, rank: int, world_size: int, port: int, env: dict[str, str]) -> int:
-    os.environ.update(env)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+def _train(experiment: Experiment) -> None:
     prepared = prepared_for(experiment)  # reads what the driver's turn has made
     todo = run.pending(experiment.folder, prepared)
     settings = WorkerSettings(
@@ -51,18 +52,17 @@ def _rank(experiment: Experiment, rank: int, world_size: int, port: int, env: di
         drive.rows_without_ray(prepared, experiment.seed),
         resume_points(StageStore(experiment.folder), todo),
     )
-    torch.distributed.destroy_process_group()
-    return 0
 
 
-def _child(work, log: Path) -> None:  # type: ignore[no-untyped-def]
+def _child(work: Callable[[], object], log: Path) -> None:
     """Runs `work` in a forked process and never returns."""
     code = 1
     try:
         with log.open("a") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        code = work()
+        work()
+        code = 0
     except CorruptFile:
         traceback.print_exc()
         code = EXIT_CORRUPT
@@ -77,31 +77,30 @@ def _child(work, log: Path) -> None:  # type: ignore[no-untyped-def]
         os._exit(code)
 
 
-def _group(request: dict) -> dict:  # type: ignore[type-arg]
-    experiment = load_experiment(request["experiment"], request["overrides"])
-    experiment.folder.mkdir(parents=True, exist_ok=True)
-    (experiment.folder / "logs").mkdir(exist_ok=True)
-    # Nothing that starts threads may run in the server: a forked child would wait for locks that nobody holds any more.
-    driver = os.fork()
-    if driver == 0:
-        _child(lambda: 0 if prepared_for(experiment) else 1, Path(f"{request['experiment']}.driver.log"))
-    code = os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1])
-    if code:
-        return {"codes": [code], "error": Path(f"{request['experiment']}.driver.log").read_text()}
+def _fork(work: Callable[[], object], log: Path) -> int:
+    pid = os.fork()
+    if pid == 0:
+        _child(work, log)
+    return pid
+
+
+def _group(world_size: int, work: Callable[[int], object], log: Callable[[int], Path], env: dict[str, str], limit_s: float) -> list[int]:
+    """Exit codes of `work(rank)` in the processes of a gloo group."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    pids = []
-    for rank in range(request["world_size"]):
-        pid = os.fork()
-        if pid == 0:
-            _child(
-                lambda rank=rank: _rank(experiment, rank, request["world_size"], port, request["env"]),
-                Path(f"{request['experiment']}.{rank}.log"),
-            )
-        pids.append(pid)
+
+    def in_group(rank: int) -> None:
+        os.environ.update(env)
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
+        torch.set_num_threads(1)
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+        work(rank)
+        torch.distributed.destroy_process_group()
+
+    pids = [_fork(lambda rank=rank: in_group(rank), log(rank)) for rank in range(world_size)]  # type: ignore[misc]
     codes: dict[int, int] = {}
-    deadline = time.monotonic() + request["limit_s"]
+    deadline = time.monotonic() + limit_s
     while len(codes) < len(pids):
         for pid in pids:
             if pid not in codes and (ended := os.waitpid(pid, os.WNOHANG))[0]:
@@ -113,7 +112,27 @@ def _group(request: dict) -> dict:  # type: ignore[type-arg]
                 os.kill(pid, signal.SIGKILL)
                 codes[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         time.sleep(0.02)
-    return {"codes": [codes[pid] for pid in pids]}
+    return [codes[pid] for pid in pids]
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    world_size, env, limit_s = request["world_size"], request["env"], request["limit_s"]
+    if module := request.get("module"):
+        out, arguments = Path(request["out"]), request["arguments"]
+
+        def call(rank: int) -> None:
+            importlib.import_module(module).main(out, world_size, rank, *arguments)
+
+        return {"codes": _group(world_size, call, lambda rank: out / f"{rank}.log", env, limit_s)}
+    path = request["experiment"]
+    experiment = load_experiment(path, request["overrides"])
+    experiment.folder.mkdir(parents=True, exist_ok=True)
+    (experiment.folder / "logs").mkdir(exist_ok=True)
+    # Nothing that starts threads may run in the server: a forked child would wait for locks that nobody holds any more.
+    driver = _fork(lambda: prepared_for(experiment), Path(f"{path}.driver.log"))
+    if code := os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1]):
+        return {"codes": [code], "error": Path(f"{path}.driver.log").read_text()}
+    return {"codes": _group(world_size, lambda rank: _train(experiment), lambda rank: Path(f"{path}.{rank}.log"), env, limit_s)}
 
 
 def main() -> None:
@@ -123,7 +142,7 @@ def main() -> None:
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         try:
-            answer = _group(json.loads(line))
+            answer = _answer(json.loads(line))
         except UserError as error:
             answer = {"error": str(error), "codes": [2]}
         except Exception as error:
