@@ -25,7 +25,7 @@ def streamed(tiny: bool, steps: int) -> dict[str, Any]:
 
     from cluster.connect import connected
     from data.rows import rank_rows
-    from data.stream import RankShares, StreamSpec, iterate, step_numbers
+    from data.stream import RankShares, StreamSpec, iterate, step_spans
 
     shape = gpu_steps.TINY if tiny else gpu_steps.SHAPES["1b"]
     items = 4 if tiny else STEP_ITEMS
@@ -41,7 +41,7 @@ def streamed(tiny: bool, steps: int) -> dict[str, Any]:
         step = gpu_steps.ours(gpu_steps.Setting(shape, tiny))
         waiting = list(rank_rows(plan, store, 0, 1, capacity, "token"))
         for _ in range(ROUNDS):
-            [share] = RankShares({"s": spec}).configure({"s": step_numbers(spec)}, 1, None, None)
+            [share] = RankShares({"s": spec}).configure({"s": step_spans(spec)}, 1, None, None)
             for kind, rows in (("stream", iterate(share["s"], 120)), ("memory", iter(waiting))):
                 spent = []
                 batches = itertools.groupby(rows, key=lambda row: row["step"])

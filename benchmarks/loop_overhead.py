@@ -25,7 +25,7 @@ from console import door, say
 from data.config import Mix, Stage
 from data.plan import load_plan
 from data.rows import rank_rows
-from data.stream import RankShares, StreamSpec, iterate, step_numbers
+from data.stream import RankShares, StreamSpec, iterate, step_spans
 from data.tokens import open_store
 from trainer.config import TrainerConfig
 
@@ -117,7 +117,7 @@ def run(folder: Path, hidden: int) -> dict[str, Any]:
         train_loop_config={"folder": str(folder), "plan": spec.plan, "tokens": spec.tokens, "hidden": hidden},
         torch_config=TorchConfig(backend="gloo", timeout_s=600),
         scaling_config=ray.train.ScalingConfig(num_workers=WORLD_SIZE, resources_per_worker={"CPU": 1}),
-        datasets={name: step_numbers(spec) for name in specs},
+        datasets={name: step_spans(spec) for name in specs},
         dataset_config=RankShares(specs),
         run_config=ray.train.RunConfig(name=f"overhead-{time.time_ns()}", storage_path=str(folder / "ray")),
     ).fit()

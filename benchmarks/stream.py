@@ -29,7 +29,7 @@ from benchmarks.tiny import made_store, plan_of, save_store
 from cluster.connect import connected
 from console import door, progress
 from data.rows import rank_rows
-from data.stream import RankShares, StreamSpec, iterate, step_numbers
+from data.stream import RankShares, StreamSpec, iterate, step_spans
 from data.tokens import TokenStore
 
 ROWS, ROW_TOKENS, WORLD_SIZE = 8, 2048, 2
@@ -42,7 +42,7 @@ GOALS = {"data_wait": 0.01, "ratio": 0.5}
 
 
 def ours(spec: StreamSpec, rank: int, world_size: int) -> Iterator[Any]:
-    shares = RankShares({"s": spec}).configure({"s": step_numbers(spec)}, world_size, None, None)
+    shares = RankShares({"s": spec}).configure({"s": step_spans(spec)}, world_size, None, None)
     rows = iterate(shares[rank]["s"], timeout_s=60)
     for _, batch in itertools.groupby(rows, key=lambda row: row["step"]):
         yield list(batch)

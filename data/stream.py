@@ -26,7 +26,11 @@ from failpoints import hit
 
 STREAM_CPUS = 0.25
 """Logical CPUs of one rank's stream; the driver must leave world_size × this free, or ranks wait for rows for ever."""
-_BLOCK_STEPS = 32  # steps made by one Ray task: a task costs ~10 ms, whatever it makes
+_SPAN_STEPS = (
+    2048  # steps made by one Ray task: what is made again when its process dies; a task costs ~10 ms, and a stage's are listed at its start
+)
+_CHUNK_STEPS = 16  # steps handed on at once by a task
+_BLOCK_BYTES = 2**18  # a task's rows leave it in blocks of about this size, and it makes no more than two ahead
 
 
 @dataclass(frozen=True)
@@ -63,39 +67,37 @@ class RankShares(ray.train.DataConfig):
         ]
 
 
-def step_numbers(spec: StreamSpec) -> ray.data.Dataset:
-    """The dataset of step numbers behind a stage's streams; lazy."""
-    left = spec.num_steps - spec.first_step
-    return ray.data.range(left, override_num_blocks=max(1, -(-left // _BLOCK_STEPS)))
+def step_spans(spec: StreamSpec) -> ray.data.Dataset:
+    """The dataset behind a stage's streams, {"first", "end"} of consecutive steps; lazy.
+
+    Few and long: Ray Data goes round all blocks of an input before the first of its output arrives (13 ms each).
+    """
+    firsts = range(spec.first_step, spec.num_steps, _SPAN_STEPS)
+    spans = [{"first": first, "end": min(first + _SPAN_STEPS, spec.num_steps)} for first in firsts]
+    return ray.data.from_items(spans, override_num_blocks=len(spans))
 
 
-def share(spec: StreamSpec, steps: ray.data.Dataset, rank: int, world_size: int) -> ray.data.Dataset:
+def share(spec: StreamSpec, spans: ray.data.Dataset, rank: int, world_size: int) -> ray.data.Dataset:
     """One rank's rows, in the order of steps and micro-steps."""
 
-    def rows(block: dict[str, np.ndarray]) -> dict[str, Any]:
+    def rows(block: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         plan, store = _opened(spec.plan, spec.tokens, spec.reading.wording)
-        hit("stream.rows")
-        made = [
-            row
-            for step in block["id"]
-            for row in step_rows(
-                plan,
-                store,
-                int(step) + spec.first_step,
-                rank,
-                world_size,
-                spec.capacity,
-                spec.loss,
-                spec.reading,
-                spec.longest,
-                spec.one_item,
-            )
-        ]
-        # Arrays of different lengths travel as bytes: no ragged-tensor conversion, and the types are exact on arrival.
-        return {key: [value.tobytes() if isinstance(value, np.ndarray) else value for value in (r[key] for r in made)] for key in made[0]}
+        for first, end in zip(block["first"], block["end"], strict=True):
+            for begin in range(first, end, _CHUNK_STEPS):
+                hit("stream.rows")
+                made = [
+                    row
+                    for step in range(begin, min(begin + _CHUNK_STEPS, end))
+                    for row in step_rows(
+                        plan, store, step, rank, world_size, spec.capacity, spec.loss, spec.reading, spec.longest, spec.one_item
+                    )
+                ]
+                # Arrays of different lengths travel as bytes: no ragged-tensor conversion, and the types are exact on arrival.
+                yield {key: [v.tobytes() if isinstance(v, np.ndarray) else v for v in (row[key] for row in made)] for key in made[0]}
 
-    stream = steps.map_batches(rows, batch_size=None, num_cpus=STREAM_CPUS, concurrency=1)
+    stream = spans.map_batches(rows, batch_size=None, num_cpus=STREAM_CPUS, concurrency=1)
     stream.context.execution_options.preserve_order = True  # without it steps arrive interleaved
+    stream.context.target_max_block_size = _BLOCK_BYTES
     stream.context.enable_progress_bars = False
     return stream
 

@@ -3,15 +3,18 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
 if TYPE_CHECKING:
     from tests.groups import Groups
+    from tests.watched import Watched
 
+MainJob: TypeAlias = "tuple[Path, Watched]"
 pytest_plugins = ["tests.faults.table"]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +32,34 @@ def ray_cluster() -> Iterator[str]:
     )
     yield context.address_info["address"]
     ray.shutdown()
+
+
+# 8 people, each seen often: a tiny model memorises them through the whole stack.
+MAIN_JOB = """\
+name: small
+runs: {runs}
+data:
+  bios: {{replay_people: 0, train_people: 8, test_people: 4}}
+model:
+  tiny: {{hidden_size: 64, layers: 2}}
+dials: {{batch_items: 24, rate_documents: 3.0e-3, rate_questions: 3.0e-3, epochs_documents: 4, epochs_instruction: 40, epochs_pit: 40, sample_questions: 16}}
+arms:
+  standard: {{preset: standard}}
+  pit: {{preset: pit}}
+trainer: {{row_tokens: 256}}
+exam: {{resamples: 200, answer_tokens: 8}}
+"""
+
+
+@pytest.fixture(scope="session")
+def main_job() -> Iterator["MainJob"]:
+    """(its folder, what it said): `python -m trainer small.yaml`, trained and examined as by a user, once a session."""
+    from tests.watched import watch
+
+    with tempfile.TemporaryDirectory(prefix="sc", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / "small.yaml").write_text(MAIN_JOB.format(runs=folder / "runs"))
+        yield folder, watch(folder, folder / "small.yaml", "trainer")
 
 
 @pytest.fixture(scope="session")

@@ -1,55 +1,39 @@
 """The main job, small and whole: real Ray, DeepSpeed and vLLM; a second run, a changed experiment, a wrong one."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.conftest import ROOT
-
-# 8 people, each seen often: a tiny model memorises them through the whole stack.
-EXPERIMENT = """\
-name: small
-runs: {runs}
-data:
-  bios: {{replay_people: 0, train_people: 8, test_people: 4}}
-model:
-  tiny: {{hidden_size: 64, layers: 2}}
-dials: {{batch_items: 24, rate_documents: 3.0e-3, rate_questions: 3.0e-3, epochs_documents: 4, epochs_instruction: 40, epochs_pit: 40, sample_questions: 16}}
-arms:
-  standard: {{preset: standard}}
-  pit: {{preset: pit}}
-trainer: {{row_tokens: 256}}
-exam: {{resamples: 200, answer_tokens: 8}}
-"""
+from tests.conftest import ROOT, MainJob
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("main")
-    (folder / "small.yaml").write_text(EXPERIMENT.format(runs=folder / "runs"))
-    return folder
+def folder(main_job: MainJob) -> Path:
+    return main_job[0]
 
 
 @pytest.fixture(scope="module")
-def first_run(ray_cluster: str, folder: Path):  # type: ignore[no-untyped-def]
-    import os
-    import subprocess
-    import sys
+def first_run(ray_cluster: str, main_job: MainJob):  # type: ignore[no-untyped-def]
+    """(the run, a function that runs the same command with other arguments on the cluster of these tests)."""
+    folder, done = main_job
 
     def run(*arguments: str):  # type: ignore[no-untyped-def]
         command = [sys.executable, "-m", "trainer", str(folder / "small.yaml"), *arguments]
         env = {**os.environ, "RAY_ADDRESS": ray_cluster, "DS_ACCELERATOR": "cpu"}
         return subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=280)
 
-    return run(), run
+    return done, run
 
 
 def test_trains_examines_and_prints_the_table(first_run, folder: Path) -> None:  # type: ignore[no-untyped-def]
     done, _ = first_run
-    assert done.returncode == 0, done.stderr + "".join(p.read_text()[-3000:] for p in (folder / "runs/small/logs").glob("*.log"))
+    assert done.code == 0, done.stderr + "".join(p.read_text()[-3000:] for p in (folder / "runs/small/logs").glob("*.log"))
     assert "pit" in done.stdout and "standard" in done.stdout and "report.md" in done.stdout + done.stderr
     report = json.loads((folder / "runs/small/report.json").read_text())
     assert set(report["arms"]) == {"base", "standard", "pit"}
@@ -132,10 +116,10 @@ def test_one_process_without_ray_trains_the_same(first_run, folder: Path) -> Non
     from trainer.weights import FragmentWeights
 
     _, run = first_run
-    done = run("--no-ray", "--no-exam", f"runs={folder / 'alone'}")
+    done = run("--no-ray", "--no-exam", f"runs={folder / 'alone'}", "arms={standard: {preset: standard}}")
     assert done.returncode == 0, done.stderr
-    keys = {path.name for path in (folder / "runs/small/stages").iterdir()}
-    assert keys == {path.name for path in (folder / "alone/small/stages").iterdir()}
+    keys = {path.name for path in (folder / "alone/small/stages").iterdir()}
+    assert keys == set(json.loads((folder / "runs/small/arms.json").read_text())["arms"]["standard"]["stages"])
     for key in keys:
         ours, theirs = (folder / runs / "small/stages" / key for runs in ("runs", "alone"))
         manifests = [json.loads((stage / "manifest.json").read_text()) for stage in (ours, theirs)]

@@ -14,7 +14,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from data.rows import Row, reading_of
-from data.stream import STREAM_CPUS, RankShares, StreamSpec, iterate, step_numbers
+from data.stream import STREAM_CPUS, RankShares, StreamSpec, iterate, step_spans
 from trainer.prepare import Job
 
 ROWS_TIMEOUT_S = 300.0
@@ -64,7 +64,7 @@ def _fit(settings: Any, jobs: list[Job], resume: dict[str, int], tokens_folder: 
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": _WORKER_CPUS, **({"GPU": 1} if use_gpu else {})}
         ),
-        datasets={key: step_numbers(spec) for key, spec in specs.items()},
+        datasets={key: step_spans(spec) for key, spec in specs.items()},
         dataset_config=RankShares(specs),
         # The same name would make Ray resume, silently; what is done is known from the stage store alone.
         run_config=ray.train.RunConfig(

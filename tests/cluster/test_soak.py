@@ -15,7 +15,7 @@ SOAK = """
 import json, sys, threading
 from pathlib import Path
 import numpy as np, ray
-from data.stream import STREAM_CPUS, RankShares, StreamSpec, iterate, step_numbers
+from data.stream import STREAM_CPUS, RankShares, StreamSpec, iterate, step_spans
 
 folder, num_steps, root, RANKS, PROCESSES = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 ray.init(
@@ -23,7 +23,7 @@ ray.init(
     runtime_env={"env_vars": {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}}, log_to_driver=False,
 )
 spec = StreamSpec(str(folder / "plan.npz"), str(folder / "tokens"), num_steps, 96, "example")
-shares = RankShares({"s": spec}).configure({"s": step_numbers(spec)}, RANKS, None, None)
+shares = RankShares({"s": spec}).configure({"s": step_spans(spec)}, RANKS, None, None)
 
 @ray.remote(num_cpus=0)
 class Node:

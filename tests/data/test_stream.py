@@ -32,10 +32,10 @@ def stage_files(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-un
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_each_planned_item_once_through_ray(ray_cluster: str, stage_files, world_size: int) -> None:  # type: ignore[no-untyped-def]
-    from data.stream import RankShares, iterate, step_numbers
+    from data.stream import RankShares, iterate, step_spans
 
     plan, store, spec = stage_files
-    shares = RankShares({"s": spec}).configure({"s": step_numbers(spec)}, world_size, None, None)
+    shares = RankShares({"s": spec}).configure({"s": step_spans(spec)}, world_size, None, None)
     rows = [list(iterate(shares[rank]["s"], timeout_s=60)) for rank in range(world_size)]
     for rank in range(world_size):
         expected = list(rank_rows(plan, store, rank, world_size, CAPACITY, "example"))
@@ -56,11 +56,11 @@ def test_rows_of_one_item_carry_the_same_weights(ray_cluster: str, stage_files) 
     """The stream that a model with leaking items is given: the same tokens with the same weights, step by step, each item alone."""
     import dataclasses
 
-    from data.stream import RankShares, iterate, step_numbers
+    from data.stream import RankShares, iterate, step_spans
 
     _, _, spec = stage_files
     specs = {"packed": spec, "alone": dataclasses.replace(spec, one_item=True)}
-    shares = RankShares(specs).configure({name: step_numbers(of) for name, of in specs.items()}, 2, None, None)
+    shares = RankShares(specs).configure({name: step_spans(of) for name, of in specs.items()}, 2, None, None)
     seen: dict[str, Counter[tuple[int, bytes, bytes]]] = {name: Counter() for name in specs}
     for name in specs:
         for share in shares:
@@ -76,11 +76,11 @@ def test_noise_travels_with_its_targets(ray_cluster: str, stage_files) -> None: 
     import dataclasses
 
     from data.rows import Reading
-    from data.stream import RankShares, iterate, step_numbers
+    from data.stream import RankShares, iterate, step_spans
 
     plan, store, spec = stage_files
     noisy = dataclasses.replace(spec, reading=Reading(input_noise=0.3, seed=5))
-    [only] = RankShares({"s": noisy}).configure({"s": step_numbers(noisy)}, 1, None, None)
+    [only] = RankShares({"s": noisy}).configure({"s": step_spans(noisy)}, 1, None, None)
     expected = rank_rows(plan, store, 0, 1, CAPACITY, "example", reading=noisy.reading)
     rows = list(zip(iterate(only["s"], timeout_s=60), expected, strict=True))
     assert all(np.array_equal(a[key], b[key]) for a, b in rows for key in b) and all("target_ids" in a for a, _ in rows)
@@ -90,11 +90,11 @@ def test_noise_travels_with_its_targets(ray_cluster: str, stage_files) -> None: 
 def test_starts_at_a_step(ray_cluster: str, stage_files) -> None:  # type: ignore[no-untyped-def]
     import dataclasses
 
-    from data.stream import RankShares, iterate, step_numbers
+    from data.stream import RankShares, iterate, step_spans
 
     plan, store, spec = stage_files
     late = dataclasses.replace(spec, first_step=plan.num_steps - 3)
-    [only] = RankShares({"s": late}).configure({"s": step_numbers(late)}, 1, None, None)
+    [only] = RankShares({"s": late}).configure({"s": step_spans(late)}, 1, None, None)
     assert [row["step"] for row in iterate(only["s"], 60)] == [
         row["step"] for row in rank_rows(plan, store, 0, 1, CAPACITY, "example", plan.num_steps - 3)
     ]
