@@ -3,6 +3,7 @@
 import math
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,6 +34,50 @@ def connected(cpus_needed: float, gpus_needed: float = 0, remedy: str = "use a l
     finally:
         if ours:
             ray.shutdown()
+
+
+class Connecting:
+    """`connected`, begun in a thread: Ray comes up (4 s) while its driver reads, tokenises and plans.
+
+    with Connecting(…) as ray_comes: ray_comes.begin(); …; ray_comes.wait(). Without begin() wait() does all; without either nothing starts.
+    """
+
+    def __init__(self, cpus_needed: float, gpus_needed: float = 0, remedy: str = "use a larger cluster") -> None:
+        self._arguments = (cpus_needed, gpus_needed, remedy)
+        self._thread: threading.Thread | None = None
+        self._answered, self._ended = threading.Event(), threading.Event()
+        self._error: BaseException | None = None
+
+    def begin(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._hold, name="Ray", daemon=True)
+            self._thread.start()
+
+    def _hold(self) -> None:
+        """Lives as long as Ray is needed: Ray's processes ask Linux to be killed with their parent, and mean the thread that started them."""
+        try:
+            with connected(*self._arguments):
+                self._answered.set()
+                self._ended.wait()
+        except BaseException as error:  # wait() raises it where it belongs
+            self._error = error
+        finally:
+            self._answered.set()
+
+    def wait(self) -> None:
+        """Until Ray is there; raises what `connected` raises."""
+        self.begin()
+        self._answered.wait()
+        if self._error:
+            raise self._error
+
+    def __enter__(self) -> "Connecting":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._thread:
+            self._thread.join()
 
 
 def _start(cpus_needed: float, insecure: bool) -> None:

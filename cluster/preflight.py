@@ -70,7 +70,8 @@ def lines(experiment: Experiment, insecure: bool = False) -> Iterator[Line]:
             "storage", False, f"runs: {experiment.runs} is this machine's own; give storage that every node shares, e.g. runs=/shared/runs"
         )
         return
-    from trainer.ray_group import cpus_for, room
+    from trainer.cpus import cpus_for
+    from trainer.ray_group import room
 
     try:
         with connected(cpus_needed=0 if in_cluster else cpus_for(experiment.trainer.workers(0)[1]), insecure=insecure):

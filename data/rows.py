@@ -15,6 +15,8 @@ from data.tokens import TokenStore
 
 Row = dict[str, Any]
 Loss = Literal["example", "token"]
+STREAM_CPUS = 0.25
+"""Logical CPUs of one rank's stream of rows; the driver must leave world_size × this free, or ranks wait for rows for ever."""
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,13 @@ import ray.train
 
 from console import RunError
 from data.plan import Plan, load_plan
-from data.rows import PAPER, Loss, Reading, Row, step_rows
+from data.rows import PAPER, STREAM_CPUS, Loss, Reading, Row, step_rows
 from data.templates import Wording
 from data.tokens import TokenStore, open_store
 from failpoints import hit
 
-STREAM_CPUS = 0.25
-"""Logical CPUs of one rank's stream; the driver must leave world_size × this free, or ranks wait for rows for ever."""
-_SPAN_STEPS = (
-    2048  # steps made by one Ray task: what is made again when its process dies; a task costs ~10 ms, and a stage's are listed at its start
-)
+_SPAN_STEPS = 2048
+"""Steps made by one Ray task, and made again when its process dies. A task costs ~10 ms, and a stage's are all listed at its start."""
 _CHUNK_STEPS = 16  # steps handed on at once by a task
 _BLOCK_BYTES = 2**18  # a task's rows leave it in blocks of about this size, and it makes no more than two ahead
 

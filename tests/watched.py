@@ -58,7 +58,7 @@ def watch(folder: Path, experiment: Path, room: str, *arguments: str, **more: st
 
 def _listen(pid: int, watched: Watched, done: threading.Event) -> None:
     """Notes the listening sockets of a process and all its children, until done; the examiner's are asked over HTTP once."""
-    while not done.wait(0.3):
+    while not done.wait(1.0):
         try:
             family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
         except psutil.NoSuchProcess:

@@ -164,9 +164,9 @@ def _train(experiment: Experiment, no_ray: bool, insecure: bool, as_written: boo
     from trainer.run import locked
 
     with locked(experiment.folder), chatter_to(log):
-        from cluster.connect import announce_cluster, connected, gpus_here
+        from cluster.connect import Connecting, announce_cluster, connected, gpus_here
         from trainer import drive, run
-        from trainer.ray_group import cpus_for
+        from trainer.cpus import cpus_for
 
         say(f"{experiment.name}: reading records, making tokens and plans (chatter: {log})")
         # A submitted job asks its cluster for GPUs; a run of its own asks this machine, and needs no Ray when nothing is left to train.
@@ -187,39 +187,43 @@ def _train(experiment: Experiment, no_ray: bool, insecure: bool, as_written: boo
             if 0 < num_gpus < least:
                 raise UserError(f"trainer.num_workers: {least} is more than the {num_gpus} GPUs there are")
             use_gpu = num_gpus > 0
-            prepared = run.prepare(
-                experiment.folder,
-                experiment.data,
-                experiment.model,
-                trainer,
-                experiment.curricula(),
-                experiment.seed,
-                use_gpu,
-                experiment.base_run,
-                experiment.models,
-                experiment.starts(),
-            )
-            todo = run.pending(experiment.folder, prepared)
-            run.announce(prepared, todo)
-            say(
-                f"{least if least == most else f'{least} to {most}'} {'GPU' if use_gpu else 'CPU'} worker(s), {prepared.precision}, ZeRO-{trainer.zero_stage}"
-            )
-            if prepared.split_documents:
-                say(
-                    f"{prepared.split_documents} documents are longer than {prepared.longest} tokens (a row, or the model's positions) and are split"
+            cpus, gpus = cpus_for(least if in_cluster else most), least if use_gpu else 0
+            with Connecting(cpus, gpus, "set trainer.num_workers lower") as ray_comes:
+                prepared = run.prepare(
+                    experiment.folder,
+                    experiment.data,
+                    experiment.model,
+                    trainer,
+                    experiment.curricula(),
+                    experiment.seed,
+                    use_gpu,
+                    experiment.base_run,
+                    experiment.models,
+                    experiment.starts(),
+                    # A run that has come to its end before has probably nothing to train; bad records are refused before Ray is started.
+                    when_read=None if no_ray or (experiment.folder / "arms.json").exists() else ray_comes.begin,
                 )
-            try:
-                if todo and no_ray:
-                    drive.train_without_ray(experiment.folder, prepared, trainer, experiment.seed)
-                elif todo:
-                    say("starting Ray" if not in_cluster else "using the job's Ray cluster")
-                    with connected(cpus_for(least if in_cluster else most), least if use_gpu else 0, "set trainer.num_workers lower"):
+                todo = run.pending(experiment.folder, prepared)
+                run.announce(prepared, todo)
+                say(
+                    f"{least if least == most else f'{least} to {most}'} {'GPU' if use_gpu else 'CPU'} worker(s), {prepared.precision}, ZeRO-{trainer.zero_stage}"
+                )
+                if prepared.split_documents:
+                    say(
+                        f"{prepared.split_documents} documents are longer than {prepared.longest} tokens (a row, or the model's positions) and are split"
+                    )
+                try:
+                    if todo and no_ray:
+                        drive.train_without_ray(experiment.folder, prepared, trainer, experiment.seed)
+                    elif todo:
+                        say("starting Ray" if not in_cluster else "using the job's Ray cluster")
+                        ray_comes.wait()
                         announce_cluster()
                         drive.train(experiment.folder, prepared, trainer, experiment.seed, (least, most), use_gpu)
-            except RunError as error:
-                raise RunError(f"{error} (details: {log}; what is committed stays)") from error
-            finally:  # arms that are complete can be examined, whatever became of the others
-                run.write_arms(experiment.folder, experiment.name, prepared)
+                except RunError as error:
+                    raise RunError(f"{error} (details: {log}; what is committed stays)") from error
+                finally:  # arms that are complete can be examined, whatever became of the others
+                    run.write_arms(experiment.folder, experiment.name, prepared)
             if merges := experiment.merges():
                 from trainer.merge import merge_arms
 

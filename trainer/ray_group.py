@@ -13,19 +13,14 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from data.rows import Row, reading_of
-from data.stream import STREAM_CPUS, RankShares, StreamSpec, iterate, step_spans
+from data.rows import STREAM_CPUS, Row, reading_of
+from data.stream import RankShares, StreamSpec, iterate, step_spans
+from trainer.cpus import WORKER_CPUS
 from trainer.prepare import Job
 
 ROWS_TIMEOUT_S = 300.0
-_WORKER_CPUS = 1
 _NOTICE_S = 60.0  # for Ray to notice that a node is gone; its own limit is below that
 _COLLECTIVE_TIMEOUT_S = 6 * 3600  # ranks wait while rank 0 writes hf/: 140 GB at 70B
-
-
-def cpus_for(num_workers: int) -> float:
-    """Logical CPUs of a group: its workers and the data streams that feed them. Without the latter ranks would wait for rows for ever."""
-    return num_workers * (_WORKER_CPUS + STREAM_CPUS) + 1  # Ray Train's controller and Ray Data's bookkeeping
 
 
 def train_on_ray(settings: Any, jobs: list[Job], resume: dict[str, int], tokens_folder: str, num_workers: int, use_gpu: bool) -> None:
@@ -62,7 +57,7 @@ def _fit(settings: Any, jobs: list[Job], resume: dict[str, int], tokens_folder: 
         train_loop_config={"settings": settings, "jobs": jobs, "resume": resume, "environment": our_environment()},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": _WORKER_CPUS, **({"GPU": 1} if use_gpu else {})}
+            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": WORKER_CPUS, **({"GPU": 1} if use_gpu else {})}
         ),
         datasets={key: step_spans(spec) for key, spec in specs.items()},
         dataset_config=RankShares(specs),
@@ -147,7 +142,7 @@ def room(use_gpu: bool) -> int:
         time.sleep(1)
     there = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in {other["NodeID"] for other in gone}]
     cpus, gpus = (sum(resources.get(kind, 0) for resources in there) for kind in ("CPU", "GPU"))
-    by_cpus = int((cpus - 1) / (_WORKER_CPUS + STREAM_CPUS))
+    by_cpus = int((cpus - 1) / (WORKER_CPUS + STREAM_CPUS))
     return min(by_cpus, int(gpus)) if use_gpu else by_cpus
 
 

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,14 +76,18 @@ def prepare(
     base_run: str | None = None,
     models: dict[str, ModelConfig] | None = None,
     starts: dict[str, str] | None = None,
+    when_read: Callable[[], None] | None = None,
 ) -> Prepared:
     """Records → tokens → plans → jobs. UserError for anything wrong with them; nothing has started by then.
 
     `base_run`: the run that all arms start from, and whose records say what is new (trainer/parent.py, data/changes.py).
-    `models`: further models by name, `starts`: the arms that start from one of them (trainer/starts.py).
+    `models`: further models by name, `starts`: the arms that start from one of them (trainer/starts.py). `when_read` is called
+    when the records are in memory and sound.
     """
     parent = find_parent(base_run) if base_run else None
     whole = corpus = load_corpus(data, seed, folder / "refused.jsonl")
+    if when_read:
+        when_read()
     changes = None
     if parent:
         changes, corpus = changes_since(whole, read_earlier(parent.records))

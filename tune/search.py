@@ -23,8 +23,9 @@ from evaluation.exam import Exam, build_exam
 from evaluation.question_files import read_questions
 from evaluation.score_files import TrainedArm
 from experiment import Experiment
+from trainer.cpus import cpus_for
 from trainer.heartbeat import stop_file
-from trainer.ray_group import cpus_for, our_environment
+from trainer.ray_group import our_environment
 from trainer.supervise import cause
 from tune.config import SearchConfig
 from tune.exam_desk import ExamDesk, Sheet

@@ -15,7 +15,8 @@ SOAK = """
 import json, sys, threading
 from pathlib import Path
 import numpy as np, ray
-from data.stream import STREAM_CPUS, RankShares, StreamSpec, iterate, step_spans
+from data.rows import STREAM_CPUS
+from data.stream import RankShares, StreamSpec, iterate, step_spans
 
 folder, num_steps, root, RANKS, PROCESSES = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 ray.init(
