@@ -87,6 +87,24 @@ def test_noise_travels_with_its_targets(ray_cluster: str, stage_files) -> None: 
     assert any(not np.array_equal(a["input_ids"], a["target_ids"]) for a, _ in rows)
 
 
+@pytest.mark.parametrize("first_step", [0, 11])
+def test_several_tasks_make_one_stream(ray_cluster: str, stage_files, monkeypatch: pytest.MonkeyPatch, first_step: int) -> None:  # type: ignore[no-untyped-def]
+    import dataclasses
+
+    import data.stream
+    from data.stream import RankShares, iterate, step_spans
+
+    plan, store, spec = stage_files
+    monkeypatch.setattr(data.stream, "_SPAN_STEPS", 5)
+    some = dataclasses.replace(spec, first_step=first_step)
+    spans = step_spans(some)
+    assert spans.materialize().num_blocks() == -(-(plan.num_steps - first_step) // 5) > 2
+    [only] = RankShares({"s": some}).configure({"s": spans}, 1, None, None)
+    got = [(row["step"], row["micro_step"], row["input_ids"].tobytes()) for row in iterate(only["s"], 60)]
+    expected = rank_rows(plan, store, 0, 1, CAPACITY, "example", first_step)
+    assert got == [(row["step"], row["micro_step"], row["input_ids"].tobytes()) for row in expected]
+
+
 def test_starts_at_a_step(ray_cluster: str, stage_files) -> None:  # type: ignore[no-untyped-def]
     import dataclasses
 
