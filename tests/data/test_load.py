@@ -14,7 +14,7 @@ from data.config import Bios, DataConfig
 from data.load import load_corpus
 from data.overlap import normalise
 from data.records import Corpus
-from tests.data.test_readers import FUZZ_EXAMPLES, contents
+from tests.data.test_fuzz_readers import FUZZ_EXAMPLES, contents
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 DOCUMENTS = [{"id": "a", "text": "Ann is a baker."}, {"id": "b", "text": "Bob is a sailor."}]
