@@ -142,9 +142,9 @@ def _with_mergekit(
     dtype = max((kind for kind in kinds if DTYPES[kind].is_floating_point), key=lambda kind: DTYPES[kind].itemsize)
     config: dict[str, Any] = {
         "merge_method": merge.method,
-        "base_model": str(base.folder),
+        "base_model": str(base.folder.resolve()),
         "models": [
-            {"model": str(parts.folder), "parameters": {"weight": weights[parts.name], "density": merge.density}}
+            {"model": str(parts.folder.resolve()), "parameters": {"weight": weights[parts.name], "density": merge.density}}
             for parts in (of, instruct)
         ],
         "dtype": "float32",

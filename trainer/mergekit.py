@@ -29,9 +29,13 @@ def mergekit_environment() -> dict[str, str]:
 
 
 def run_mergekit(config: dict[str, Any], out: Path, seed: int) -> None:
-    """Writes the model that `config` (mergekit's own format) describes to `out`. RunError with mergekit's last words where it fails."""
+    """Writes the model that `config` (mergekit's own format, paths absolute: it works in out's folder) describes to `out`.
+
+    RunError with mergekit's last words where it fails.
+    """
     command = mergekit_command()
     assert command is not None, ABSENT
+    out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     written = out.with_name(f"{out.name}.yaml")
     written.write_text(yaml.safe_dump(config))

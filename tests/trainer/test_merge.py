@@ -111,7 +111,7 @@ def test_what_needs_mergekit_is_left_out_with_one_line(first: Any, place: Path) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_mergekit_puts_arms_together(first: Any, place: Path) -> None:
+def test_mergekit_puts_arms_together(first: Any, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DARE that drops nothing is the plain sum, ours to the bit; TIES is another model. Builds mergekit's environment where it is not there."""
     subprocess.run([str(ROOT / "requirements/install-mergekit.sh")], check=True, timeout=600)
     folder, before = place / "runs/sums", (place / "runs/sums/arms.json").read_text()
@@ -119,7 +119,8 @@ def test_mergekit_puts_arms_together(first: Any, place: Path) -> None:
         "ties": Merge(of="cpt", instruct="instruct", method="ties"),
         "dare": Merge(of="cpt", instruct="instruct", method="dare_linear", density=1),
     }
-    merge_arms(folder, made, {"instruct": str(place / "models/instruct")}, 0)
+    monkeypatch.chdir(place)  # runs: runs, as in most experiments
+    merge_arms(Path("runs/sums"), made, {"instruct": str(place / "models/instruct")}, 0)
     dare, ties, ours = (weights(place, arm) for arm in ("dare", "ties", "restored"))
     assert dare.keys() == ours.keys() and all(torch.equal(dare[name], ours[name]) for name in ours)
     assert any(not torch.equal(ties[name], ours[name]) for name in ours)
