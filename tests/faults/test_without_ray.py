@@ -18,6 +18,8 @@ from tests.forked import EXIT_CORRUPT
 from tests.groups import Groups
 from trainer.checkpoint import checkpoints
 
+SLOW = pytest.mark.slow  # in `make faults` only; every run tries F1, F7, F9, F10, F11 and F15
+
 
 def stage_folders(run: Path) -> list[Path]:
     return sorted((run / "stages").iterdir(), key=lambda path: path.stat().st_mtime)
@@ -46,7 +48,7 @@ def test_killed_at_random_steps(groups: Groups, undisturbed: dict, tmp_path: Pat
     assert oracle(tmp_path / "runs/small") == undisturbed
 
 
-@pytest.mark.slow
+@SLOW
 @F1
 def test_twenty_random_sigkills(groups: Groups, undisturbed: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
     """A run that lasts two minutes undisturbed (1.2 s a step); one rank or the other is killed 1 to 9 s after training goes on."""
@@ -93,6 +95,7 @@ def newest(run: Path) -> tuple[int, int]:
     return len(list((run / "stages").glob("*/manifest.json"))), max(steps, default=0)
 
 
+@SLOW
 @F2
 @pytest.mark.parametrize("action", ["raise", "oom"])
 def test_exceptions(groups: Groups, undisturbed: dict, tmp_path: Path, action: str) -> None:  # type: ignore[type-arg]
@@ -120,6 +123,7 @@ def test_killed_at_every_point_of_a_save(groups: Groups, undisturbed: dict, tmp_
     assert left == [], "what a kill left behind was not cleaned"
 
 
+@SLOW
 @F8
 def test_disk_full(groups: Groups, undisturbed: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
     """Two saves fail, then there is room again: the run ends well. With every save failing it ends with an error and its old checkpoint."""
@@ -183,7 +187,10 @@ def test_damaged_stage_is_trained_again(groups: Groups, undisturbed: dict, tmp_p
 
 
 @F10
-@pytest.mark.parametrize(("world_sizes", "zero_stages"), [((4, 2, 3), (2, 2, 2)), ((1, 2, 4), (1, 3, 2)), ((2, 1, 2), (3, 1, 2))])
+@pytest.mark.parametrize(
+    ("world_sizes", "zero_stages"),
+    [((4, 2, 3), (2, 2, 2)), pytest.param((1, 2, 4), (1, 3, 2), marks=SLOW), pytest.param((2, 1, 2), (3, 1, 2), marks=SLOW)],
+)
 def test_other_ranks(groups: Groups, undisturbed: dict, tmp_path: Path, world_sizes: tuple, zero_stages: tuple) -> None:  # type: ignore[type-arg]
     """Killed twice on the way through the first stage, gone on elsewhere."""
     experiment = write_experiment(tmp_path)
@@ -202,7 +209,7 @@ def test_other_ranks(groups: Groups, undisturbed: dict, tmp_path: Path, world_si
 
 
 @F11
-@pytest.mark.parametrize("planted", ["nan", "inf"])
+@pytest.mark.parametrize("planted", ["nan", pytest.param("inf", marks=SLOW)])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_a_loss_that_is_no_number(groups: Groups, undisturbed: dict, tmp_path: Path, planted: str, zero_stage: int) -> None:  # type: ignore[type-arg]
     """One rank, one step: all ranks skip it alike, weights and moments stay, everything after it is finite."""
@@ -241,6 +248,7 @@ def test_many_bad_steps_end_the_run(groups: Groups, tmp_path: Path) -> None:
     assert "for 10 steps up to step" in Path(f"{experiment}.0.log").read_text()
 
 
+@SLOW
 @F12
 @pytest.mark.parametrize("rank", ["0", "1", "2"])
 def test_a_flipped_weight_is_found(groups: Groups, tmp_path: Path, rank: str) -> None:
@@ -253,6 +261,7 @@ def test_a_flipped_weight_is_found(groups: Groups, tmp_path: Path, rank: str) ->
     assert f"rank {rank} holds other weights than the other ranks" in log
 
 
+@SLOW
 @F6
 def test_a_straggler_is_named(groups: Groups, tmp_path: Path) -> None:
     experiment = write_experiment(tmp_path)
@@ -261,6 +270,7 @@ def test_a_straggler_is_named(groups: Groups, tmp_path: Path) -> None:
     assert re.search(r"rank 1 is a straggler: it computes 0\.[23]", events_of(tmp_path / "runs/small"))
 
 
+@SLOW
 @F6
 def test_a_rank_that_waits_for_data_is_named(groups: Groups, tmp_path: Path) -> None:
     experiment = write_experiment(tmp_path)
