@@ -21,6 +21,18 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
+RAY_FIXTURES = {"ray_cluster", "main_job", "machines", "nodes", "head"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make test` has two processes: whatever starts Ray runs in one of them, a file after the other, and every file runs in one."""
+    usual = [item for item in items if not item.get_closest_marker("slow")]
+    with_ray = {item.path for item in usual if RAY_FIXTURES & set(getattr(item, "fixturenames", ()))}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """Address of the one Ray cluster of this run: 8 logical CPUs."""

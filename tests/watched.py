@@ -36,6 +36,7 @@ def watch(folder: Path, experiment: Path, room: str, *arguments: str, **more: st
     """python -m room experiment *arguments; `folder` is its HOME and holds Ray's files (short: socket names have 107 bytes)."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | SECRETS | more
     environment |= {"RAY_TMPDIR": str(folder / "ray"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
+    environment["VLLM_CACHE_ROOT"] = str(Path.home() / ".cache/vllm")  # what it finds out about a model class takes it 15 s
     (folder / "ray").mkdir(exist_ok=True)
     command = [sys.executable, "-m", room, str(experiment), *arguments]
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
