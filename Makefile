@@ -16,7 +16,7 @@ demo: setup  ## train and examine the demo's arms; prints the table and where th
 	@$(PY) -m trainer experiments/bios_cpu.yaml
 
 test: setup  ## the whole test suite, in two processes; `.venv/bin/python -m pytest FILE` runs a part in one
-	@$(PY) -m pytest -n 2 --dist loadgroup
+	@$(PY) -m pytest -n 2
 
 check: setup  ## formatting, lint, types
 	@$(RUFF) format --check . && $(RUFF) check . && $(PY) -m mypy

@@ -1,12 +1,14 @@
 """Shared by all tests: one Ray cluster a run, made data, and commands run as a user would."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
@@ -21,16 +23,25 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
-RAY_FIXTURES = {"ray_cluster", "main_job", "machines", "nodes", "head"}
+RAY_FIXTURES = re.compile(r"\b(ray_cluster|main_job|machines|nodes|head): (str|MainJob|Machines|Any|Head)\b")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` has two processes: whatever starts Ray runs in one of them, a file after the other, and every file runs in one."""
-    usual = [item for item in items if not item.get_closest_marker("slow")]
-    with_ray = {item.path for item in usual if RAY_FIXTURES & set(getattr(item, "fixturenames", ()))}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else str(item.path)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`make test` has two processes: what starts Ray runs in one of them, file after file, and every other file runs in one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Lanes(LoadScopeScheduling):
+        def split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if RAY_FIXTURES.search(_text(file)) else file
+
+    return Lanes(config, log)
+
+
+@cache
+def _text(file: str) -> str:
+    return (ROOT / file).read_text()
 
 
 @pytest.fixture(scope="session")
