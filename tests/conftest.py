@@ -32,10 +32,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling
 
     class Lanes(LoadScopeScheduling):
-        def split_scope(self, nodeid: str) -> str:
+        def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
             return "ray" if RAY_FIXTURES.search(_text(file)) else file
 
+    config.option.loadscopereorder = False  # in the order of collection: Ray's lane, the longest, begins at once
     return Lanes(config, log)
 
 
