@@ -18,7 +18,7 @@ import ray
 from benchmarks.result_file import write_result_file
 from cluster.connect import connected
 from data.plan import Plan
-from data.stream import StreamSpec, share, step_spans
+from data.stream import StreamSpec, iterate, share, step_spans
 
 SIZES = (10_000, 1_000_000)
 LOGICAL_CPUS = 8  # a stream takes a quarter of one
@@ -44,7 +44,7 @@ def first_row_s(spec: StreamSpec, first_step: int, skip: int) -> float:
     """Seconds to the first row of step first_step + skip."""
     begun = StreamSpec(spec.plan, spec.tokens, spec.num_steps, spec.capacity, spec.loss, first_step=first_step)
     started = time.monotonic()
-    rows = iter(share(begun, step_spans(begun), 0, 1).iterator().iter_rows())  # data.stream.iterate only adds a thread that fetches ahead
+    rows = iterate(share(begun, step_spans(begun), 0, 1).iterator(), timeout_s=120)
     for row in rows:
         if row["step"] == first_step + skip:
             took = time.monotonic() - started

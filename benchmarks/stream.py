@@ -1,8 +1,9 @@
 """What feeding a rank costs: python -m benchmarks.stream
 
-A plan of steps that are 8 rows of 2,048 tokens for each of two ranks, items as in benchmarks/mix.py. First the cost of a batch of 8 rows in a pass
-at full speed, one rank, CPU seconds of this process and all of Ray's: data/stream.py; Ray Data as it is usually written (Parquet of token lists,
-`map_batches` that packs, `iter_torch_batches`); torch's DataLoader with one worker over the same rows as ours. In turns, median of 5.
+A plan of steps that are 8 rows of 2,048 tokens for each of two ranks, items as in benchmarks/mix.py. First the cost of a batch of 8 rows in passes
+at full speed, one rank, CPU seconds of this process and all that it starts: data/stream.py; Ray Data as it is usually written (Parquet of token lists,
+`map_batches` that packs, `iter_torch_batches`); torch's DataLoader with one worker over the same rows as ours. What a further batch costs: a long pass
+less a short one, so that starting processes is in neither (plain Ray Data starts ten a pass, 20 CPU seconds, ours one). In turns, median of 5.
 Then two ranks that take a batch every 100 ms (a sleep): the share of that which they wait.
 Goal: data wait at most 1 % of the step, at most 0.5 of plain Ray Data's cost. Writes benchmarks/results/stream.json.
 """
@@ -12,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,7 +36,7 @@ from data.tokens import TokenStore
 
 ROWS, ROW_TOKENS, WORLD_SIZE = 8, 2048, 2
 STEP_ITEMS = WORLD_SIZE * 54  # 54 items of 290 tokens are 8 rows
-COST_STEPS, ROUNDS = 192, 5
+SHORT, LONG, ROUNDS = 96, 1024, 5  # steps of a pass
 WAIT_STEPS, STEP_S = 60, 0.1
 WARM_UP = 20  # batches that fill the pipeline
 LOGICAL_CPUS = 8
@@ -79,23 +81,42 @@ def data_loader(store: TokenStore, steps: int, rank: int, world_size: int) -> It
     yield from torch.utils.data.DataLoader(Rows(store, steps, rank, world_size), batch_size=None, num_workers=1, prefetch_factor=4)
 
 
-def cpu_s() -> float:
-    """Of this process, its threads and everything that it has started: Ray's processes are its children."""
-    total = time.process_time()
-    for process in psutil.Process().children(recursive=True):
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
+class CpuMeter:
+    """CPU seconds of this process, its threads and everything that it has started, what has ended since included: Ray's processes are its children."""
+
+    def __init__(self) -> None:
+        self._children: dict[tuple[int, float], float] = {}
+        self._lock = threading.Lock()
+        threading.Thread(target=self._sample, daemon=True).start()
+
+    def _sample(self) -> None:
+        while True:  # a process that ends takes what it used since the last look with it
+            self._look()
+            time.sleep(0.2)
+
+    def _look(self) -> None:
+        with self._lock:
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    times = process.cpu_times()
+                    self._children[process.pid, process.create_time()] = times.user + times.system
+
+    def total_s(self) -> float:
+        self._look()
+        return time.process_time() + sum(self._children.values())
 
 
-def cost_of_a_batch(batches_of: Any) -> float:
-    """CPU seconds of 8 rows over a whole pass: a stream works ahead, so that a part of one says nothing."""
-    started = cpu_s()
-    num_rows = sum(rows_of(batch) for batch in batches_of(0, 1))
-    return (cpu_s() - started) / num_rows * ROWS
+def cost_of_a_pass(meter: CpuMeter, batches: Iterator[Any]) -> tuple[float, int]:
+    """(CPU seconds, rows) of a whole pass: a stream works ahead, so that a part of one says nothing."""
+    started = meter.total_s()
+    num_rows = sum(rows_of(batch) for batch in batches)
+    return meter.total_s() - started, num_rows
+
+
+def cost_of_a_batch(meter: CpuMeter, batches_of: Any) -> float:
+    """CPU seconds of 8 rows more."""
+    (short_s, few), (long_s, many) = (cost_of_a_pass(meter, batches_of(steps, 0, 1)) for steps in (SHORT, LONG))
+    return (long_s - short_s) / (many - few) * ROWS
 
 
 def rows_of(batch: Any) -> int:
@@ -117,7 +138,7 @@ def waits(batches: Iterator[Any], shares: list[float]) -> None:
 def both_ranks(batches_of: Any) -> float:
     """The larger share of two ranks that train side by side."""
     shares: list[float] = []
-    threads = [threading.Thread(target=waits, args=(batches_of(rank), shares)) for rank in range(WORLD_SIZE)]
+    threads = [threading.Thread(target=waits, args=(batches_of(SHORT, rank, WORLD_SIZE), shares)) for rank in range(WORLD_SIZE)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -127,6 +148,7 @@ def both_ranks(batches_of: Any) -> float:
 
 
 def made_files(folder: Path, steps: int) -> tuple[StreamSpec, TokenStore, str]:
+    folder.mkdir()
     store = made_store(mixed_lengths(steps * STEP_ITEMS), True)
     save_store(store, folder / "tokens")
     plan_of(steps * STEP_ITEMS, STEP_ITEMS).save(folder / "plan.npz")
@@ -143,21 +165,23 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as place, connected(LOGICAL_CPUS), progress() as bar:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        spec, store, parquet = made_files(Path(place), COST_STEPS)
+        made = {steps: made_files(Path(place) / str(steps), steps) for steps in (SHORT, LONG)}
         kinds: dict[str, Any] = {
-            "ours": lambda rank, world_size: ours(spec, rank, world_size),
-            "plain_ray_data": lambda rank, world_size: plain_ray_data(parquet, rank, world_size),
-            "data_loader": lambda rank, world_size: data_loader(store, COST_STEPS, rank, world_size),
+            "ours": lambda steps, rank, world_size: ours(made[steps][0], rank, world_size),
+            "plain_ray_data": lambda steps, rank, world_size: plain_ray_data(made[steps][2], rank, world_size),
+            "data_loader": lambda steps, rank, world_size: data_loader(made[steps][1], steps, rank, world_size),
         }
+        meter = CpuMeter()
         task = bar.add_task("stream", total=(ROUNDS + 1) * len(kinds) + 1)
+        for batches_of in kinds.values():  # starts the worker processes
+            cost_of_a_pass(meter, batches_of(SHORT, 0, 1))
+            bar.advance(task)
         costs: dict[str, list[float]] = {name: [] for name in kinds}
-        for number in range(ROUNDS + 1):  # the first round starts the worker processes
+        for _ in range(ROUNDS):
             for name, batches_of in kinds.items():
-                cost = cost_of_a_batch(batches_of)
-                if number:
-                    costs[name].append(cost)
+                costs[name].append(cost_of_a_batch(meter, batches_of))
                 bar.advance(task)
-        data_wait = {name: round(both_ranks(lambda rank, of=kinds[name]: of(rank, WORLD_SIZE)), 4) for name in ("ours", "data_loader")}
+        data_wait = {name: round(both_ranks(kinds[name]), 4) for name in ("ours", "data_loader")}
         bar.advance(task)
     figures = {
         "data_wait": data_wait["ours"],

@@ -5,6 +5,7 @@ has a stream of its own over the same step numbers, and takes from each step the
 function of (plan, step, rank, world size), so any world size and any first step read the same items.
 """
 
+import itertools
 import queue
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray.data
 import ray.train
 
@@ -24,10 +26,11 @@ from data.templates import Wording
 from data.tokens import TokenStore, open_store
 from failpoints import hit
 
+_FIRST_STEPS = (1, 32)
+"""Steps of the first two tasks: their rows leave before a block is full."""
 _SPAN_STEPS = 2048
-"""Steps made by one Ray task, and made again when its process dies. A task costs ~10 ms, and a stage's are all listed at its start."""
-_CHUNK_STEPS = 16  # steps handed on at once by a task
-_BLOCK_BYTES = 2**18  # a task's rows leave it in blocks of about this size, and it makes no more than two ahead
+"""Steps made by every other Ray task, and made again when its process dies. A task costs ~10 ms, and a stage's are all listed at its start."""
+_BLOCK_BYTES = 2**22  # a task's rows leave it in blocks of about this size, and it makes no more than two ahead; a block costs ~10 ms
 
 
 @dataclass(frozen=True)
@@ -69,34 +72,60 @@ def step_spans(spec: StreamSpec) -> ray.data.Dataset:
 
     Few and long: Ray Data goes round all blocks of an input before the first of its output arrives (13 ms each).
     """
-    firsts = range(spec.first_step, spec.num_steps, _SPAN_STEPS)
-    spans = [{"first": first, "end": min(first + _SPAN_STEPS, spec.num_steps)} for first in firsts]
+    ends = itertools.accumulate((*_FIRST_STEPS, *itertools.repeat(_SPAN_STEPS, spec.num_steps // _SPAN_STEPS + 1)), initial=spec.first_step)
+    bounds = sorted({min(end, spec.num_steps) for end in ends})
+    spans = [{"first": first, "end": end} for first, end in itertools.pairwise(bounds)]
     return ray.data.from_items(spans, override_num_blocks=len(spans))
 
 
 def share(spec: StreamSpec, spans: ray.data.Dataset, rank: int, world_size: int) -> ray.data.Dataset:
-    """One rank's rows, in the order of steps and micro-steps."""
+    """One rank's rows as they travel (see `_packed`), in the order of steps and micro-steps."""
 
-    def rows(block: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def blocks(block: dict[str, np.ndarray]) -> Iterator[pa.Table]:
         plan, store = _opened(spec.plan, spec.tokens, spec.reading.wording)
-        for first, end in zip(block["first"], block["end"], strict=True):
-            for begin in range(first, end, _CHUNK_STEPS):
-                hit("stream.rows")
-                made = [
-                    row
-                    for step in range(begin, min(begin + _CHUNK_STEPS, end))
-                    for row in step_rows(
-                        plan, store, step, rank, world_size, spec.capacity, spec.loss, spec.reading, spec.longest, spec.one_item
-                    )
-                ]
-                # Arrays of different lengths travel as bytes: no ragged-tensor conversion, and the types are exact on arrival.
-                yield {key: [v.tobytes() if isinstance(v, np.ndarray) else v for v in (row[key] for row in made)] for key in made[0]}
+        made: list[Row] = []
+        size = 0
+        for step in itertools.chain.from_iterable(map(range, block["first"], block["end"])):
+            hit("stream.rows")
+            rows = step_rows(plan, store, step, rank, world_size, spec.capacity, spec.loss, spec.reading, spec.longest, spec.one_item)
+            made += rows
+            size += sum(row["input_ids"].nbytes for row in rows)  # 8 bytes a token, as ids and weights take on their way
+            if size >= _BLOCK_BYTES:
+                yield _packed(made)
+                made, size = [], 0
+        if made:
+            yield _packed(made)
 
-    stream = spans.map_batches(rows, batch_size=None, num_cpus=STREAM_CPUS, concurrency=1)
+    stream = spans.map_batches(blocks, batch_size=None, num_cpus=STREAM_CPUS, concurrency=1)
     stream.context.execution_options.preserve_order = True  # without it steps arrive interleaved
     stream.context.target_max_block_size = _BLOCK_BYTES
     stream.context.enable_progress_bars = False
     return stream
+
+
+_NUMBERS = ("step", "micro_step", "num_micro_steps")
+_TRAVEL_AS = {"input_ids": np.int32, "target_ids": np.int32, "loss_weight": np.float32, "cu_seqlens": np.int32}
+"""Arrays of different lengths travel as bytes: no ragged-tensor conversion. Positions follow from cu_seqlens; no vocabulary needs 64 bits."""
+_ARRIVE_AS = {**_TRAVEL_AS, "input_ids": np.int64, "target_ids": np.int64}
+
+
+def _packed(rows: list[Row]) -> pa.Table:
+    columns: dict[str, pa.Array] = {key: pa.array([row[key] for row in rows], pa.int64()) for key in _NUMBERS}
+    for key, kind in _TRAVEL_AS.items():
+        if key in rows[0]:
+            columns[key] = pa.array([row[key].astype(kind, copy=False).tobytes() for row in rows], pa.binary())
+    return pa.table(columns)
+
+
+def _unpacked(table: pa.Table) -> Iterator[Row]:
+    for number in range(len(table)):
+        row: Row = {key: table[key][number].as_py() for key in _NUMBERS}
+        for key in table.column_names[len(_NUMBERS) :]:
+            array = np.frombuffer(table[key][number].as_buffer(), dtype=_TRAVEL_AS[key])
+            row[key] = array.astype(_ARRIVE_AS[key])  # a copy: the block may go
+        starts = row["cu_seqlens"]
+        row["position_ids"] = np.arange(starts[-1]) - np.repeat(starts[:-1], np.diff(starts))
+        yield row
 
 
 def iterate(iterator: Any, timeout_s: float, ahead: int = 8) -> Iterator[Row]:
@@ -105,8 +134,9 @@ def iterate(iterator: Any, timeout_s: float, ahead: int = 8) -> Iterator[Row]:
 
     def fetch() -> None:
         try:
-            for row in iterator.iter_rows():
-                ready.put(_from_bytes(row))
+            for table in iterator.iter_batches(batch_size=None, batch_format="pyarrow"):
+                for row in _unpacked(table):
+                    ready.put(row)
             ready.put(None)
         except BaseException as error:
             ready.put(error)
@@ -126,13 +156,6 @@ def iterate(iterator: Any, timeout_s: float, ahead: int = 8) -> Iterator[Row]:
         if isinstance(row, BaseException):
             raise row
         yield row
-
-
-_TYPES = {"input_ids": np.int64, "target_ids": np.int64, "position_ids": np.int64, "loss_weight": np.float32, "cu_seqlens": np.int32}
-
-
-def _from_bytes(row: dict[str, Any]) -> Row:
-    return {key: np.frombuffer(value, dtype=_TYPES[key]).copy() if key in _TYPES else int(value) for key, value in row.items()}
 
 
 @lru_cache(maxsize=4)
