@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MainJob: TypeAlias = "tuple[Path, Watched]"
 pytest_plugins = ["tests.faults.table"]
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests share two cores, before torch is imported
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 gives its workers what other tests leave: nearly nothing
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
@@ -38,6 +41,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False  # in the order of collection: Ray's lane, the longest, begins at once
     return Lanes(config, log)
+
+
+def without_ray_settings() -> dict[str, str]:
+    """This environment without what points at a Ray or sets one up."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_worker_niceness"}
 
 
 @cache

@@ -1,6 +1,5 @@
 """A command run with secrets in its environment and a Ray of its own, and every port that its processes listen on."""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, without_ray_settings
 
 CANARY = "c4nary5ecret"
 SECRETS = {
@@ -34,7 +33,7 @@ class Watched:
 
 def watch(folder: Path, experiment: Path, room: str, *arguments: str, **more: str) -> Watched:
     """python -m room experiment *arguments; `folder` is its HOME and holds Ray's files (short: socket names have 107 bytes)."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | SECRETS | more
+    environment = without_ray_settings() | SECRETS | more
     environment |= {"RAY_TMPDIR": str(folder / "ray"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
     environment["VLLM_CACHE_ROOT"] = str(Path.home() / ".cache/vllm")  # what it finds out about a model class takes it 15 s
     (folder / "ray").mkdir(exist_ok=True)

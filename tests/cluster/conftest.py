@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, without_ray_settings
 
 TOKEN = "fedcba9876543210" * 4
 BIN = Path(sys.executable).parent
@@ -107,7 +107,7 @@ def machines() -> Iterator[Machines]:
     (folder / "token").write_text(TOKEN)
     (folder / "token").chmod(0o600)
     gcs, dashboard = free_port(), free_port()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHONPATH", "STUDYHALL_"))} | {
+    environment = {k: v for k, v in without_ray_settings().items() if not k.startswith(("PYTHONPATH", "STUDYHALL_"))} | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "OMP_NUM_THREADS": "1",

@@ -1,14 +1,13 @@
 """Sixty-four light streams at once, on logical CPUs: what feeds 64 ranks, without the ranks. Minutes, and 64 worker processes."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, without_ray_settings
 
 # Eight processes stand for eight nodes' workers, eight streams each; a Ray of their own with just the CPUs that preflight asks for the streams.
 SOAK = """
@@ -68,7 +67,7 @@ def test_streams(tmp_path: Path, ranks: int, processes: int) -> None:
     stage = Stage.model_validate({"mix": {"train_documents": 1, "train_questions": 1}, "epochs": 48, "batch_items": 180, "rate": 1.0})
     plan = compile_plan(stage, catalogue, 0)
     plan.save(tmp_path / "plan.npz")
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"OMP_NUM_THREADS": "1"}
+    env = without_ray_settings() | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", SOAK, str(tmp_path), str(plan.num_steps), str(ROOT), str(ranks), str(processes)], cwd=ROOT, env=env, text=True, capture_output=True, timeout=850
     )  # fmt: skip

@@ -19,7 +19,7 @@ import pytest
 
 from cluster.guard import check_open_door, check_version, make_private, refuses_strangers, secure_own_ray
 from console import RunError, UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, without_ray_settings
 
 TOKEN = "0123456789abcdef" * 4
 
@@ -45,7 +45,7 @@ def head() -> Iterator[Head]:
     (folder / "token").write_text(TOKEN)
     (folder / "token").chmod(0o600)
     gcs, dashboard = free_port(), free_port()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+    environment = without_ray_settings() | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "OMP_NUM_THREADS": "1",
@@ -193,7 +193,7 @@ door(main)
 )
 def test_two_nodes_without_token_are_refused(mode: str, argument: str, code: int, message: str, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN)
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    env = without_ray_settings()
     env |= {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", TWO_NODES, argument], cwd=ROOT, env=env, text=True, capture_output=True, timeout=110)
     assert done.returncode == code, done.stderr
@@ -273,6 +273,6 @@ with connected(cpus_needed=1):
 
 
 def test_a_ray_of_our_own_has_a_token(tmp_path: Path) -> None:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    env = without_ray_settings() | {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", OWN_RAY], cwd=ROOT, env=env, text=True, capture_output=True, timeout=110)
     assert done.returncode == 0 and done.stdout.strip() == "0o600", done.stderr[-2000:]
