@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,13 @@ class Groups:
     """Starts groups of training processes through the fork server (tests/forked.py)."""
 
     def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.forked"],
-            cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
         )  # fmt: skip
         assert json.loads(self._answer()) == {"ready": True}
 
@@ -42,12 +46,17 @@ class Groups:
 
     def _codes(self, request: dict[str, Any]) -> list[int]:
         assert self._server.stdin is not None
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        answer = json.loads(self._answer())
+        try:
+            self._server.stdin.write(json.dumps(request) + "\n")
+            self._server.stdin.flush()
+            answer = json.loads(self._answer())
+        except BaseException:  # a test's time was up: its answer would be the next one's
+            self.close()
+            self._start()
+            raise
         self.error = answer.get("error", "")
         return list(answer["codes"])
 
     def close(self) -> None:
-        self._server.kill()
+        os.killpg(self._server.pid, signal.SIGKILL)  # and the groups that it has started
         self._server.wait(timeout=10)

@@ -275,9 +275,10 @@ def test_a_crash_is_replaced_once(ray_cluster: Any, tmp_path: Path) -> None:
 
 @F17
 def test_a_hang_ends_in_a_named_failure(ray_cluster: Any) -> None:
-    with Engine(EngineOptions(timeout_s=6), Hangs) as engine:
-        engine.open("weights-4", "four", 64)
-        with pytest.raises(EngineFailure, match=r"weights-4: no reply within 6 s \(it needs 1 CPUs and 0 GPUs"):
+    with Engine(OPTIONS, Hangs) as engine:
+        engine.open("weights-4", "four", 64)  # starting a process may take long
+        engine._options = EngineOptions(timeout_s=3)
+        with pytest.raises(EngineFailure, match=r"weights-4: no reply within 3 s \(it needs 1 CPUs and 0 GPUs"):
             engine.answer([[1]], 4, EOS)
 
 

@@ -49,6 +49,7 @@ def test_killed_at_random_steps(groups: Groups, undisturbed: dict, tmp_path: Pat
 
 
 @SLOW
+@pytest.mark.timeout(600)
 @F1
 def test_twenty_random_sigkills(groups: Groups, undisturbed: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
     """A run that lasts two minutes undisturbed (1.2 s a step); one rank or the other is killed 1 to 9 s after training goes on."""
