@@ -37,7 +37,8 @@ flags=()
 for links in $("$venv/bin/python" -m pip config list | sed -n "s/^[a-z]*\.find-links='\(.*\)'$/\1/p; s/^:env:\.find-links='\(.*\)'$/\1/p" | tr ' ' '\n' | sort -u); do
     flags+=(--find-links "$links")
 done
-uv() { "$venv/bin/uv" pip install --python "$venv/bin/python" "$@" >>"$log" 2>&1; }
+# Byte-code now, explicitly: without it every process imports three times as long, for ever where nobody may write it.
+uv() { PYTHONDONTWRITEBYTECODE='' "$venv/bin/uv" pip install --compile-bytecode --python "$venv/bin/python" "$@" >>"$log" 2>&1; }
 
 # part NAME…: the lock's entries (a pin and its hashes) of these packages; part -v NAME…: all others.
 part() {
@@ -59,7 +60,7 @@ fi
 say "the other packages"
 part -v torch flash-attn mamba-ssm causal-conv1d >"$venv/lock-to-install"
 [ "$kind" = cpu ] || part torch >>"$venv/lock-to-install"
-# Byte-code now, explicitly: without it every Ray worker's imports take three times as long. What builds a source package is pinned too.
-PYTHONDONTWRITEBYTECODE='' uv "${flags[@]}" --no-deps --require-hashes --build-constraints "$lock" --compile-bytecode -r "$venv/lock-to-install"
+# What builds a source package is pinned too.
+uv "${flags[@]}" --no-deps --require-hashes --build-constraints "$lock" -r "$venv/lock-to-install"
 cp "$lock" "$stamp"
 say "done in ${SECONDS} s"
