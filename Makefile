@@ -52,5 +52,5 @@ clean-demo:  ## forget what the demo has trained
 slow: setup  ## tests that are too slow for every run, but for the faults
 	@$(PY) -m pytest -m "slow and not fault"
 
-faults: setup  ## the fault matrix of docs/reliability.md; prints its table (about twenty minutes on two cores, in two processes); ROWS=F3,F14: those only
+faults: setup  ## the fault matrix of docs/reliability.md; prints its table (about 22 minutes on two cores, in two processes); ROWS=F3,F14: those only
 	@OMP_NUM_THREADS=1 STUDYHALL_FAULTS=$(ROWS) STUDYHALL_FAULTS_TABLE=benchmarks/results/faults.json $(PY) -m pytest -n 2 -m fault ; $(PY) -m benchmarks.faults_table
