@@ -1,7 +1,8 @@
 """Asks an OpenAI-compatible endpoint (/chat/completions) for JSON that follows a schema. Runs in Ray workers."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -60,18 +61,20 @@ class Endpoint:
     def ask(self, requests: list[Request]) -> Iterator[tuple[Request, Reply | Declined]]:
         """In the order in which they are answered. Raises EndpointFailure, after those that were on their way and are answered all the same."""
         failure: BaseException | None = None
+        waiting, under_way = iter(requests), dict[Future[Reply | Declined], Request]()
         with ThreadPoolExecutor(self._parallel) as pool:
-            futures = {pool.submit(self._one, request): request for request in requests}
             try:
-                for future in as_completed(futures):
-                    if future.cancelled():
-                        continue
-                    if (error := future.exception()) is None:
-                        yield futures[future], future.result()
-                    elif failure is None:
-                        failure = error
-                        for other in futures:
-                            other.cancel()
+                while True:
+                    if failure is None:  # no more than `parallel` are ever paid and not yet taken: that is what a kill can cost
+                        for request in islice(waiting, self._parallel - len(under_way)):
+                            under_way[pool.submit(self._one, request)] = request
+                    if not under_way:
+                        break
+                    for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                        request, error = under_way.pop(future), future.exception()
+                        if error is None:
+                            yield request, future.result()
+                        failure = failure or error
             finally:
                 pool.shutdown(cancel_futures=True)
         if failure:

@@ -1,5 +1,6 @@
 """The HTTP client against a service on this machine: retries, refusals, and a key that is never shown."""
 
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -41,6 +42,15 @@ def test_too_fast_and_broken_are_tried_again(service: Service) -> None:
     service.statuses = [429, 503, 500]
     replies = list(endpoint(service).ask([request(n) for n in range(4)]))
     assert len(replies) == 4 and len(service.bodies) == 7 and len(service.paid) == 4
+
+
+def test_no_more_is_paid_than_what_is_taken_and_on_its_way(service: Service) -> None:
+    """What a kill can cost while the taker writes slowly: `parallel` replies."""
+    ahead = []
+    for taken, _ in enumerate(endpoint(service).ask([request(n) for n in range(15)])):
+        time.sleep(0.05)
+        ahead.append(len(service.paid) - taken)
+    assert len(ahead) == 15 and max(ahead) == 3
 
 
 def test_one_bad_request_does_not_stop_the_others(service: Service) -> None:
