@@ -1,8 +1,8 @@
 """First row of a stream that begins at 90 % of an epoch: python -m benchmarks.resume_seek
 
 10,000 and 1,000,000 items in steps of 32 (so that at 90 % of either a whole block of steps is left to be made), one rank, through Ray Data:
-our stream, which begins at the step (in a process that is there: starting one takes 2 s, whatever the size), against the same stream from the start with everything before the step thrown away (what a loader
-without a cursor does). Median of 5; of the long skip of 2.
+our stream, which begins at the step (in a process that is there: starting one takes 2 s, whatever the size), against the same stream from the
+start with everything before the step thrown away (what a loader without a cursor does). Median of 5; of the long skip of 2.
 Goal: independent of the size (<= 1.5 x) and at least 50 times faster at a million. Writes benchmarks/results/resume_seek.json.
 """
 
