@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trainer.config import TrainerConfig
 from trainer.fragment_file import Fragment
+from trainer.leaves import NoLateGradients, layers_as_leaves
 from trainer.model import matrices_and_rest
 from trainer.worker_settings import Precision
 
@@ -56,11 +57,13 @@ class DeepSpeedEngine:
         decayed, rest = matrices_and_rest(module)
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         self._adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=config.betas)
+        leaves = layers_as_leaves(module) if config.zero_stage == 3 else []
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=self._adamw, config=deepspeed_config(config, precision), dist_init_required=False
         )
         self.module = self._engine.module
         self.device = device
+        self._watched: NoLateGradients | None = NoLateGradients(leaves)  # for the first backward pass
         self._saves_frozen = saves_frozen
         self.zero_stage = config.zero_stage
         self._world_size = torch.distributed.get_world_size()
@@ -75,6 +78,9 @@ class DeepSpeedEngine:
         # Our weights already divide by the whole step's counts, and DeepSpeed averages gradients over ranks:
         # times world size turns that average back into the sum. There is no division by micro-steps to undo.
         self._engine.backward(loss * self._world_size)
+        if self._watched:
+            self._watched.close()
+            self._watched = None
 
     def step(self, rate: float) -> float:
         for group in self._optimizer.param_groups:

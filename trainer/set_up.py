@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import deepspeed
 import torch
 from transformers import AutoConfig
 
@@ -35,9 +36,11 @@ def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, devi
     attention = attention_for(config, trainer.attention, device, settings.precision)
     torch.manual_seed(settings.seed)
     if trainer.zero_stage == 3:
-        import deepspeed
-
-        with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(trainer, settings.precision)):
+        # Not its default overrides: with them every tensor made in here is bf16 in a bf16 model, and so are rotary frequencies (2 rad off at position 1,000).
+        with deepspeed.zero.Init(
+            config_dict_or_path=deepspeed_config(trainer, settings.precision),
+            tensor_overrides=[deepspeed.zero.DeepSpeedTensorOverride.device],
+        ):
             module = build_model(settings.model_folder, attention, dtype_of(settings.precision))
     else:
         module = build_model(settings.model_folder, attention, torch.float32).to(device)
