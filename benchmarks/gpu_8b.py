@@ -24,7 +24,7 @@ def ours(setting: gpu_steps.Setting) -> gpu_steps.Step:
     from trainer.plain import PlainEngine
     from trainer.step import optimiser_step
 
-    attention = choose_attention("auto", "llama", None, setting.device, "bf16")
+    attention = choose_attention("auto", "llama", plain=True, flash=True, device=setting.device, precision="bf16")
     model = setting.model(attention, torch.bfloat16)
     engine = PlainEngine(model, (0.9, 0.95), 0.1, 1.0, lambda groups, **more: CompensatedAdamW(groups, moment=moment_in_8_bits(), **more))
 

@@ -106,7 +106,7 @@ def ours(
     from trainer.engine import DeepSpeedEngine
     from trainer.step import optimiser_step
 
-    attention = choose_attention(attention, "llama", None, setting.device, "bf16")
+    attention = choose_attention(attention, "llama", plain=True, flash=True, device=setting.device, precision="bf16")
     if liger and not setting.tiny:  # changes transformers' classes, so before the model is made; this process makes no other
         from liger_kernel.transformers import apply_liger_kernel_to_llama
 

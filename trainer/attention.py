@@ -15,19 +15,43 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from console import UserError
 from trainer.placing import on_device
 
 # Plain softmax attention with nothing but a causal mask; other families (soft caps, sinks, sliding windows) keep transformers' own.
 _PLAIN_FAMILIES = {"llama", "qwen2", "qwen3", "mistral"}
+_DROPPED = {"sliding_window": "sliding window", "softcap": "soft cap", "s_aux": "attention sinks", "position_bias": "bias by position"}
+"""What transformers hands to attention and the two below do not know."""
 
 
-def choose_attention(wanted: str, model_type: str, sliding_window: int | None, device: torch.device, precision: str) -> str:
-    """Name of the attention implementation for transformers; `auto` resolved."""
+def choose_attention(wanted: str, model_type: str, plain: bool, flash: bool, device: torch.device, precision: str) -> str:
+    """Name of the attention implementation for transformers; `auto` resolved.
+
+    `plain`: the model has no windows, chunks or soft cap; `flash`: flash-attn computes what the model means. UserError where the one asked for by name cannot run here.
+    """
     if wanted != "auto":
+        if reason := _cannot_run(wanted, device, precision):
+            raise UserError(f"trainer.attention: {wanted} {reason}; use auto")
         return wanted
-    if device.type == "cuda" and precision == "bf16" and importlib.util.find_spec("flash_attn"):
+    if flash and device.type == "cuda" and precision == "bf16" and importlib.util.find_spec("flash_attn"):
         return "flash_attention_2"
-    return "padded_sdpa" if model_type in _PLAIN_FAMILIES and not sliding_window else "sdpa"
+    return "padded_sdpa" if model_type in _PLAIN_FAMILIES and plain else "sdpa"
+
+
+def _cannot_run(wanted: str, device: torch.device, precision: str) -> str:
+    if wanted in ("varlen", "flash_attention_2") and (device.type != "cuda" or precision != "bf16"):
+        return f"needs a GPU and trainer.precision bf16 (this is {device.type}, {precision})"
+    if wanted == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):
+        return "needs the package flash-attn, which cannot be imported"
+    if wanted == "varlen" and not importlib.util.find_spec("torch.nn.attention.varlen"):
+        return f"needs torch.nn.attention.varlen, which torch {torch.__version__} has not"
+    return ""
+
+
+def _refuse_dropped(given: dict[str, Any]) -> None:
+    """The second line of defence behind trainer/families.py: nothing that the model hands to its attention is left out without a word."""
+    if dropped := [what for name, what in _DROPPED.items() if given.get(name) is not None]:
+        raise UserError(f"trainer.attention: this one leaves out the model's {' and '.join(dropped)}; use auto, sdpa or eager")
 
 
 def attention_inputs(implementation: str, cu_seqlens: np.ndarray[Any, Any], device: torch.device) -> dict[str, Any]:
@@ -68,8 +92,9 @@ def _padded_sdpa(
     scaling: float | None = None,
     dropout: float = 0.0,
     row_buckets: list[tuple[Tensor, Tensor, Tensor]] | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
+    _refuse_dropped(others)
     assert row_buckets is not None and query.shape[0] == 1, "one flat row at a time, with its buckets"
     out = torch.empty_like(query[0].transpose(0, 1))  # (T, heads, head size)
     for index, real, tokens in row_buckets:
@@ -91,8 +116,9 @@ def _varlen(
     scaling: float | None = None,
     row_boundaries: Tensor | None = None,
     row_longest: int = 0,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
+    _refuse_dropped(others)
     from torch.nn.attention.varlen import varlen_attn
 
     assert row_boundaries is not None, "the row's item boundaries"

@@ -20,17 +20,58 @@ _KERNELS = ("mamba_ssm", "causal_conv1d")
 def attention_for(config: Any, wanted: str, device: torch.device, precision: str) -> str:
     """trainer.attention resolved for this model: eager where torch's kernel would leave out a soft cap (Gemma 2) or there is none (Mamba).
 
-    UserError where the experiment names one that would compute something else.
+    UserError where the experiment names one that would compute something else, or cannot run here.
     """
-    chosen = choose_attention(wanted, config.model_type, getattr(config, "sliding_window", None), device, precision)
+    text = config.get_text_config()
     architecture: Any = AutoModelForCausalLM._model_mapping[type(config)]
-    capped = getattr(config, "attn_logit_softcapping", None)
-    if chosen in ("sdpa", "padded_sdpa", "varlen") and (capped or not architecture._supports_sdpa):
-        if wanted != "auto":
-            why = f"leaves out its soft cap of {capped:g}" if capped else "has no place in it"
-            raise UserError(f"trainer.attention: {wanted} {why} (model_type {config.model_type}); use auto or eager")
-        return "eager"
-    return chosen
+    capped, window, chunk = (getattr(text, key, None) for key in ("attn_logit_softcapping", "sliding_window", "attention_chunk_size"))
+    kinds = set(getattr(text, "layer_types", None) or (["sliding_attention"] if window else []))
+    windows = f"sliding window of {window}" if "sliding_attention" in kinds and window else ""
+    chunks = f"attention in chunks of {chunk}" if "chunked_attention" in kinds and chunk else ""
+    flash = architecture._supports_flash_attn and not chunks  # transformers raises for rows longer than a chunk
+    chosen = choose_attention(wanted, text.model_type, not (windows or chunks or capped), flash, device, precision)
+    left_out = {
+        "padded_sdpa": windows or chunks, "varlen": windows or chunks, "flash_attention_2": chunks,
+    }.get(chosen, "")  # fmt: skip
+    if not left_out and capped and chosen in ("sdpa", "padded_sdpa", "varlen"):
+        left_out = f"soft cap of {capped:g}"
+    without_sdpa = chosen in ("sdpa", "padded_sdpa", "varlen") and not architecture._supports_sdpa
+    if wanted != "auto" and (left_out or without_sdpa):
+        why = f"leaves out its {left_out}" if left_out else "has no place in it"
+        raise UserError(f"trainer.attention: {wanted} {why} (model_type {config.model_type}); use auto or eager")
+    return "eager" if left_out or without_sdpa else chosen
+
+
+def check_attention(model_folder: str, wanted: str, has_gpu: bool, precision: str) -> None:
+    """On the driver: UserError where the attention asked for by name computes something else than this model, or cannot run."""
+    config = AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
+    attention_for(config, wanted, torch.device("cuda" if has_gpu else "cpu"), precision)
+
+
+def rows_mix(config: Any, row_tokens: int, longest: int) -> str | None:
+    """Why items of this model must not share rows of `row_tokens` tokens when the longest has `longest`, known from its config; None: nothing is known.
+
+    Read in transformers 5.19: long and dynamic rope choose frequencies by the longest item of a row; Llama 4 counts chunks and its temperature from the row's start.
+    What leaves no trace in a config is found by trying (trainer/isolation.py).
+    """
+    text = config.get_text_config()
+    for rope in _ropes(getattr(text, "rope_parameters", None) or {}):
+        kind = str(rope.get("rope_type", ""))
+        short = int(rope.get("original_max_position_embeddings") or text.max_position_embeddings)
+        if (kind == "longrope" or "dynamic" in kind) and longest > short:
+            return f"an item of {longest:,} tokens, beyond {short:,} positions, gives its whole row other rotary frequencies ({kind})"
+    chunk = getattr(text, "attention_chunk_size", None)
+    if chunk and row_tokens > chunk and "chunked_attention" in (getattr(text, "layer_types", None) or ()):
+        return f"attention in chunks of {chunk:,} tokens counts from the start of a row of {row_tokens:,}"
+    scale = getattr(text, "floor_scale", None)
+    if getattr(text, "attn_temperature_tuning", False) and scale and row_tokens >= scale:
+        return f"attention's temperature changes every {scale:,} tokens from the start of a row of {row_tokens:,}"
+    return None
+
+
+def _ropes(parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    """One set of parameters, or one a kind of layer."""
+    return [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
 
 
 def has_state_space(module: torch.nn.Module) -> bool:

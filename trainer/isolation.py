@@ -1,4 +1,4 @@
-"""Whether packed items see each other, found out by trying: on this model, attention, precision and device, before a stage is trained."""
+"""Whether packed items see each other, found out by trying: on this model, attention, precision, device and lengths, before a stage is trained."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,8 +8,9 @@ import torch
 
 from console import RunError
 from trainer.attention import attention_inputs, leak
-from trainer.families import has_state_space, kernels_in_words
-from trainer.step import Engine
+from trainer.families import has_state_space, kernels_in_words, rows_mix
+from trainer.row_probe import displacement, not_moved
+from trainer.step import Engine, base_module, keeps_logits
 
 _ROUNDING = 1e-5
 """Of the largest logit. Other items' tokens change nothing, not even rounding, but where experts share matrix products."""
@@ -32,41 +33,87 @@ class Isolation:
     """For people, one line."""
 
 
-def decide(engine: Engine, packing: Literal["auto", "packed", "one_item"], attention: str, config: Any, precision: str) -> Isolation:
-    """All ranks together (a forward pass may be a collective); all get the same answer. Leaks where packed rows are asked for in vain."""
+def decide(
+    engine: Engine,
+    packing: Literal["auto", "packed", "one_item"],
+    attention: str,
+    config: Any,
+    precision: str,
+    row_tokens: int,
+    longest: int,
+) -> Isolation:
+    """All ranks together (a forward pass may be a collective); all get the same answer. Leaks where packed rows are asked for in vain.
+
+    `row_tokens`, `longest`: tokens of the longest row and of the longest item that the stage has.
+    """
+    text = config.get_text_config()
     about = f"{config.model_type}, {attention} attention, {precision}, {engine.device.type}"
     if has_state_space(engine.module):
         about += f"; state-space layers: {kernels_in_words()}"
     if packing == "one_item":
         return Isolation(True, None, f"one item per row, as trainer.packing says ({about})")
-    change = _over_ranks(_change(engine, attention, int(config.vocab_size)))
-    experts = any(getattr(config, name, None) for name in _EXPERTS)
-    if change <= (_EXPERTS_ROUNDING[precision] if experts else _ROUNDING):
+    experts = any(getattr(text, name, None) for name in _EXPERTS)
+    change, found = None, rows_mix(config, row_tokens, longest)
+    if not found:
+        change = _over_ranks(_change(engine, attention, int(text.vocab_size)))
+        if change > (_EXPERTS_ROUNDING[precision] if experts else _ROUNDING):
+            found = f"logits move by {change:.2g} of the largest"
+    if not found:
+        moved = _over_ranks(_displacement(engine, attention, int(text.vocab_size), row_tokens, longest, experts))
+        if moved > not_moved(precision):
+            change, found = moved, f"an item's logits differ by {moved:.2g} of the largest with its place in a row of {row_tokens:,} tokens"
+    if not found:
         return Isolation(False, change, f"packed rows: items do not see each other ({about}; logits move by {change:.1g} of the largest)")
     if packing == "packed":
-        raise Leaks(f"packed items see each other ({about}; logits move by {change:.2g} of the largest); set trainer.packing=auto")
-    return Isolation(
-        True,
-        change,
-        f"one item per row, by length: packed items would see each other ({about}; logits move by {change:.2g} of the largest)",
-    )
+        raise Leaks(f"packed items see each other ({about}; {found}); set trainer.packing=auto")
+    return Isolation(True, change, f"one item per row, by length: packed items would see each other ({about}; {found})")
 
 
 def _change(engine: Engine, attention: str, vocab_size: int) -> float:
     """In training mode, whose kernels may be others than evaluation's; with the same drops in both passes."""
 
     def logits_of(input_ids: np.ndarray[Any, Any], cu_seqlens: np.ndarray[Any, Any]) -> torch.Tensor:
-        positions = np.concatenate([np.arange(n) for n in np.diff(cu_seqlens)])
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
-            return engine.forward(  # type: ignore[no-any-return]
-                input_ids=torch.as_tensor(input_ids, device=engine.device)[None],
-                position_ids=torch.as_tensor(positions, device=engine.device)[None],
-                use_cache=False,
-                **attention_inputs(attention, cu_seqlens, engine.device),
-            ).logits[0]
+            return engine.forward(**_inputs(engine, attention, input_ids, cu_seqlens)).logits[0]  # type: ignore[no-any-return]
 
     return leak(logits_of, vocab_size)
+
+
+_displacements: dict[tuple[Any, ...], float] = {}
+"""Full rows cost what some micro-steps cost, and their answer is the architecture's: once a process for each, and each size of row."""
+
+
+def _displacement(engine: Engine, attention: str, vocab_size: int, row_tokens: int, longest: int, experts: bool) -> float:
+    """In evaluation mode, for drops would differ with the place. Only where logits are looked at are they made, if the model can."""
+    module = base_module(engine.module)
+    keeps = keeps_logits(type(module).forward)
+
+    def logits_of(input_ids: Any, cu_seqlens: Any, positions: Any) -> torch.Tensor:
+        at = torch.as_tensor(positions, device=engine.device)
+        inputs = _inputs(engine, attention, input_ids, cu_seqlens) | ({"logits_to_keep": at} if keeps else {})
+        with torch.no_grad():
+            logits = engine.forward(**inputs).logits[0]
+        return logits if keeps else logits[at]
+
+    key = (type(module), str(module.config), attention, next(module.parameters()).dtype, row_tokens, longest)
+    if key not in _displacements:
+        module.eval()
+        try:
+            _displacements[key] = displacement(logits_of, vocab_size, row_tokens, longest, typical=experts)
+        finally:
+            module.train()
+    return _displacements[key]
+
+
+def _inputs(engine: Engine, attention: str, input_ids: np.ndarray[Any, Any], cu_seqlens: np.ndarray[Any, Any]) -> dict[str, Any]:
+    positions = np.concatenate([np.arange(n) for n in np.diff(cu_seqlens)])
+    return {
+        "input_ids": torch.as_tensor(input_ids, device=engine.device)[None],
+        "position_ids": torch.as_tensor(positions, device=engine.device)[None],
+        "use_cache": False,
+        **attention_inputs(attention, cu_seqlens, engine.device),
+    }
 
 
 def _over_ranks(change: float) -> float:

@@ -21,9 +21,9 @@ def layers_as_leaves(module: torch.nn.Module) -> list[torch.nn.Module]:
     leaves = list(_outermost(module, set(getattr(module, "_no_split_modules", None) or ())))
     for leaf in leaves:
         set_z3_leaf_module(leaf, True)
-    embedding: Any = module.get_input_embeddings() if hasattr(module, "get_input_embeddings") else None
-    if leaves and embedding is not None and not any(parameter.requires_grad for parameter in embedding.parameters()):
-        module.enable_input_require_grads()  # type: ignore[operator]
+    network: Any = module
+    if leaves and not any(parameter.requires_grad for parameter in network.get_input_embeddings().parameters()):
+        network.enable_input_require_grads()
     return leaves
 
 

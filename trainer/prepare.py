@@ -40,6 +40,10 @@ class Job:
     """Place in its arm, base stages included: the round of what is frozen. Equal keys have equal places."""
     model_folder: str | None = None
     """Of an arm that starts from another model than the experiment's: config, tokenizer and initial weights."""
+    longest_item: int = 0
+    """Tokens of the stage's longest item, cut as above; 0: `longest`."""
+    row_tokens: int = 0
+    """Tokens of the longest row that the stage can have; 0: `capacity`."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,20 @@ def make_jobs(
                 path = _write_plan(plan, worded.sha256, plan_folder)
                 label = f"{arm} {n + 1}/{len(stages)}: {' + '.join(stage.mix.kinds())}"
                 own = start.folder if start else None
-                jobs[key] = Job(key, parent, label, stage, plan.num_steps, str(path.resolve()), plan.sha256, capacity, longest, n, own)
+                sizes = _longest(plan, worded, capacity, longest)
+                jobs[key] = Job(
+                    key, parent, label, stage, plan.num_steps, str(path.resolve()), plan.sha256, capacity, longest, n, own, *sizes
+                )
             keys[arm].append(key)
             parent = key
     return list(jobs.values()), keys
+
+
+def _longest(plan: Plan, store: TokenStore, capacity: int, longest: int) -> tuple[int, int]:
+    """Tokens of the longest piece of an item and of the longest row that the plan can give, whatever the number of ranks."""
+    lengths = np.asarray(store.lengths)[plan.items]
+    steps = np.add.reduceat(lengths, plan.starts[:-1]) if len(lengths) else np.zeros(1)
+    return min(longest, int(lengths.max(initial=1))), min(capacity, int(steps.max()))
 
 
 def _write_plan(plan: Plan, tokens_sha256: str, folder: Path) -> Path:

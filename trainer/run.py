@@ -115,6 +115,10 @@ def prepare(
     precision: Precision = ("bf16" if has_gpu else "fp32") if trainer.precision == "auto" else trainer.precision
     if precision == "bf16" and trainer.zero_stage == 0:
         raise UserError("trainer.zero_stage: ZeRO 0 gives no access to the fp32 masters of a bf16 model; use 1, 2 or 3")
+    if trainer.attention != "auto":  # resolved on the workers; what was asked for by name is refused before they start
+        from trainer.families import check_attention
+
+        check_attention(model_folder, trainer.attention, has_gpu, precision)
     plans = compile_arms(arms, catalogue, seed, lambda stage: store.worded(wording_of(stage)).lengths)
     starts_trained = parent is not None and parent.stage is not None
     initial = parent.identity() if parent and starts_trained else initial_identity(model, Path(model_folder), seed, store.sha256)

@@ -74,7 +74,10 @@ def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, devi
     if saved:
         moments = {moment: saved_weights(saved, moment) for moment in MOMENTS}
         engine.set_moments(lambda moment, name, begin, end: moments[moment].slice(name, begin, end), saved.manifest["optimizer_steps"])
-    return StageEngine(engine, shapes, trained_shapes, attention, decide(engine, trainer.packing, attention, config, settings.precision))
+    isolation = decide(
+        engine, trainer.packing, attention, config, settings.precision, job.row_tokens or job.capacity, job.longest_item or job.longest
+    )
+    return StageEngine(engine, shapes, trained_shapes, attention, isolation)
 
 
 class _Copies:

@@ -44,9 +44,9 @@ def row_loss(engine: Engine, row: Row, attention: str) -> Tensor:
         positions = np.zeros(1, dtype=np.int64)
     targets = row["target_ids" if "target_ids" in row else "input_ids"][1:][positions]  # apart under input noise
     predicting, target, share = (on_device(array, engine.device) for array in (positions, targets, weight[positions]))  # (K,) each
-    module = _base_module(engine.module)
+    module = base_module(engine.module)
     head = plain_head(engine, module, lambda: _inputs(engine, tiny_row(), attention))
-    keeps = _keeps_logits(type(module).forward)
+    keeps = keeps_logits(type(module).forward)
     inputs = _inputs(engine, row, attention) | ({"logits_to_keep": predicting} if keeps else {})
     if head is not None:
         with head_gives_loss(head, target, share, None if keeps else predicting):
@@ -66,7 +66,8 @@ def _inputs(engine: Engine, row: Row, attention: str) -> dict[str, Any]:
 
 
 @lru_cache
-def _keeps_logits(forward: Callable[..., Any]) -> bool:
+def keeps_logits(forward: Callable[..., Any]) -> bool:
+    """Whether a model's forward makes logits at given positions only."""
     return "logits_to_keep" in inspect.signature(forward).parameters
 
 
@@ -126,5 +127,5 @@ def optimiser_step(
     return total, engine.step(rate)
 
 
-def _base_module(module: torch.nn.Module) -> torch.nn.Module:
+def base_module(module: torch.nn.Module) -> torch.nn.Module:
     return getattr(module, "module", module)

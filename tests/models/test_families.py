@@ -84,7 +84,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_packed_equals_unpacked_or_is_refused(family: tuple[str, Path]) -> None:
     name, folder = family
     engine, attention = engine_of(folder)
-    decided = decide(engine, "auto", attention, engine.module.config, "fp32")  # type: ignore[arg-type]
+    decided = decide(engine, "auto", attention, engine.module.config, "fp32", 256, 60)  # type: ignore[arg-type]
     assert decided.one_item == (name in WITH_STATE), decided.why
     packed, alone = rows(one_item=False), rows(one_item=True)
     assert len(packed) < len(alone) and all(len(row["cu_seqlens"]) == 2 for row in alone)
@@ -99,8 +99,8 @@ def test_packed_equals_unpacked_or_is_refused(family: tuple[str, Path]) -> None:
         assert off > 1e-3 and distance(gradient, gradient_alone) > 1e-3
         assert "state-space layers" in decided.why
         with pytest.raises(Leaks, match=r"packed items see each other .*trainer\.packing=auto"):
-            decide(engine, "packed", attention, engine.module.config, "fp32")  # type: ignore[arg-type]
-    assert decide(engine, "one_item", attention, engine.module.config, "fp32").one_item  # type: ignore[arg-type]
+            decide(engine, "packed", attention, engine.module.config, "fp32", 256, 60)  # type: ignore[arg-type]
+    assert decide(engine, "one_item", attention, engine.module.config, "fp32", 256, 60).one_item  # type: ignore[arg-type]
 
 
 def test_one_items_loss_is_its_own(family: tuple[str, Path]) -> None:
@@ -133,9 +133,9 @@ def test_a_planted_leak_is_caught(family: tuple[str, Path], monkeypatch: pytest.
         return forward(**{**inputs, **one_item, "position_ids": torch.arange(length)[None]})
 
     monkeypatch.setattr(engine, "forward", forgetful)
-    assert decide(engine, "auto", attention, engine.module.config, "fp32").one_item  # type: ignore[arg-type]
+    assert decide(engine, "auto", attention, engine.module.config, "fp32", 256, 60).one_item  # type: ignore[arg-type]
     with pytest.raises(Leaks):
-        decide(engine, "packed", attention, engine.module.config, "fp32")  # type: ignore[arg-type]
+        decide(engine, "packed", attention, engine.module.config, "fp32", 256, 60)  # type: ignore[arg-type]
 
 
 def test_what_would_be_lost_is_refused() -> None:
