@@ -57,8 +57,8 @@ def rows_mix(config: Any, row_tokens: int, longest: int) -> str | None:
     text = config.get_text_config()
     for rope in _ropes(getattr(text, "rope_parameters", None) or {}):
         kind = str(rope.get("rope_type", ""))
-        short = int(rope.get("original_max_position_embeddings") or text.max_position_embeddings)
-        if (kind == "longrope" or "dynamic" in kind) and longest > short:
+        short = rope.get("original_max_position_embeddings") or getattr(text, "max_position_embeddings", None)
+        if (kind == "longrope" or "dynamic" in kind) and short and longest > short:
             return f"an item of {longest:,} tokens, beyond {short:,} positions, gives its whole row other rotary frequencies ({kind})"
     chunk = getattr(text, "attention_chunk_size", None)
     if chunk and row_tokens > chunk and "chunked_attention" in (getattr(text, "layer_types", None) or ()):

@@ -36,12 +36,11 @@ def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, devi
     attention = attention_for(config, trainer.attention, device, settings.precision)
     torch.manual_seed(settings.seed)
     if trainer.zero_stage == 3:
-        # Not its default overrides: with them every tensor made in here is bf16 in a bf16 model, and so are rotary frequencies (2 rad off at position 1,000).
-        with deepspeed.zero.Init(
+        with _ShardedParameters(
             config_dict_or_path=deepspeed_config(trainer, settings.precision),
             tensor_overrides=[deepspeed.zero.DeepSpeedTensorOverride.device],
         ):
-            module = build_model(settings.model_folder, attention, dtype_of(settings.precision))
+            module = build_model(settings.model_folder, attention, torch.float32)
     else:
         module = build_model(settings.model_folder, attention, torch.float32).to(device)
     refuse_buffers(module)
@@ -78,6 +77,18 @@ def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, devi
         engine, trainer.packing, attention, config, settings.precision, job.row_tokens or job.capacity, job.longest_item or job.longest
     )
     return StageEngine(engine, shapes, trained_shapes, attention, isolation)
+
+
+class _ShardedParameters(deepspeed.zero.Init):  # type: ignore[misc]
+    """zero.Init that rounds parameters alone to the engine's precision, as wrapping does under the other ZeRO stages.
+
+    Its own way makes every tensor bf16 that a module makes for itself, and a default dtype of bf16 does so too: rotary frequencies (2 rad off at position 1,000 of a Llama),
+    scales of embeddings, multipliers. tests/parity holds every buffer against plain transformers'.
+    """
+
+    def _zero_init_param(self, param: torch.nn.Parameter) -> None:
+        param.data = param.data.to(self.dtype)
+        super()._zero_init_param(param)
 
 
 class _Copies:
