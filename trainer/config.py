@@ -86,6 +86,8 @@ class TrainerConfig(Strict):
     packing: Literal["auto", "packed", "one_item"] = "auto"
     """Many items in a row, or one. auto: packed where changing one item of a row leaves the others' logits as they are, tried on this
     model, attention and precision before each stage; else one item per row, rows of like length together. The loss is the same."""
+    keep_rounded_stages: bool = False
+    """Stages that versions before 2026-11-28 trained under ZeRO-3 in bf16, with rounded rotary frequencies, are used as they are instead of trained anew."""
     adapter: Adapter | None = None
     """Train LoRA or another adapter of peft in every stage, where stage or arm do not say otherwise; empty: all weights."""
     log_every_steps: Annotated[int, Field(ge=1)] = 10

@@ -6,6 +6,7 @@ and costs nothing else.
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ class Mirror:
 
     def _push(self, place: Path, name: str) -> None:
         manifest = f"{self._root}/{name}/manifest.json"
-        if self._exists(manifest):
-            return
         text = (place / "manifest.json").read_bytes()
+        if self._exists(manifest) and self._read(manifest).get("files") == json.loads(text).get("files"):
+            return  # other files: the stage was trained anew
         listed = [*json.loads(text).get("files", {}), *(p.relative_to(place).as_posix() for p in place.glob("hf/*")), "metrics.jsonl"]
         for file in dict.fromkeys(listed):
             if (place / file).exists():
@@ -74,15 +75,15 @@ class Mirror:
         with self._fs.open_output_stream(manifest) as out:
             out.write(text)
 
-    def fetch(self, keys: list[str]) -> list[str]:
-        """Brings stages and checkpoints of `keys` that the run folder lacks; returns their names. Damaged copies are refused."""
+    def fetch(self, keys: list[str], useless: Callable[[dict[str, Any]], bool] = lambda _: False) -> list[str]:
+        """Brings stages and checkpoints of `keys` that the run folder lacks; returns their names. Damaged copies are refused, and whose manifests are useless(…)."""
         store, fetched = StageStore(self._run_folder), []
         for key in keys:
             if store.manifest(key) is not None:
                 continue
             names = [f"stages/{key}"] if self._exists(f"{self._root}/stages/{key}/manifest.json") else self._newest_checkpoint(key)
             for name in names:
-                if self._fetch(name):
+                if not useless(self._read(f"{self._root}/{name}/manifest.json")) and self._fetch(name):
                     fetched.append(name)
         return fetched
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from console import UserError, say, write_result
+from trainer.old_stages import SET_ASIDE
 from trainer.store import StageStore
 
 
@@ -36,6 +37,7 @@ def find_waste(run_folder: Path, keep_best: int | None, unfinished: bool) -> lis
             waste += [Waste(stage, "unfinished")] if unfinished else []
         elif stage.name not in used:
             waste.append(Waste(stage, "no arm uses it"))
+    waste += [Waste(stage, "rounded, set aside") for stage in sorted((run_folder / SET_ASIDE).glob("*"))]
     waste += _unused_sums(run_folder, arms)
     if keep_best is not None:
         kept = best_arms(run_folder, keep_best) | {"base"}

@@ -24,6 +24,7 @@ from trainer.graph import graph_lines
 from trainer.hub import fetch_model
 from trainer.mirror import Mirror
 from trainer.model_check import check_model_folder
+from trainer.old_stages import is_rounded, set_aside_rounded, warn_of_rounded_parent
 from trainer.parent import Parent, check_same_model, find_parent
 from trainer.prepare import Job, check_lengths, initial_identity, make_jobs
 from trainer.sources import refuse_changed_data
@@ -128,8 +129,12 @@ def prepare(
     jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own)
     StageStore(folder).tidy()
     refuse_changed_data(folder, data, {job.key for job in jobs})
+    set_aside_rounded(StageStore(folder), jobs, model_folder, trainer.keep_rounded_stages)
+    if starts_trained and parent and parent.stage:
+        warn_of_rounded_parent(parent.stage, model_folder, parent.text)
     if trainer.checkpoint.mirror:
-        for name in Mirror(trainer.checkpoint.mirror, folder).fetch([job.key for job in jobs]):
+        useless = (lambda manifest: False) if trainer.keep_rounded_stages else lambda manifest: is_rounded(manifest, model_folder)
+        for name in Mirror(trainer.checkpoint.mirror, folder).fetch([job.key for job in jobs], useless):
             say(f"fetched from the mirror: {name}")
     return Prepared(
         corpus,

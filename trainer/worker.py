@@ -21,6 +21,7 @@ from trainer.freeze import exact_fragments
 from trainer.guard import Guard, Stopped
 from trainer.heartbeat import Heartbeat
 from trainer.loop import run_stage
+from trainer.old_stages import EXACT
 from trainer.prepare import Job, job_dict
 from trainer.reporter import Reporter
 from trainer.set_up import StageEngine, make_engine
@@ -95,6 +96,7 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
         "shapes": made.trained_shapes,
         "zero_stage": settings.trainer.zero_stage,
         "precision": settings.precision,
+        **EXACT,
     }
     saver = Saver(store.folder(job.key), rank, world_size, facts, checkpoint.keep, checkpoint.failures)
     try:
@@ -205,6 +207,7 @@ def _export_and_commit(
         **facts,
         "zero_stage": settings.trainer.zero_stage,
         "precision": settings.precision,
+        **EXACT,
         "files": {**files, **{f"hf/{name}": facts for name, facts in exported.items()}},
     }
     store.commit(job.key, manifest)
