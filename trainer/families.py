@@ -51,7 +51,7 @@ def check_attention(model_folder: str, wanted: str, has_gpu: bool, precision: st
 def rows_mix(config: Any, row_tokens: int, longest: int) -> str | None:
     """Why items of this model must not share rows of `row_tokens` tokens when the longest has `longest`, known from its config; None: nothing is known.
 
-    Read in transformers 5.19: long and dynamic rope choose frequencies by the longest item of a row; Llama 4 counts chunks and its temperature from the row's start.
+    Read in transformers 5.19: long and dynamic rope choose frequencies by the longest item of a row; Llama 4 counts chunks and its temperature from the row's start, DeepSeek-V4 its blocks.
     What leaves no trace in a config is found by trying (trainer/isolation.py).
     """
     text = config.get_text_config()
@@ -66,6 +66,8 @@ def rows_mix(config: Any, row_tokens: int, longest: int) -> str | None:
     scale = getattr(text, "floor_scale", None)
     if getattr(text, "attn_temperature_tuning", False) and scale and row_tokens >= scale:
         return f"attention's temperature changes every {scale:,} tokens from the start of a row of {row_tokens:,}"
+    if getattr(text, "compress_rates", None):
+        return "keys and values are compressed in blocks that count from the row's start"
     return None
 
 

@@ -9,7 +9,7 @@ import torch
 from console import RunError
 from trainer.attention import attention_inputs, leak
 from trainer.families import has_state_space, kernels_in_words, rows_mix
-from trainer.row_probe import displacement, not_moved
+from trainer.row_probe import apart, displacement, not_moved
 from trainer.step import Engine, base_module, keeps_logits
 
 _ROUNDING = 1e-5
@@ -21,6 +21,10 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 class Leaks(RunError):
     """Items see each other, and the experiment asks for packed rows."""
+
+
+class NotCausal(RunError):
+    """The model is no language model that reads from left to right and counts from 0, so a row's loss is not what it seems."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +54,18 @@ def decide(
     about = f"{config.model_type}, {attention} attention, {precision}, {engine.device.type}"
     if has_state_space(engine.module):
         about += f"; state-space layers: {kernels_in_words()}"
+    experts = any(getattr(text, name, None) for name in _EXPERTS)
+    routed = experts and precision == "bf16"  # in fp32 rounding routes no token otherwise
+    _refuse_what_is_not_causal(engine, attention, int(text.vocab_size), about, not_moved(precision), routed)
     if packing == "one_item":
         return Isolation(True, None, f"one item per row, as trainer.packing says ({about})")
-    experts = any(getattr(text, name, None) for name in _EXPERTS)
     change, found = None, rows_mix(config, row_tokens, longest)
     if not found:
         change = _over_ranks(_change(engine, attention, int(text.vocab_size)))
         if change > (_EXPERTS_ROUNDING[precision] if experts else _ROUNDING):
             found = f"logits move by {change:.2g} of the largest"
     if not found:
-        moved = _over_ranks(_displacement(engine, attention, int(text.vocab_size), row_tokens, longest, experts))
+        moved = _over_ranks(_displacement(engine, attention, int(text.vocab_size), row_tokens, longest, routed))
         if moved > not_moved(precision):
             change, found = moved, f"an item's logits differ by {moved:.2g} of the largest with its place in a row of {row_tokens:,} tokens"
     if not found:
@@ -69,22 +75,37 @@ def decide(
     return Isolation(True, change, f"one item per row, by length: packed items would see each other ({about}; {found})")
 
 
+def _refuse_what_is_not_causal(engine: Engine, attention: str, vocab_size: int, about: str, bound: float, routed: bool) -> None:
+    """Of one item alone: what stands behind a token must not move its logits (BERT and its kin read both ways), nor must positions counted by us instead of by the model."""
+    tokens = np.random.default_rng(1).integers(0, vocab_size, 20)
+    other = np.concatenate([tokens[:11], (tokens[11:] + 1) % vocab_size])
+    alone = np.array([0, 20], dtype=np.int32)
+    logits, behind = (_drawn_alike(engine, _inputs(engine, attention, ids, alone)) for ids in (tokens, other))
+    uncounted = {name: value for name, value in _inputs(engine, attention, tokens, alone).items() if name != "position_ids"}
+    if _over_ranks(apart(behind[:11], logits[:11], routed)) > bound:
+        raise NotCausal(
+            f"model: its tokens see those behind them, so every answer would be seen before it is asked for ({about}); take a causal language model"
+        )
+    if _over_ranks(apart(_drawn_alike(engine, uncounted), logits, routed)) > bound:
+        raise NotCausal(f"model: it does not count its positions from 0 ({about}): not supported")
+
+
+def _drawn_alike(engine: Engine, inputs: dict[str, Any]) -> torch.Tensor:
+    """Logits (T, V) in fp32, in training mode, whose kernels may be others than evaluation's; with the same drops every time."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return engine.forward(**inputs).logits[0].float()  # type: ignore[no-any-return]
+
+
 def _change(engine: Engine, attention: str, vocab_size: int) -> float:
-    """In training mode, whose kernels may be others than evaluation's; with the same drops in both passes."""
-
-    def logits_of(input_ids: np.ndarray[Any, Any], cu_seqlens: np.ndarray[Any, Any]) -> torch.Tensor:
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
-            return engine.forward(**_inputs(engine, attention, input_ids, cu_seqlens)).logits[0]  # type: ignore[no-any-return]
-
-    return leak(logits_of, vocab_size)
+    return leak(lambda ids, cu_seqlens: _drawn_alike(engine, _inputs(engine, attention, ids, cu_seqlens)), vocab_size)
 
 
 _displacements: dict[tuple[Any, ...], float] = {}
 """Full rows cost what some micro-steps cost, and their answer is the architecture's: once a process for each, and each size of row."""
 
 
-def _displacement(engine: Engine, attention: str, vocab_size: int, row_tokens: int, longest: int, experts: bool) -> float:
+def _displacement(engine: Engine, attention: str, vocab_size: int, row_tokens: int, longest: int, routed: bool) -> float:
     """In evaluation mode, for drops would differ with the place. Only where logits are looked at are they made, if the model can."""
     module = base_module(engine.module)
     keeps = keeps_logits(type(module).forward)
@@ -100,7 +121,7 @@ def _displacement(engine: Engine, attention: str, vocab_size: int, row_tokens: i
     if key not in _displacements:
         module.eval()
         try:
-            _displacements[key] = displacement(logits_of, vocab_size, row_tokens, longest, typical=experts)
+            _displacements[key] = displacement(logits_of, vocab_size, row_tokens, longest, typical=routed)
         finally:
             module.train()
     return _displacements[key]

@@ -41,10 +41,11 @@ def displacement(logits_of: LogitsOf, vocab_size: int, row_tokens: int, longest:
         logits = logits_of(row.input_ids, row.cu_seqlens, np.concatenate(looked)).float()
         for (name, _), own in zip(places, logits.split([len(at) for at in looked]), strict=True):
             seen.setdefault(name, []).append(own)
-    return max(_apart(own, first, typical) for first, *others in seen.values() for own in others)
+    return max(apart(own, first, typical) for first, *others in seen.values() for own in others)
 
 
-def _apart(own: Tensor, first: Tensor, typical: bool) -> float:
+def apart(own: Tensor, first: Tensor, typical: bool) -> float:
+    """Largest difference of two items' logits (K, V), as a share of the largest logit; `typical`: see displacement."""
     by_token = (own - first).abs().amax(dim=-1)
     return float((by_token.median() if typical else by_token.max()) / first.abs().max())
 

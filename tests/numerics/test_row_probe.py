@@ -10,7 +10,7 @@ import transformers
 from console import UserError
 from trainer.attention import attention_inputs, leak
 from trainer.families import attention_for, rows_mix
-from trainer.isolation import Leaks, decide
+from trainer.isolation import Leaks, NotCausal, decide
 from trainer.plain import PlainEngine
 from trainer.row_probe import displacement, not_moved, probe_rows
 
@@ -129,3 +129,21 @@ def test_what_a_model_hands_to_attention_is_not_dropped() -> None:
     engine.module.set_attn_implementation("padded_sdpa")  # type: ignore[operator]
     with pytest.raises(UserError, match="leaves out the model's sliding window"):
         engine.forward(input_ids=torch.arange(8)[None], use_cache=False, **attention_inputs("padded_sdpa", np.array([0, 8]), CPU))
+
+
+@pytest.mark.parametrize("packing", ["auto", "one_item"])
+def test_what_reads_both_ways_or_counts_otherwise_is_refused(packing: Any) -> None:
+    """BERT as it comes from the hub; RoBERTa as a decoder, whose positions begin at 2. The twin: BERT as a decoder is trained."""
+    small = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+    def decided(kind: str, **settings: Any) -> Any:
+        torch.manual_seed(0)
+        config = getattr(transformers, kind)(**small, **settings)
+        engine: Any = PlainEngine(transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager"), (0.9, 0.95), 0.1, 0.0)
+        return decide(engine, packing, "eager", config, "fp32", 64, 32)
+
+    with pytest.raises(NotCausal, match="its tokens see those behind them"):
+        decided("BertConfig")
+    with pytest.raises(NotCausal, match="does not count its positions from 0"):
+        decided("RobertaConfig", is_decoder=True)
+    assert decided("BertConfig", is_decoder=True)
