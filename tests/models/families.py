@@ -53,8 +53,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+# With constants of the library among their buffers (test_buffers.py alone).
+WITH_CONSTANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "apertus": ("ApertusConfig", {k: v for k, v in _DENSE.items() if k != "head_dim"}),
+    "minimax": ("MiniMaxConfig", {**_DENSE, "num_local_experts": 4, "block_size": 32, "layer_types": ["linear_attention", "full_attention"]}),
+}  # fmt: skip
+
+
 def make_model(family: str, vocab_size: int) -> torch.nn.Module:
-    name, settings = FAMILIES[family]
+    name, settings = (FAMILIES | WITH_CONSTANTS)[family]
     torch.manual_seed(0)
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     config = getattr(transformers, name)(

@@ -23,6 +23,7 @@ from transformers import AutoConfig
 
 from console import UserError
 from data.tokens import load_tokenizer
+from trainer.buffers import buffers, names_in_files
 from trainer.model import build_model
 from trainer.model_check import check_model_folder
 from trainer.shard_writer import DTYPES
@@ -142,18 +143,28 @@ class Model:
         return LazyWeights(self.folder)
 
     @cached_property
-    def _tied(self) -> tuple[set[str], set[str]]:
-        return _special_tensors(self.folder)
+    def _special(self) -> "_Special":
+        return _special_tensors(self.folder, self.weights.names())
 
     @cached_property
     def names(self) -> list[str]:
         """The tensors that count, in order: without the second names of tied ones and without buffers that are computed."""
-        return sorted(name for name in self.weights.names() if name not in self._tied[1] and not _BUFFERS.search(name))
+        return sorted(name for name in self.weights.names() if name not in self._special.second and not _BUFFERS.search(name))
 
     @cached_property
     def vocabulary_tensors(self) -> set[str]:
         """Those with a row for each token."""
-        return self._tied[0] & set(self.names)
+        return self._special.by_row & set(self.names)
+
+    @property
+    def buffers(self) -> set[str]:
+        """Those that are no parameters and belong to the model: routers' corrections and the like (trainer/buffers.py)."""
+        return self._special.buffers
+
+    @property
+    def constants(self) -> set[str]:
+        """Those that every model of this architecture has alike."""
+        return self._special.constants
 
     @cached_property
     def vocabulary(self) -> "Vocabulary":
@@ -187,8 +198,20 @@ def text_settings(folder: Path) -> dict[str, Any]:
     return config.get_text_config().to_dict()  # type: ignore[no-any-return]
 
 
-def _special_tensors(folder: Path) -> tuple[set[str], set[str]]:
-    """Names of the tensors with a row a token, and second names of tied tensors; from the architecture, built without memory."""
+@dataclass(frozen=True)
+class _Special:
+    """Names of tensors that are not simply added."""
+
+    by_row: set[str]
+    """With a row a token."""
+    second: set[str]
+    """Second names of tied ones."""
+    buffers: set[str]
+    constants: set[str]
+
+
+def _special_tensors(folder: Path, files: list[str]) -> _Special:
+    """From the architecture, built without memory; `files`: names of the tensors in its files."""
     with torch.device("meta"):
         model: Any = build_model(str(folder), "eager", torch.float32)
     first: dict[int, str] = {}
@@ -199,7 +222,8 @@ def _special_tensors(folder: Path) -> tuple[set[str], set[str]]:
         first.setdefault(id(parameter), name)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     held = [parameter for end in ends if end is not None for parameter in end.parameters()]
-    return {first[id(parameter)] for parameter in held}, second
+    beside, constants = (set(names_in_files(model, buffers(model, constant), files).values()) for constant in (False, True))
+    return _Special({first[id(parameter)] for parameter in held}, second, beside, constants)
 
 
 @dataclass(frozen=True)
