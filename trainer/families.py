@@ -142,6 +142,13 @@ def folder_weights(folder: Path) -> Weights:
     return With(weights, beside) if beside else weights
 
 
+def check_network(folder: Path) -> None:
+    """UserError where a model folder is none that can be trained: found on the driver, without reading more than buffers."""
+    network = make_network(folder)
+    if buffers(network):
+        read_buffers(network, FolderWeights(folder))
+
+
 def folder_buffers(folder: Path) -> tuple[dict[str, torch.dtype], dict[str, Tensor]]:
     """What a model folder holds beside parameters: the dtype of what belongs to the model, and the constants."""
     network = make_network(folder)
@@ -153,8 +160,18 @@ def folder_buffers(folder: Path) -> tuple[dict[str, torch.dtype], dict[str, Tens
 
 def make_network(folder: Path | str) -> Any:
     """The architecture on the meta device: names and shapes."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    return build_network(AutoConfig.from_pretrained(folder, trust_remote_code=False), f"model {folder}")
+
+
+def build_network(config: Any, what: str) -> Any:
+    """The same of a config; UserError where transformers knows no causal language model of its kind, or lacks something for it."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # each family has its own way to say no
+        why = "is no causal language model that transformers knows" if isinstance(error, ValueError) else "cannot be built"
+        told = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{what}: model_type {config.model_type} {why}: {told[:200]}") from None
 
 
 def file_layout(model_folder: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:

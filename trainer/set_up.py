@@ -5,7 +5,6 @@ from pathlib import Path
 
 import deepspeed
 import torch
-from transformers import AutoConfig
 
 from trainer.buffers import buffers, set_buffer
 from trainer.checkpoint import Checkpoint
@@ -16,6 +15,7 @@ from trainer.freeze import freeze
 from trainer.isolation import Isolation, decide
 from trainer.model import build_model
 from trainer.prepare import Job
+from trainer.text_config import text_config
 from trainer.weights import Weights, load_into
 from trainer.worker_settings import WorkerSettings
 
@@ -33,7 +33,7 @@ class StageEngine:
 
 def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, device: torch.device, saved: Checkpoint | None) -> StageEngine:
     """The engine with the parent's fp32 weights, or the checkpoint's and its moments; `parent` may be None where a checkpoint holds all."""
-    config = AutoConfig.from_pretrained(settings.model_folder, trust_remote_code=False)
+    config = text_config(Path(settings.model_folder))
     trainer, adapter = settings.trainer, job.stage.adapter
     attention = attention_for(config, trainer.attention, device, settings.precision)
     torch.manual_seed(settings.seed)

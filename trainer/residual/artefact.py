@@ -36,12 +36,12 @@ from trainer.residual.models import (
     check_settings,
     check_tensors,
     chunks,
-    text_settings,
 )
 from trainer.residual.saved import KIND, RESIDUAL_FORMAT, Residual, identity_of, ranges
 from trainer.residual.vocabulary import NewTokens, RowMap, match_rows, rows_of_base
 from trainer.shard_writer import DTYPES, SHARD_BYTES, TensorSpec, write_sharded
 from trainer.store import write_json
+from trainer.text_config import text_settings
 
 _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 

@@ -19,7 +19,6 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig
 
 from console import UserError
 from data.tokens import load_tokenizer
@@ -27,6 +26,7 @@ from trainer.buffers import buffers, names_in_files
 from trainer.model import build_model
 from trainer.model_check import check_model_folder
 from trainer.shard_writer import DTYPES
+from trainer.text_config import text_settings
 from trainer.weights import FolderWeights
 
 Rows = npt.NDArray[np.int64]
@@ -188,14 +188,6 @@ def open_model(name: str, folder: Path) -> Model:
         raise UserError(f"{name}: is quantised (quantization_config in {folder / 'config.json'}); give the model in bf16")
     model.weights.check(name)
     return model
-
-
-def text_settings(folder: Path) -> dict[str, Any]:
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # whatever the libraries make of a broken or hostile file, the remedy is the user's
-        raise UserError(f"{folder / 'config.json'}: cannot be used: {str(error).splitlines()[0]}; fetch the model again") from None
-    return config.get_text_config().to_dict()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
