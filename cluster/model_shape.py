@@ -93,9 +93,11 @@ def read_shape(path: Path) -> ModelShape:
         raise UserError(f"{path}: not JSON") from None
     needed = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
     if "model_type" in config:  # files leave out what is a default, and those of multimodal models keep sizes in an inner config
-        from trainer.text_config import text_config
+        from trainer.text_config import read_config
 
-        config = {"model_type": config["model_type"], **_sizes(text_config(path.parent))}
+        whole = read_config(path.parent)
+        tied = getattr(whole, "tie_word_embeddings", False)  # transformers ties by the outer one
+        config = {**_sizes(whole.get_text_config()), "model_type": config["model_type"], "tie_word_embeddings": tied}
     if missing := [key for key in needed if not isinstance(config.get(key), int)]:
         raise UserError(f"{path}: no {missing[0]}: the planner knows decoders of Llama's kind only (model_type {config.get('model_type')})")
     heads = config["num_attention_heads"]
