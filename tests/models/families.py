@@ -23,11 +23,12 @@ _ROUTED = {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_routed_expe
 _LATENT = {
     **{k: v for k, v in _DENSE.items() if k != "head_dim"},
     "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 16,
-    "v_head_dim": 16,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 32,
 }
+"""Of the latent attention's cache vLLM's CPU kernel knows one size: 512 + 64."""
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
 
 # name → (config class of transformers, what differs from its defaults). The names are those of the paper's families.
@@ -45,9 +46,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bamba": ("BambaConfig", {**{k: v for k, v in _DENSE.items() if k != "head_dim"}, **_MAMBA2, "mamba_chunk_size": 32, "attn_layer_indices": [1]}),
     "falcon-h1": ("FalconH1Config", {**_DENSE, **_MAMBA2, "mamba_d_ssm": 128, "mamba_chunk_size": 32}),
     "mixtral": ("MixtralConfig", {**_DENSE, "num_local_experts": 4, "num_experts_per_tok": 2}),
-    "deepseek-v3": ("DeepseekV3Config", {**_LATENT, **_ROUTED, "n_group": 2, "topk_group": 1, "num_key_value_heads": 2}),
+    "deepseek-v3": ("DeepseekV3Config", {**_LATENT, **_ROUTED, "n_group": 2, "topk_group": 1, "num_key_value_heads": 2, "topk_method": "noaux_tc", "scoring_func": "sigmoid"}),
     "glm4-moe": ("Glm4MoeConfig", {**_DENSE, **_ROUTED}),
-    "minimax-m2": ("MiniMaxM2Config", {**_DENSE, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "minimax-m2": ("MiniMaxM2Config", {**_DENSE, "num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 16, "scoring_func": "sigmoid", "use_qk_norm": True, "qk_norm_type": "per_layer", "use_routing_bias": True}),
     "gemma4": ("Gemma4TextConfig", {**_DENSE, "global_head_dim": 32, "sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"], "vocab_size_per_layer_input": 400, "hidden_size_per_layer_input": 16, "num_kv_shared_layers": 0}),
     "qwen3-moe": ("Qwen3MoeConfig", {**_DENSE, **_EXPERTS, "num_experts": 4}),
 }  # fmt: skip
