@@ -171,9 +171,11 @@ def _model_and_data(experiment: Experiment, nodes: Nodes) -> Iterator[Line]:
 def _model_folder(folder: Path, nodes: Nodes) -> Line:
     from cluster import probe
     from trainer.model_check import check_model_folder
+    from trainer.text_model import check_text_model
 
     try:
         check_model_folder(folder)
+        check_text_model(folder)
     except UserError as error:
         return Line("model", False, str(error))
     for node, there in nodes.ask(probe.is_folder, str(folder.resolve())):

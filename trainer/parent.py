@@ -10,7 +10,7 @@ from console import UserError
 from data.changes import RECORDS, run_and_arm
 from data.tokens import load_tokenizer
 from trainer.config import ModelConfig, TinyModel
-from trainer.text_config import text_settings
+from trainer.text_config import read_config, text_settings
 
 _ARCHITECTURE = (
     "model_type",
@@ -81,7 +81,10 @@ def check_same_model(parent: Parent, model: ModelConfig, described: Path | None)
         told = {key: theirs.get(key) for key in ours}
     else:
         assert described is not None
-        ours, told = ({key: of.get(key) for key in _ARCHITECTURE} for of in (text_settings(described), theirs))
+        whole = read_config(described)
+        named = whole.get_text_config().to_dict()
+        keys = [key for key in _ARCHITECTURE if key != "tie_word_embeddings" or "text_config" not in whole.sub_configs]  # the files say
+        ours, told = ({key: of.get(key) for key in keys} for of in (named, theirs))
     if differing := [key for key in ours if ours[key] != told[key]]:
         key = differing[0]
         raise UserError(

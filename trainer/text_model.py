@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,10 @@ _ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def text_folder(folder: Path, beside: Path) -> Path:
-    """`folder` itself where it holds a text model; else its text model, written once below `beside`.
-
-    UserError where transformers knows no causal language model of that kind, or the files lack a part of it.
-    """
+    """`folder` itself where it holds a text model; else its text model, written once below `beside`. UserError as check_text_model."""
     config = read_config(folder)
-    if config.get_text_config() is config:
-        if towers := [part for part in config.sub_configs if "vision" in part or "audio" in part]:
-            raise UserError(f"{folder}: model_type {config.model_type} has a {towers[0]} and no text model of its own: not supported")
-        check_network(folder)
+    if _is_text(config):
+        check_text_model(folder)
         return folder
     files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
     key = fingerprint([_FORMAT, *((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)])[:16]
@@ -49,7 +45,7 @@ def text_folder(folder: Path, beside: Path) -> Path:
     if not target.is_dir():
         draft = beside / f".{key}.{os.getpid()}"
         try:
-            _write(folder, config, draft)
+            _write(folder, _parts(folder, config), draft)
             draft.replace(target)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -58,10 +54,37 @@ def text_folder(folder: Path, beside: Path) -> Path:
     return target.resolve()
 
 
-def _write(folder: Path, config: Any, draft: Path) -> None:
-    weights = LazyWeights(folder)
+def check_text_model(folder: Path) -> None:
+    """UserError where transformers knows no causal language model of that kind, or the files lack a part of it. Reads headers and buffers alone."""
+    config = read_config(folder)
+    if not _is_text(config):
+        _parts(folder, config)
+        return
+    if towers := [part for part in config.sub_configs if "vision" in part or "audio" in part]:
+        raise UserError(f"{folder}: model_type {config.model_type} has a {towers[0]} and no text model of its own: not supported")
+    check_network(folder)
+
+
+def _is_text(config: Any) -> bool:
+    return config.get_text_config() is config
+
+
+@dataclass(frozen=True)
+class _Parts:
+    config: Any
+    """The text model's."""
+    weights: LazyWeights
+    """Of the whole."""
+    names: dict[str, str]
+    """The text model's name for a tensor → the whole's."""
+    specs: list[TensorSpec]
+
+
+def _parts(folder: Path, config: Any) -> _Parts:
+    """UserError where the text model cannot be taken out of the whole."""
     if getattr(config.get_text_config(), "cross_attention_layers", None):
         raise UserError(f"{folder}: model_type {config.model_type} has layers in its text model that only images reach: not supported")
+    weights = LazyWeights(folder)
     text = _text_config(folder, config, any(name.endswith("lm_head.weight") for name in weights.names()))
     network = build_network(text, f"{folder}: the text model ({text.model_type}) of {config.model_type}")
     inner = {_INNER.sub(r"\1", name, count=1): name for name in weights.names()}
@@ -77,14 +100,17 @@ def _write(folder: Path, config: Any, draft: Path) -> None:
     specs = [TensorSpec(name, weights.dtype(stored), tuple(weights.shape(stored))) for name, stored in sorted(taken.items())]
     if quantised := [spec for spec in specs if spec.dtype not in DTYPES]:
         raise UserError(f"{folder}: {quantised[0].name} is quantised ({quantised[0].dtype}); give the model in bf16")
-
-    def pieces(spec: TensorSpec) -> Iterator[Tensor]:
-        yield from (weights.chunk(taken[spec.name], start, end) for start, end in chunks(spec.shape))
-
-    write_sharded(draft, specs, pieces)
-    copy_description(folder, draft, without=("config.json", *_PROCESSORS))
     text.architectures = [type(network).__name__]
-    text.save_pretrained(draft)
+    return _Parts(text, weights, taken, specs)
+
+
+def _write(folder: Path, parts: _Parts, draft: Path) -> None:
+    def pieces(spec: TensorSpec) -> Iterator[Tensor]:
+        yield from (parts.weights.chunk(parts.names[spec.name], start, end) for start, end in chunks(spec.shape))
+
+    write_sharded(draft, parts.specs, pieces)
+    copy_description(folder, draft, without=("config.json", *_PROCESSORS))
+    parts.config.save_pretrained(draft)
 
 
 def _text_config(folder: Path, config: Any, has_head: bool) -> Any:

@@ -23,7 +23,7 @@ from torch import Tensor
 from console import UserError
 from data.tokens import load_tokenizer
 from trainer.buffers import buffers, names_in_files
-from trainer.model import build_model
+from trainer.families import make_network
 from trainer.model_check import check_model_folder
 from trainer.shard_writer import DTYPES
 from trainer.text_config import text_settings
@@ -204,8 +204,7 @@ class _Special:
 
 def _special_tensors(folder: Path, files: list[str]) -> _Special:
     """From the architecture, built without memory; `files`: names of the tensors in its files."""
-    with torch.device("meta"):
-        model: Any = build_model(str(folder), "eager", torch.float32)
+    model = make_network(folder)
     first: dict[int, str] = {}
     second = set()
     for name, parameter in model.named_parameters(remove_duplicate=False):
