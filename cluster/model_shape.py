@@ -1,7 +1,7 @@
 """A language model as the cost model sees it: its dimensions, from config.json or from what is known by heart."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,12 @@ def read_shape(path: Path) -> ModelShape:
     except ValueError:
         raise UserError(f"{path}: not JSON") from None
     needed = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
+    if "model_type" in config:  # files leave out what is a default, and those of multimodal models keep sizes in an inner config
+        from trainer.text_config import read_config
+
+        whole = read_config(path.parent)
+        tied = getattr(whole, "tie_word_embeddings", False)  # transformers ties by the outer one
+        config = {**_sizes(whole.get_text_config()), "model_type": config["model_type"], "tie_word_embeddings": tied}
     if missing := [key for key in needed if not isinstance(config.get(key), int)]:
         raise UserError(f"{path}: no {missing[0]}: the planner knows decoders of Llama's kind only (model_type {config.get('model_type')})")
     heads = config["num_attention_heads"]
@@ -105,6 +111,11 @@ def read_shape(path: Path) -> ModelShape:
         vocab_size=config["vocab_size"],
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
     )
+
+
+def _sizes(config: Any) -> dict[str, Any]:
+    """By the names of ModelShape, whatever the family calls them."""
+    return {field.name: getattr(config, field.name, None) for field in fields(ModelShape)}
 
 
 def tiny_shape(tiny: TinyModel) -> ModelShape:

@@ -171,9 +171,11 @@ def _model_and_data(experiment: Experiment, nodes: Nodes) -> Iterator[Line]:
 def _model_folder(folder: Path, nodes: Nodes) -> Line:
     from cluster import probe
     from trainer.model_check import check_model_folder
+    from trainer.text_model import check_text_model
 
     try:
         check_model_folder(folder)
+        check_text_model(folder)
     except UserError as error:
         return Line("model", False, str(error))
     for node, there in nodes.ask(probe.is_folder, str(folder.resolve())):
@@ -190,11 +192,12 @@ def _data(experiment: Experiment, model_folder: Path | None) -> Line:
     if model_folder is None:
         return Line("data", True, f"{origin}; the tokenizer is made from them")
     from data.tokens import Encoder, load_tokenizer, record_batches
+    from trainer.text_config import positions, text_config
 
     tokenizer = load_tokenizer(str(model_folder))
-    config = json.loads((model_folder / "config.json").read_text())
-    if len(tokenizer) > config.get("vocab_size", len(tokenizer)):
-        text = f"the tokenizer has {len(tokenizer)} tokens and the model knows {config['vocab_size']}: they do not belong together"
+    known = text_config(model_folder).vocab_size
+    if len(tokenizer) > known:
+        text = f"the tokenizer has {len(tokenizer)} tokens and the model knows {known}: they do not belong together"
         return Line("data", False, text)
     encoder = Encoder(tokenizer)
     ids = [ids for _, batch in islice(record_batches(catalogue), _SAMPLED_BATCHES) for ids, _ in encoder.encode(batch)]
@@ -202,7 +205,7 @@ def _data(experiment: Experiment, model_folder: Path | None) -> Line:
     unknown = sum(item.count(tokenizer.unk_token_id) for item in ids) / max(1, total) if tokenizer.unk_token_id is not None else 0.0
     if unknown > _MOST_UNKNOWN:
         return Line("data", False, f"{unknown:.1%} of the tokens are unknown to the tokenizer: it is not made for these texts")
-    holds = min(experiment.trainer.row_tokens, config.get("max_position_embeddings") or 2**31)
+    holds = min(experiment.trainer.row_tokens, positions(model_folder))
     longest = max(map(len, ids), default=0)
     if longest > holds and experiment.trainer.long_documents == "refuse":
         return Line(

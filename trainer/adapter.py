@@ -20,6 +20,7 @@ from torch import Tensor
 
 from console import UserError
 from data.adapters import Adapter
+from trainer.buffers import buffers
 from trainer.families import has_state_space
 from trainer.fragment_file import sha256_of
 from trainer.model import build_model
@@ -102,7 +103,8 @@ class MergedWeights:
         """`trained`: the adapter's own parameters, by the names of the injected model."""
         with torch.device("meta"):
             self._model = build_model(model_folder, "eager", torch.float32)
-        self._shapes = {name: list(parameter.shape) for name, parameter in self._model.named_parameters()}
+        named = dict(self._model.named_parameters()) | buffers(self._model)
+        self._shapes = {name: list(tensor.shape) for name, tensor in named.items()}
         self.config = inject(self._model, adapter, 0, 0, empty=True)
         self._parent, self._trained, self._names = parent, trained, set(trained.names())
         self._adapted: dict[str, str] = {}

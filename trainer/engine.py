@@ -9,6 +9,7 @@ import torch
 from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 from torch import Tensor
 
+from trainer.buffers import buffers
 from trainer.config import TrainerConfig
 from trainer.fragment_file import Fragment
 from trainer.leaves import NoLateGradients, layers_as_leaves
@@ -110,13 +111,16 @@ class DeepSpeedEngine:
             safe_set_local_fp32_param(parameter, flat[rank * share : (rank + 1) * share].to(self.device))
 
     def fragments(self) -> Iterator[Fragment]:
-        """This rank's share of the fp32 weights: (parameter, offset in the flattened parameter, values (n,)).
+        """This rank's share of the fp32 weights, and of what belongs to the model beside them: (parameter, offset in the flattened parameter, values (n,)).
 
         Shares of all ranks cover every parameter once, whatever the ZeRO stage; nothing is gathered. Values are views: copy them.
         """
         for name, offset, real, values in self._shares():
             if real:  # ranks at the end may hold padding only
                 yield name, offset, values("weight")[:real]
+        for number, (name, buffer) in enumerate(buffers(self.module).items()):  # every rank has all of them
+            if self._saves_frozen and number % self._world_size == torch.distributed.get_rank():
+                yield name, 0, buffer.reshape(-1)
 
     def state_fragments(self) -> Iterator[Fragment]:
         """Weights as in `fragments`, then the moments of what is trained as "exp_avg/…" and "exp_avg_sq/…": all that a resume needs."""

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoConfig
 
 from data.adapters import Adapter
+from trainer.buffers import With
 from trainer.checkpoint import Checkpoint
-from trainer.families import file_layout, folder_weights
+from trainer.families import file_layout, folder_buffers, folder_weights
 from trainer.store import StageStore
 from trainer.weights import FragmentWeights, Weights, export
 from trainer.worker_settings import Precision, WorkerSettings
@@ -27,7 +28,9 @@ def dtype_of(precision: Precision) -> torch.dtype:
 
 def export_model(weights: Weights, model_folder: str, target: Path, dtype: torch.dtype) -> tuple[str, dict[str, Any]]:
     """Weights, config and tokenizer for users and the exam; (SHA-256 of the weights, {file: {bytes, sha256}})."""
-    sha256, exported = export(weights, target, dtype, file_layout(model_folder))
+    kept, constants = folder_buffers(Path(model_folder))
+    kept |= {name: value.dtype for name, value in constants.items()}
+    sha256, exported = export(With(weights, constants), target, dtype, file_layout(model_folder), kept)
     for file in Path(model_folder).iterdir():  # tokenizer, chat template, generation config
         if file.suffix in {".json", ".txt", ".model", ".jinja"} and ".index." not in file.name:
             shutil.copy(file, target / file.name)

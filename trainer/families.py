@@ -12,6 +12,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from console import UserError
 from trainer.attention import choose_attention
+from trainer.buffers import With, buffers, read_buffers, read_constants
 from trainer.weights import FolderWeights, Weights
 
 _KERNELS = ("mamba_ssm", "causal_conv1d")
@@ -81,15 +82,6 @@ def has_state_space(module: torch.nn.Module) -> bool:
     return any(name.rpartition(".")[2] == "A_log" for name, _ in module.named_parameters())
 
 
-def refuse_buffers(module: torch.nn.Module) -> None:
-    """UserError for a model that keeps state beside its parameters (DeepSeek-V3's routing biases): it would be lost."""
-    for path, part in module.named_modules():
-        if kept := [name for name in part._buffers if name not in part._non_persistent_buffers_set]:
-            raise UserError(
-                f"model: {path}.{kept[0]} is state that is no parameter; it would be neither trained nor exported: not supported"
-            )
-
-
 def kernels_in_words() -> str:
     """Of state-space layers: what computes them here."""
     missing = [name for name in _KERNELS if importlib.util.find_spec(name) is None]
@@ -141,21 +133,53 @@ class ConvertedWeights:
 
 
 def folder_weights(folder: Path) -> Weights:
-    """The weights of a model folder by the network's names: as they lie there where the files use them, else converted."""
-    plain, shapes = FolderWeights(folder), {name: list(parameter.shape) for name, parameter in _network(folder).named_parameters()}
-    return plain if shapes.keys() <= set(plain.names()) else ConvertedWeights(folder, shapes)
+    """The weights of a model folder by the network's names: as they lie there where the files use them, else converted.
+
+    UserError where what belongs to the model beside its parameters is not there (trainer/buffers.py).
+    """
+    network, plain = make_network(folder), FolderWeights(folder)
+    shapes = {name: list(parameter.shape) for name, parameter in network.named_parameters()}
+    weights = plain if shapes.keys() <= set(plain.names()) else ConvertedWeights(folder, shapes)
+    beside = read_buffers(network, plain)
+    return With(weights, beside) if beside else weights
 
 
-def _network(folder: Path | str) -> Any:
+def check_network(folder: Path) -> None:
+    """UserError where a model folder is none that can be trained: found on the driver, without reading more than buffers."""
+    network = make_network(folder)
+    if buffers(network):
+        read_buffers(network, FolderWeights(folder))
+
+
+def folder_buffers(folder: Path) -> tuple[dict[str, torch.dtype], dict[str, Tensor]]:
+    """What a model folder holds beside parameters: the dtype of what belongs to the model, and the constants."""
+    network = make_network(folder)
+    if not buffers(network) and not buffers(network, constant=True):
+        return {}, {}
+    files = FolderWeights(folder)
+    return {name: value.dtype for name, value in read_buffers(network, files).items()}, read_constants(network, files)
+
+
+def make_network(folder: Path | str) -> Any:
     """The architecture on the meta device: names and shapes."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    return build_network(AutoConfig.from_pretrained(folder, trust_remote_code=False), f"model {folder}")
+
+
+def build_network(config: Any, what: str) -> Any:
+    """The same of a config; UserError where transformers knows no causal language model of its kind, or lacks something for it."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # each family has its own way to say no
+        why = "is no causal language model that transformers knows" if isinstance(error, ValueError) else "cannot be built"
+        told = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{what}: model_type {config.model_type} {why}: {told[:200]}") from None
 
 
 def file_layout(model_folder: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
     """Turns some of the network's tensors (whole blocks) into the layout of the family's files, which vLLM and users expect; None: the same."""
-    model = _network(model_folder)
-    names = {name for name, _ in model.named_parameters()}
-    if set(revert_weight_conversion(model, {name: torch.empty(p.shape, device="meta") for name, p in model.named_parameters()})) == names:
+    model = make_network(model_folder)
+    named = dict(model.named_parameters()) | buffers(model) | buffers(model, constant=True)
+    if revert_weight_conversion(model, {name: torch.empty_like(tensor) for name, tensor in named.items()}).keys() == named.keys():
         return None
     return lambda tensors: revert_weight_conversion(model, tensors)

@@ -15,8 +15,9 @@ def matmul_parameters(config: Any) -> int:
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head = getattr(config, "head_dim", None) or d // heads
     attention = d * head * (2 * heads + 2 * kv_heads)
-    mlp = 3 * d * config.intermediate_size
-    return layers * (attention + mlp) + d * vocab
+    wide = config.intermediate_size
+    mlp = 3 * d * (sum(wide) if isinstance(wide, list) else layers * wide)  # Gemma 3n has a width for each layer
+    return layers * attention + mlp + d * vocab
 
 
 def row_flops(config: Any, cu_seqlens: Any, causal: bool = False) -> float:

@@ -134,6 +134,11 @@ def _with_mergekit(
     run_folder: Path, merge: Merge, of: Ingredient, instruct: Ingredient, base: Ingredient, out: Path, seed: int
 ) -> dict[str, Any]:
     models = {part.name: _open(part) for part in (of, instruct, base)}
+    if beside := sorted(models[of.name].buffers):
+        raise UserError(
+            f"method: {merge.method}: {beside[0]} belongs to the model and is no parameter: mergekit would round it, or drop a share of it; "
+            "use method: residual"
+        )
     notes = check_settings(models[of.name].config, models[base.name].config, of.name, base.name)
     notes += check_settings(models[instruct.name].config, models[base.name].config, instruct.name, base.name)
     vocabularies = [model.vocabulary for model in models.values()]

@@ -10,6 +10,7 @@ from console import UserError
 from data.changes import RECORDS, run_and_arm
 from data.tokens import load_tokenizer
 from trainer.config import ModelConfig, TinyModel
+from trainer.text_config import read_config, text_settings
 
 _ARCHITECTURE = (
     "model_type",
@@ -74,14 +75,16 @@ def check_same_model(parent: Parent, model: ModelConfig, described: Path | None)
 
     `described`: config and tokenizer of a named model; a tiny one is known by its settings, and takes the parent's tokenizer.
     """
-    theirs = _read(parent.hf / "config.json")
+    theirs = text_settings(parent.hf)
     if model.tiny:
         ours = _tiny(model.tiny)
         told = {key: theirs.get(key) for key in ours}
     else:
         assert described is not None
-        config = _read(described / "config.json")
-        ours, told = ({key: of.get(key) for key in _ARCHITECTURE} for of in (config, theirs))
+        whole = read_config(described)
+        named = whole.get_text_config().to_dict()
+        keys = [key for key in _ARCHITECTURE if key != "tie_word_embeddings" or "text_config" not in whole.sub_configs]  # the files say
+        ours, told = ({key: of.get(key) for key in keys} for of in (named, theirs))
     if differing := [key for key in ours if ours[key] != told[key]]:
         key = differing[0]
         raise UserError(

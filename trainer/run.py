@@ -30,6 +30,8 @@ from trainer.prepare import Job, check_lengths, initial_identity, make_jobs
 from trainer.sources import refuse_changed_data
 from trainer.starts import find_models
 from trainer.store import StageStore, write_json
+from trainer.text_config import positions
+from trainer.text_model import TEXT_MODELS, text_folder
 from trainer.worker_settings import Precision
 
 
@@ -96,8 +98,9 @@ def prepare(
         _announce_changes(parent, changes, arms, corpus)
         check_same_model(parent, model, describe_model(folder, model))
     catalogue = catalogue_of(corpus)
-    model_folder = str(parent.hf) if parent else resolve_model(folder, model, catalogue, seed)
-    check_model_folder(Path(model_folder))
+    given = parent.hf if parent else Path(resolve_model(folder, model, catalogue, seed))
+    check_model_folder(given)
+    model_folder = str(text_folder(given, folder / TEXT_MODELS) if model.name else given)
     _check_adapters(arms, model_folder, trainer.zero_stage)
     tokenizer = load_tokenizer(model_folder)
     encoder = Encoder(tokenizer)
@@ -105,7 +108,7 @@ def prepare(
     with progress() as bar:
         task = bar.add_task("tokens", total=len(catalogue))
         store = write_store(tokens_folder, catalogue, encoder, lambda n: bar.advance(task, n))
-    longest = min(trainer.row_tokens, _positions(model_folder))
+    longest = min(trainer.row_tokens, positions(Path(model_folder)))
     split_documents = check_lengths(store, catalogue, longest, trainer.long_documents)
     for wording, place in wordings(arms).items():
         try:
@@ -122,7 +125,7 @@ def prepare(
         check_attention(model_folder, trainer.attention, has_gpu, precision)
     plans = compile_arms(arms, catalogue, seed, lambda stage: store.worded(wording_of(stage)).lengths)
     starts_trained = parent is not None and parent.stage is not None
-    initial = parent.identity() if parent and starts_trained else initial_identity(model, Path(model_folder), seed, store.sha256)
+    initial = parent.identity() if parent and starts_trained else initial_identity(model, given, seed, store.sha256)
     capacity = trainer.row_tokens
     found = find_models(folder, models or {}, model_folder, seed, store.sha256)
     own = {arm: found[name] for arm, name in (starts or {}).items()}
@@ -265,11 +268,6 @@ def _relative(path: str, folder: Path) -> str:
 
 def plan_of(prepared: Prepared, job: Job) -> Plan:
     return next(plan for plans in prepared.plans.values() for plan in plans if plan.sha256 == job.plan_sha256)
-
-
-def _positions(model_folder: str) -> int:
-    config = json.loads((Path(model_folder) / "config.json").read_text())
-    return int(config.get("max_position_embeddings") or 2**31)
 
 
 def _fingerprint(records: dict[Any, Any]) -> str:

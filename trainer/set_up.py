@@ -1,19 +1,21 @@
 """A stage's engine, made on one rank: the model with its start weights, adapter or frozen part, DeepSpeed around it, isolation tried."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import deepspeed
 import torch
-from transformers import AutoConfig
 
+from trainer.buffers import buffers, set_buffer
 from trainer.checkpoint import Checkpoint
 from trainer.engine import MOMENTS, DeepSpeedEngine, deepspeed_config
 from trainer.export import dtype_of, saved_weights
-from trainer.families import attention_for, refuse_buffers
+from trainer.families import attention_for, folder_buffers
 from trainer.freeze import freeze
 from trainer.isolation import Isolation, decide
 from trainer.model import build_model
 from trainer.prepare import Job
+from trainer.text_config import text_config
 from trainer.weights import Weights, load_into
 from trainer.worker_settings import WorkerSettings
 
@@ -22,7 +24,7 @@ from trainer.worker_settings import WorkerSettings
 class StageEngine:
     engine: DeepSpeedEngine
     shapes: dict[str, list[int]]
-    """Of the model's own parameters."""
+    """Of the model's own parameters and of what belongs to it beside them."""
     trained_shapes: dict[str, list[int]]
     """Of what a checkpoint holds: the same, or with an adapter its parameters alone."""
     attention: str
@@ -31,7 +33,7 @@ class StageEngine:
 
 def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, device: torch.device, saved: Checkpoint | None) -> StageEngine:
     """The engine with the parent's fp32 weights, or the checkpoint's and its moments; `parent` may be None where a checkpoint holds all."""
-    config = AutoConfig.from_pretrained(settings.model_folder, trust_remote_code=False)
+    config = text_config(Path(settings.model_folder))
     trainer, adapter = settings.trainer, job.stage.adapter
     attention = attention_for(config, trainer.attention, device, settings.precision)
     torch.manual_seed(settings.seed)
@@ -43,7 +45,6 @@ def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, devi
             module = build_model(settings.model_folder, attention, torch.float32)
     else:
         module = build_model(settings.model_folder, attention, torch.float32).to(device)
-    refuse_buffers(module)
     if trainer.gradient_checkpointing:
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     module.train()
@@ -52,6 +53,9 @@ def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, devi
     whole = parent if adapter else start
     assert start is not None and whole is not None
     load_into(module, whole, trainer.zero_stage)
+    if buffers(module, constant=True):
+        for name, value in folder_buffers(Path(settings.model_folder))[1].items():
+            set_buffer(module, name, value, dtype_of(settings.precision))
     if adapter:
         from trainer.adapter import inject, trained_parameters
 
@@ -108,4 +112,5 @@ class _Copies:
 
 
 def _shapes(module: torch.nn.Module) -> dict[str, list[int]]:
-    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in module.named_parameters()}  # under ZeRO-3 p itself is empty
+    of_parameters = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in module.named_parameters()}  # under ZeRO-3 p itself is empty
+    return of_parameters | {name: list(buffer.shape) for name, buffer in buffers(module).items()}

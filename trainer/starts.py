@@ -10,6 +10,7 @@ from trainer.config import ModelConfig
 from trainer.hub import fetch_model
 from trainer.model_check import check_model_folder
 from trainer.prepare import Start, initial_identity
+from trainer.text_model import TEXT_MODELS, text_folder
 
 _READING = ("normalizer", "pre_tokenizer")
 
@@ -22,10 +23,11 @@ def find_models(folder: Path, models: dict[str, ModelConfig], model_folder: str,
         try:
             place = model.name if Path(model.name).is_dir() else fetch_model(model, folder / "hub" / model.name.replace("/", "--"))
             check_model_folder(Path(place))
-            _check_tokens(model_folder, place)
+            text = text_folder(Path(place), folder / TEXT_MODELS)
+            _check_tokens(model_folder, str(text))
         except UserError as error:
             raise UserError(f"models.{name}: {str(error).removeprefix('model.name: ')}") from None
-        found[name] = Start(str(Path(place).resolve()), initial_identity(model, Path(place), seed, tokens_sha256))
+        found[name] = Start(str(text.resolve()), initial_identity(model, Path(place), seed, tokens_sha256))
     return found
 
 

@@ -8,7 +8,7 @@ what any other wrote.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from console import UserError
+from trainer.buffers import buffers, set_buffer
 from trainer.fragment_file import fragment_file, sha256_of
 from trainer.store import sync
 
@@ -39,6 +40,7 @@ class FolderWeights:
     """The safetensors of a Hugging Face model folder."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         index = folder / "model.safetensors.index.json"
         if index.exists():
             self._file_of = {k: folder / v for k, v in json.loads(index.read_text())["weight_map"].items()}
@@ -95,13 +97,17 @@ class FragmentWeights:
 
 
 def load_into(module: torch.nn.Module, weights: Weights, zero_stage: int = 0) -> None:
-    """Copies every parameter from `weights`; under ZeRO-3 one parameter at a time is gathered, and only rank 0 reads.
+    """Copies every parameter and what belongs to the model beside them (trainer/buffers.py) from `weights`; under ZeRO-3 one parameter at a time is gathered, and only rank 0 reads.
 
     UserError where a parameter has no counterpart: the model would start half random.
     """
     available = set(weights.names())
-    if missing := [name for name, _ in module.named_parameters() if name not in available]:
-        raise UserError(f"the weights lack {len(missing)} of the model's parameters, {missing[0]} first; is it the same architecture?")
+    beside = buffers(module)
+    if missing := [name for name in (*(name for name, _ in module.named_parameters()), *beside) if name not in available]:
+        what = "buffers" if missing[0] in beside else "parameters"
+        raise UserError(f"the weights lack {len(missing)} of the model's {what}, {missing[0]} first; is it the same architecture?")
+    for name in beside:
+        set_buffer(module, name, weights.read(name))
     for name, parameter in module.named_parameters():
         if zero_stage < 3:
             parameter.data.copy_(weights.read(name))
@@ -114,11 +120,16 @@ def load_into(module: torch.nn.Module, weights: Weights, zero_stage: int = 0) ->
 
 
 def export(
-    weights: Weights, folder: Path, dtype: torch.dtype, layout: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    weights: Weights,
+    folder: Path,
+    dtype: torch.dtype,
+    layout: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+    kept: Mapping[str, torch.dtype] | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Writes `weights` as the safetensors of a model folder, a shard at a time; (SHA-256 over all, {file: {bytes, sha256}}).
 
-    `layout`: how the files name and cut the tensors of a block, where that is not as the network does (trainer/families.py).
+    `layout`: how the files name and cut the tensors of a block, where that is not as the network does (trainer/families.py);
+    `kept`: tensors that have a dtype of their own.
     Memory: one shard (5 GiB). config.json and tokenizer are the caller's.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +138,7 @@ def export(
     files: dict[str, Any] = {}
     for number, names in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {name: weights.read(name).to(dtype) for name in names}
+        tensors = {name: weights.read(name).to((kept or {}).get(name, dtype)) for name in names}
         tensors = layout(tensors) if layout else tensors
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(tensors, file))

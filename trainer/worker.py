@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from data.rows import Row
 from trainer.checkpoint import Checkpoint, Saver, checkpoints, clear_uncommitted, first_bad_file, rank_zero_says, set_aside
@@ -26,6 +25,7 @@ from trainer.prepare import Job, job_dict
 from trainer.reporter import Reporter
 from trainer.set_up import StageEngine, make_engine
 from trainer.store import StageStore
+from trainer.text_config import text_config
 from trainer.weights import FragmentWeights, Weights
 from trainer.worker_settings import WorkerSettings
 
@@ -88,7 +88,7 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     engine = made.engine
     if rank == 0:
         beat.tell_once(f"isolation {made.isolation.one_item}", made.isolation.why)
-    config = AutoConfig.from_pretrained(settings.model_folder, trust_remote_code=False)
+    config = text_config(Path(settings.model_folder))
     reporter = Reporter(settings, job, store.folder(job.key), first_step) if rank == 0 else None
     checkpoint = settings.trainer.checkpoint
     facts: dict[str, Any] = {

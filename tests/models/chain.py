@@ -5,6 +5,7 @@ python -m tests.models.chain OUT FAMILY…      writes OUT/<family>.json
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ from evaluation.generate import Generator
 from experiment import Experiment
 from tests.models.families import save_model
 from trainer import drive, run
+from trainer.buffers import buffers, names_in_files
+from trainer.families import make_network
 from trainer.store import StageStore
-from trainer.weights import FragmentWeights, load_into
+from trainer.weights import FolderWeights, FragmentWeights, load_into
 
+SHARDED = ("deepseek-v3", "gemma4")
+"""Trained in bf16 under ZeRO-3 too: one family whose files are laid out otherwise than the network, one whose are not."""
 TEXTS = [f"Person number {n} lives in town {n * 37 % 91} and works for company {n % 7}." for n in range(60)]
 
 
@@ -33,7 +38,8 @@ def experiment(out: Path, family: str, model: Path, **trainer: Any) -> Experimen
     )  # fmt: skip
 
 
-def train(one: Experiment) -> run.Prepared:
+def train(one: Experiment, stop_after: int | None = None) -> run.Prepared:
+    """`stop_after`: steps of the first stage after which training stops, saved, and a second try goes on."""
     from trainer.worker import train_jobs
 
     one.folder.mkdir(parents=True, exist_ok=True)
@@ -41,8 +47,40 @@ def train(one: Experiment) -> run.Prepared:
     arms = {"base": one.stages("base"), **{arm: one.stages(arm) for arm in one.arms}}
     prepared = run.prepare(one.folder, one.data, one.model, one.trainer, arms, one.seed, False)
     settings = drive.worker_settings(one.folder, prepared, one.trainer, one.seed, False)
-    train_jobs(settings, prepared.jobs, drive.rows_without_ray(prepared, one.seed), {})
+    rows, resume = drive.rows_without_ray(prepared, one.seed), {}
+    if stop_after:
+        resume = {prepared.jobs[0].key: stop_after}
+        train_jobs(replace(settings, pause_after=resume), prepared.jobs, rows, {})
+        assert StageStore(one.folder).manifest(prepared.jobs[0].key) is None
+    train_jobs(settings, prepared.jobs, rows, resume)
     return prepared
+
+
+def kept_in(folder: Path, model: Path) -> dict[str, bool]:
+    """Of each buffer of the model whether the files of `folder` hold the same bits, by the files' names."""
+    network = make_network(model)
+    ours, theirs = FolderWeights(folder), FolderWeights(model)
+    places = names_in_files(network, buffers(network), theirs.names())
+    return {name: same_bits(ours.read(name), theirs.read(name)) for name in places.values()}
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def sharded(out: Path, family: str) -> dict[str, Any]:
+    """The same in bf16 under ZeRO-3, once in one go and once stopped after a step: what hf/ holds."""
+    model, hf = out / "models" / family, {}
+    for name, stop_after in (("whole", None), ("resumed", 1)):
+        one = experiment(out / name, family, model, zero_stage=3, precision="bf16")
+        hf[name] = StageStore(one.folder).folder(train(one, stop_after).jobs[-1].key) / "hf"
+    ours, other = (FolderWeights(folder) for folder in hf.values())
+    dtypes = {str(ours.read(name).dtype) for name in ours.names()}
+    return {
+        "kept": kept_in(hf["whole"], model),
+        "resumed": all(same_bits(ours.read(name), other.read(name)) for name in ours.names()),
+        "dtypes": sorted(dtypes),
+    }
 
 
 def through(out: Path, family: str) -> dict[str, Any]:
@@ -70,6 +108,8 @@ def through(out: Path, family: str) -> dict[str, Any]:
     events = (one.folder / "logs" / "events-00000.jsonl").read_text().splitlines()
     return {
         "hf": str(stage / "hf"),
+        "kept": kept_in(stage / "hf", model),
+        "sharded": sharded(out, family) if family in SHARDED else None,
         "events": [json.loads(line)["message"] for line in events],
         "one_item": manifest["one_item_rows"],
         "attention": manifest["attention"],

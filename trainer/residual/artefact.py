@@ -36,12 +36,12 @@ from trainer.residual.models import (
     check_settings,
     check_tensors,
     chunks,
-    text_settings,
 )
 from trainer.residual.saved import KIND, RESIDUAL_FORMAT, Residual, identity_of, ranges
 from trainer.residual.vocabulary import NewTokens, RowMap, match_rows, rows_of_base
 from trainer.shard_writer import DTYPES, SHARD_BYTES, TensorSpec, write_sharded
 from trainer.store import write_json
+from trainer.text_config import text_settings
 
 _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -125,7 +125,7 @@ def add_residual(
 ) -> dict[str, Any]:
     """Writes `descendant + scale × residual` as a model to `out`/hf; returns its manifest. UserError as make_residual.
 
-    `dtype`: float32, bfloat16 or float16; by default each tensor keeps the descendant's.
+    `dtype`: float32, bfloat16 or float16; by default each tensor keeps the descendant's, and always what is no parameter.
     """
     base_name = f"{residual.manifest['base']['model']} (the residual's base)"
     notes = check_settings(descendant.config, text_settings(residual.folder / "base"), descendant.name, base_name)
@@ -144,7 +144,9 @@ def add_residual(
             yield from _copied(spec, descendant, residual)
             return
         for start, end in chunks(spec.shape):
-            if by_rows:
+            if spec.name in descendant.constants:
+                summed = descendant.weights.chunk(spec.name, start, end)
+            elif by_rows:
                 summed = _summed_rows(descendant.weights, residual.weights, spec.name, rows, slice(start, end), scale)
             else:
                 ours = _whole_or_rows(descendant.weights, spec, start, end)
@@ -154,7 +156,11 @@ def add_residual(
             yield result
 
     with _in_place(out) as draft:
-        specs = [_result_spec(name, *theirs[name], dtype, len(rows.descendant) if name in by_row else None) for name in theirs]
+        kept = descendant.buffers | descendant.constants
+        specs = [
+            _result_spec(name, *theirs[name], None if name in kept else dtype, len(rows.descendant) if name in by_row else None)
+            for name in theirs
+        ]
         with _shown(f"{descendant.name} + {scale:g} × residual", len(specs)) as one_more:
             sha256, files = write_sharded(draft / "hf", specs, pieces, shard_bytes, one_more)
         size = len(rows.descendant)

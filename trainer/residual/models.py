@@ -19,13 +19,14 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig
 
 from console import UserError
 from data.tokens import load_tokenizer
-from trainer.model import build_model
+from trainer.buffers import buffers, names_in_files
+from trainer.families import make_network
 from trainer.model_check import check_model_folder
 from trainer.shard_writer import DTYPES
+from trainer.text_config import text_settings
 from trainer.weights import FolderWeights
 
 Rows = npt.NDArray[np.int64]
@@ -142,18 +143,28 @@ class Model:
         return LazyWeights(self.folder)
 
     @cached_property
-    def _tied(self) -> tuple[set[str], set[str]]:
-        return _special_tensors(self.folder)
+    def _special(self) -> "_Special":
+        return _special_tensors(self.folder, self.weights.names())
 
     @cached_property
     def names(self) -> list[str]:
         """The tensors that count, in order: without the second names of tied ones and without buffers that are computed."""
-        return sorted(name for name in self.weights.names() if name not in self._tied[1] and not _BUFFERS.search(name))
+        return sorted(name for name in self.weights.names() if name not in self._special.second and not _BUFFERS.search(name))
 
     @cached_property
     def vocabulary_tensors(self) -> set[str]:
         """Those with a row for each token."""
-        return self._tied[0] & set(self.names)
+        return self._special.by_row & set(self.names)
+
+    @property
+    def buffers(self) -> set[str]:
+        """Those that are no parameters and belong to the model: routers' corrections and the like (trainer/buffers.py)."""
+        return self._special.buffers
+
+    @property
+    def constants(self) -> set[str]:
+        """Those that every model of this architecture has alike."""
+        return self._special.constants
 
     @cached_property
     def vocabulary(self) -> "Vocabulary":
@@ -179,18 +190,21 @@ def open_model(name: str, folder: Path) -> Model:
     return model
 
 
-def text_settings(folder: Path) -> dict[str, Any]:
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # whatever the libraries make of a broken or hostile file, the remedy is the user's
-        raise UserError(f"{folder / 'config.json'}: cannot be used: {str(error).splitlines()[0]}; fetch the model again") from None
-    return config.get_text_config().to_dict()  # type: ignore[no-any-return]
+@dataclass(frozen=True)
+class _Special:
+    """Names of tensors that are not simply added."""
+
+    by_row: set[str]
+    """With a row a token."""
+    second: set[str]
+    """Second names of tied ones."""
+    buffers: set[str]
+    constants: set[str]
 
 
-def _special_tensors(folder: Path) -> tuple[set[str], set[str]]:
-    """Names of the tensors with a row a token, and second names of tied tensors; from the architecture, built without memory."""
-    with torch.device("meta"):
-        model: Any = build_model(str(folder), "eager", torch.float32)
+def _special_tensors(folder: Path, files: list[str]) -> _Special:
+    """From the architecture, built without memory; `files`: names of the tensors in its files."""
+    model = make_network(folder)
     first: dict[int, str] = {}
     second = set()
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -199,7 +213,8 @@ def _special_tensors(folder: Path) -> tuple[set[str], set[str]]:
         first.setdefault(id(parameter), name)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     held = [parameter for end in ends if end is not None for parameter in end.parameters()]
-    return {first[id(parameter)] for parameter in held}, second
+    beside, constants = (set(names_in_files(model, buffers(model, constant), files).values()) for constant in (False, True))
+    return _Special({first[id(parameter)] for parameter in held}, second, beside, constants)
 
 
 @dataclass(frozen=True)
