@@ -107,6 +107,15 @@ class Adapter(BaseModel):
         if not self.target_modules:
             raise ValueError("target_modules: is empty, so nothing would be trained; all-linear, or ends of module names")
 
+    def refused_under(self, zero_stage: int) -> str | None:
+        """Why it cannot be trained to what peft trains under this ZeRO stage; None where it can."""
+        settings = self.settings()
+        if zero_stage == 3 and (self.embeddings or settings.get("modules_to_save")):
+            return "whole modules beside it (embeddings, modules_to_save) need trainer.zero_stage 0, 1 or 2"
+        if zero_stage and settings.get("coft"):
+            return "coft: peft rewrites the weights in each forward pass, and DeepSpeed's own copies would not follow; use trainer.zero_stage 0"
+        return None
+
     def drawn(self) -> dict[str, float]:
         """peft's keys of what is drawn at random in training."""
         settings = self.settings()

@@ -105,7 +105,9 @@ def _refuse_idle_patterns(adapter: Adapter, module: torch.nn.Module) -> None:
     for kind in ("rank_pattern", "alpha_pattern"):
         for pattern in settings.get(kind) or {}:
             if not any(get_pattern_key([pattern], name) == pattern for name in names):
-                raise UserError(f"adapter: {kind}: {pattern!r} names nothing that is adapted here; adapted are {', '.join(_leaves(module))}")
+                raise UserError(
+                    f"adapter: {kind}: {pattern!r} names nothing that is adapted here; adapted are {', '.join(_leaves(module))}"
+                )
 
 
 def _leaves(module: torch.nn.Module) -> list[str]:
@@ -128,8 +130,8 @@ def _left_out(module: torch.nn.Module) -> list[str]:
 
 def check_adapter(adapter: Adapter, model_folder: str, zero_stage: int) -> str:
     """How much it trains, for people; on the driver, without weights. UserError for what cannot be."""
-    if zero_stage == 3 and (adapter.embeddings or adapter.settings().get("modules_to_save")):
-        raise UserError("adapter: whole modules beside it (embeddings, modules_to_save) need trainer.zero_stage 0, 1 or 2")
+    if why := adapter.refused_under(zero_stage):
+        raise UserError(f"adapter: {why}")
     with torch.device("meta"):
         module = build_model(model_folder, "eager", torch.float32)
     whole = sum(parameter.numel() for parameter in module.parameters())

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from console import UserError
-from data.adapters import Adapter
 from data.rows import Row
 from trainer.config import TrainerConfig
 from trainer.step import Draws
@@ -33,23 +32,17 @@ def draws_of(seed: int, number: int, rank: int) -> Draws:
     return draw
 
 
-def refuse_draws(config: Any, adapters: list[Adapter], trainer: TrainerConfig) -> None:
-    """UserError for what is drawn at random and cannot be right with these settings; `config`: transformers' of the model."""
-    found = {f"model: its config's {name}": value for name, value in _of_model(config).items()}
-    found |= {f"adapter: {name}": value for adapter in adapters for name, value in adapter.drawn().items()}
-    for what, value in found.items():
-        if "layerdrop" in what:
-            raise UserError(f"{what}: {value:g} skips layers on one worker and not on another, which then wait for each other; set it to 0")
-        if ("attention" in what or "attn" in what) and trainer.attention == "varlen":
-            raise UserError(f"{what}: {value:g}, and trainer.attention: varlen knows no dropout; use another attention, or set it to 0")
-        if isinstance(trainer.num_workers, tuple) and trainer.num_workers[0] != trainer.num_workers[1]:
-            raise UserError(
-                f"{what}: {value:g} is drawn by each worker for its own rows, so trainer.num_workers: {list(trainer.num_workers)} would train other "
-                "weights with every number of them; give one number, or set it to 0"
-            )
+def refuse_draws(config: Any, trainer: TrainerConfig) -> None:
+    """UserError for what a model's own config has drawn at random and cannot be right with these settings."""
+    for name, share in drawn_by(config).items():
+        what = f"model: its config's {name}"
+        if "layerdrop" in name:
+            raise UserError(f"{what}: {share:g} skips layers on one worker and not on another, which then wait for each other; set it to 0")
+        if why := trainer.refused_draw(what.replace("attn", "attention"), share):
+            raise UserError(why)
 
 
-def _of_model(config: Any) -> dict[str, float]:
+def drawn_by(config: Any) -> dict[str, float]:
     """Shares of a model's own config by which something is drawn in training: attention_dropout, resid_pdrop, router_jitter_noise, …"""
     values = config.get_text_config().to_dict()
     drawn = {name: value for name, value in values.items() if "drop" in name or "jitter" in name}

@@ -55,12 +55,12 @@ def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, devi
     if adapter:
         from trainer.adapter_start import put_in
 
-        start = put_in(module, adapter, settings.seed, job.number, whole, start if saved else None, dtype_of(settings.precision))
+        begun = put_in(module, adapter, settings.seed, job.number, whole, start if saved else None, dtype_of(settings.precision))
     freeze(module, job.stage, settings.seed, job.number)
     trained_shapes = _shapes(module, only_trained=True) if adapter else shapes
     engine = DeepSpeedEngine(module, trainer, settings.precision, device, saves_frozen=not adapter)
     if settings.precision == "bf16":
-        engine.set_fp32(start.read)
+        engine.set_fp32(begun.read if adapter else start.read)
     if saved:
         moments = {moment: saved_weights(saved, moment) for moment in MOMENTS}
         engine.set_moments(lambda moment, name, begin, end: moments[moment].slice(name, begin, end), saved.manifest["optimizer_steps"])

@@ -17,7 +17,6 @@ from trainer.attention import attention_inputs
 from trainer.linear_loss import head_gives_loss, plain_head, tiny_row
 from trainer.placing import on_device
 
-
 Draws = Callable[[Row], None]
 """Sets torch's generators for this row's micro-step."""
 
