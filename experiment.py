@@ -185,6 +185,11 @@ class Experiment(Strict):
         adapter = None if chosen is None or chosen.trains_all else chosen
         if adapter and stage.freeze_share:
             raise ValueError(f"{place}: freeze_share: an adapter freezes all of the model's own weights; give one of the two")
+        if adapter and (why := adapter.refused_under(self.trainer.zero_stage)):
+            raise ValueError(f"{place}: adapter: {why}")
+        for name, share in adapter.drawn().items() if adapter else ():
+            if why := self.trainer.refused_draw(f"adapter: {name}", share):
+                raise ValueError(f"{place}: {why}")
         return stage.model_copy(update={"adapter": adapter})
 
     def curricula(self) -> dict[str, list[Stage]]:

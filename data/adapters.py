@@ -4,6 +4,7 @@ A stage with an adapter trains its few weights beside the frozen model (LoRA, ar
 kinds that can be merged into the weights, module by module, are known here. tests/models/test_adapters.py holds the keys against peft's.
 """
 
+import copy
 import difflib
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ KINDS: dict[str, set[str]] = {
 }  # fmt: skip
 _SHORT = {"alpha": "lora_alpha", "dropout": "lora_dropout", "init": "init_lora_weights"}
 """Of lora: ours → peft's."""
+_DROPOUTS = ("lora_dropout", "rank_dropout", "module_dropout", "miss_dropout")
 _LORA_STARTS = (True, False, "gaussian", "orthogonal")
 
 
@@ -87,17 +89,41 @@ class Adapter(BaseModel):
                 f"init: {settings['init_lora_weights']!r} changes the model before training, so merging would not give what was trained; "
                 "use true, gaussian or orthogonal"
             )
-        dropout = settings.get("lora_dropout", 0.0)
-        if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-            raise ValueError(f"dropout: {dropout!r} is no share below 1")
+        for key, share in ((key, settings[key]) for key in _DROPOUTS if key in settings):
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+                raise ValueError(f"{'dropout' if key == 'lora_dropout' else key}: {share!r} is no share below 1")
+        if self.type in ("loha", "lokr") and settings.get("module_dropout"):
+            raise ValueError(
+                "module_dropout: leaves whole modules out on one worker and not on another, and gradients of several workers would not fit "
+                "together; use rank_dropout"
+            )
+        if settings.get("apply_GS") and settings.get("init_weights", True) and settings.get("r", 8) % 2 == 0:
+            raise ValueError(
+                "apply_GS: with an even r peft starts from every column twice, and Gram-Schmidt then divides by zero; take an odd r, or "
+                "init_weights: false"
+            )
         if self.embeddings and settings.get("modules_to_save"):
             raise ValueError("modules_to_save: embeddings already names the embedding and the head; give one of the two")
         if not self.target_modules:
             raise ValueError("target_modules: is empty, so nothing would be trained; all-linear, or ends of module names")
 
+    def refused_under(self, zero_stage: int) -> str | None:
+        """Why it cannot be trained to what peft trains under this ZeRO stage; None where it can."""
+        settings = self.settings()
+        if zero_stage == 3 and (self.embeddings or settings.get("modules_to_save")):
+            return "whole modules beside it (embeddings, modules_to_save) need trainer.zero_stage 0, 1 or 2"
+        if zero_stage and settings.get("coft"):
+            return "coft: peft rewrites the weights in each forward pass, and DeepSpeed's own copies would not follow; use trainer.zero_stage 0"
+        return None
+
+    def drawn(self) -> dict[str, float]:
+        """peft's keys of what is drawn at random in training."""
+        settings = self.settings()
+        return {key: float(settings[key]) for key in _DROPOUTS if settings.get(key)}
+
     def settings(self) -> dict[str, Any]:
-        """peft's own keys and values, without `embeddings`, which needs the model."""
-        given = {**(self.model_extra or {}), "target_modules": self.target_modules}
+        """peft's own keys and values, without `embeddings`, which needs the model. Copies: peft writes into what it is given."""
+        given = copy.deepcopy({**(self.model_extra or {}), "target_modules": self.target_modules})
         if self.type == "lora":
             given["r"] = self.r or 16
             given["alpha"] = self.alpha or given.get("lora_alpha") or 2 * given["r"]

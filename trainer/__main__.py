@@ -146,9 +146,15 @@ def _chosen(experiment: Experiment, update: str | None) -> Experiment:
 
 def _dry_run(experiment: Experiment, as_json: bool) -> None:
     from trainer.dry_run import dry_run, in_lines, merge_lines
+    from trainer.fits import check_planned
 
     if experiment.updates:
         say(f"updates ({', '.join(experiment.updates)}) can be planned when the round before is trained: --dry-run --update NAME")
+    own = experiment.starts()
+    arms = experiment.curricula()
+    check_planned({arm: stages for arm, stages in arms.items() if arm not in own}, experiment.model, experiment.trainer)
+    for arm, name in own.items():
+        check_planned({arm: arms[arm]}, experiment.models[name], experiment.trainer)
     planned = dry_run(experiment.data, experiment.model, experiment.curricula(), experiment.seed, experiment.base_records)
     merged = {name: merge.model_dump(mode="json") for name, merge in experiment.merges().items()}
     report = {"experiment": experiment.name, **planned, **({"merged": merged} if merged else {})}

@@ -15,6 +15,7 @@ from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, PeftType
+from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from data.adapters import Adapter
 from trainer.buffers import buffers
 from trainer.families import has_state_space
 from trainer.fragment_file import sha256_of
+from trainer.mixtures import names_in_files, renamed_experts, translate
 from trainer.model import build_model
 from trainer.store import sync
 from trainer.weights import Weights
@@ -48,9 +50,12 @@ def peft_config(adapter: Adapter, module: torch.nn.Module) -> PeftConfig:
         ends = {id(wanted.get_input_embeddings()), id(wanted.get_output_embeddings())}
         settings["modules_to_save"] = [name for name, part in module.named_modules() if id(part) in ends]
     try:
-        return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[adapter.type.upper()]](**settings)
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[adapter.type.upper()]](**settings)
     except (TypeError, ValueError) as error:
         raise UserError(f"adapter: {_first_line(error)}") from None
+    if adapter.type == "lora":
+        translate(config, module)
+    return config
 
 
 def inject(module: torch.nn.Module, adapter: Adapter, seed: int, number: int, empty: bool = False) -> PeftConfig:
@@ -66,7 +71,13 @@ def inject(module: torch.nn.Module, adapter: Adapter, seed: int, number: int, em
         try:
             inject_adapter_in_model(config, module, low_cpu_mem_usage=empty)
         except (TypeError, ValueError) as error:
+            if "ParamWrapper" in str(error):
+                raise UserError(
+                    f"adapter: experts and routers are adapted as parameters, to which peft gives neither dropout nor DoRA ({_first_line(error)}); "
+                    "leave them out with exclude_modules: [experts, gate], or leave that setting out"
+                ) from None
             raise UserError(f"adapter: {_first_line(error)}") from None
+    _refuse_idle_patterns(adapter, module)
     model: Any = module
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     if model.config.tie_word_embeddings and any(isinstance(end, BaseTunerLayer | ModulesToSaveWrapper) for end in ends):
@@ -77,10 +88,51 @@ def inject(module: torch.nn.Module, adapter: Adapter, seed: int, number: int, em
     return config
 
 
+def _adapted(module: torch.nn.Module) -> dict[str, Any]:
+    """What an injected model adapts, modules and parameters, by the names of the model without adapter."""
+    found = {}
+    for path, layer in module.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            parameter = getattr(layer, "parameter_name", None)
+            found[path.replace(".base_layer", "") + (f".{parameter}" if parameter else "")] = layer
+    return found
+
+
+def _refuse_idle_patterns(adapter: Adapter, module: torch.nn.Module) -> None:
+    """UserError for a pattern that no adapted module has: peft passes over it without a word."""
+    settings, renamed = adapter.settings(), renamed_experts(module)
+    names = [name for path in _adapted(module) for name in (path, *names_in_files(path, renamed))]
+    names += [f"{name.rpartition('.')[0]}.0.{name.rpartition('.')[2]}" for name in names if ".experts." in name]
+    for kind in ("rank_pattern", "alpha_pattern"):
+        for pattern in settings.get(kind) or {}:
+            if not any(get_pattern_key([pattern], name) == pattern for name in names):
+                raise UserError(
+                    f"adapter: {kind}: {pattern!r} names nothing that is adapted here; adapted are {', '.join(_leaves(module))}"
+                )
+
+
+def _leaves(module: torch.nn.Module) -> list[str]:
+    """Last names of what is adapted, as they come; of experts and routers with their container's."""
+    paths = [path.split(".") for path in _adapted(module)]
+    return list(dict.fromkeys(".".join(path[-2:] if "experts" in path or path[-2:-1] == ["gate"] else path[-1:]) for path in paths))
+
+
+def _left_out(module: torch.nn.Module) -> list[str]:
+    """Last names of matrices in the model's layers that no adapter reaches: of mixtures shared experts, dense layers or all experts."""
+    adapted = _adapted(module)
+    found = []
+    for name, parameter in module.named_parameters():
+        path = name.replace(".base_layer", "")
+        inside = path in adapted or any(path.startswith(f"{key}.") for key in adapted)
+        if not (parameter.requires_grad or inside or parameter.ndim < 2) and re.search(r"\.\d+\.", path):
+            found.append(".".join(path.removesuffix(".weight").split(".")[-2:]))
+    return list(dict.fromkeys(found))
+
+
 def check_adapter(adapter: Adapter, model_folder: str, zero_stage: int) -> str:
     """How much it trains, for people; on the driver, without weights. UserError for what cannot be."""
-    if zero_stage == 3 and (adapter.embeddings or adapter.settings().get("modules_to_save")):
-        raise UserError("adapter: whole modules beside it (embeddings, modules_to_save) need trainer.zero_stage 0, 1 or 2")
+    if why := adapter.refused_under(zero_stage):
+        raise UserError(f"adapter: {why}")
     with torch.device("meta"):
         module = build_model(model_folder, "eager", torch.float32)
     whole = sum(parameter.numel() for parameter in module.parameters())
@@ -88,7 +140,12 @@ def check_adapter(adapter: Adapter, model_folder: str, zero_stage: int) -> str:
     trained = sum(parameter.numel() for parameter in trained_parameters(module).values())
     if not trained:
         raise UserError(f"adapter: target_modules {adapter.target_modules!r} leaves nothing to train in this model")
-    return f"{adapter.type} adapter: {trained:,} weights are trained beside {whole:,} ({100 * trained / whole:.2g} %), and merged when a stage ends"
+    left_out = _left_out(module) if adapter.target_modules == "all-linear" else []
+    without = f", but for {', '.join(left_out)}" if left_out else ""
+    return (
+        f"{adapter.type} adapter: {trained:,} weights are trained beside {whole:,} ({100 * trained / whole:.2g} %), and merged when a stage ends; "
+        f"in {', '.join(_leaves(module))}{without}"
+    )
 
 
 def trained_parameters(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -150,6 +207,15 @@ class MergedWeights:
             layer.merged_adapters.clear()
         return merged
 
+    def tell_patterns(self) -> None:
+        """Ranks and alphas by whole names: peft writes patterns in another order than it was given, and the first that matches counts."""
+        if self.config.peft_type != PeftType.LORA:
+            return
+        config: Any = self.config
+        for name, default, of in (("rank_pattern", config.r, "r"), ("alpha_pattern", config.lora_alpha, "lora_alpha")):
+            values = {re.escape(path): getattr(layer, of)[_NAME] for path, layer in _adapted(self._model).items()}
+            setattr(config, name, {path: value for path, value in values.items() if value != default})
+
     def adapter_tensors(self) -> dict[str, Tensor]:
         """As peft's own files name them."""
         read = {name: self._trained.read(name) for name in self._trained.names()}
@@ -170,6 +236,7 @@ def _share(weights: MergedWeights, rank: int, world_size: int) -> slice:
 def write_adapter(weights: MergedWeights, folder: Path) -> dict[str, Any]:
     """The adapter alone, in peft's own files (PeftModel.from_pretrained reads them); {file: {bytes, sha256}}."""
     folder.mkdir(parents=True, exist_ok=True)
+    weights.tell_patterns()
     save_file(weights.adapter_tensors(), folder / "adapter_model.safetensors", metadata={"format": "pt"})
     weights.config.task_type = "CAUSAL_LM"  # type: ignore[assignment]
     weights.config.save_pretrained(str(folder))

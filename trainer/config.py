@@ -105,6 +105,17 @@ class TrainerConfig(Strict):
             raise ValueError("num_workers [min, max]: min is the larger one")
         return self
 
+    def refused_draw(self, what: str, share: float) -> str | None:
+        """Why something drawn at random in training (a dropout of this share) does not go with these settings; None where it does."""
+        if "attention" in what and self.attention == "varlen":
+            return f"{what}: {share:g}, and trainer.attention: varlen knows no dropout; use another attention, or set it to 0"
+        if isinstance(self.num_workers, tuple) and self.num_workers[0] != self.num_workers[1]:
+            return (
+                f"{what}: {share:g} is drawn by each worker for its own rows, so every number of trainer.num_workers {list(self.num_workers)} would "
+                "train other weights; give one number, or set it to 0"
+            )
+        return None
+
     def workers(self, num_gpus: int) -> tuple[int, int]:
         """Least and most training processes, where there are so many GPUs."""
         if isinstance(self.num_workers, tuple):

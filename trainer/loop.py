@@ -15,7 +15,7 @@ from data.rows import Row
 from failpoints import hit
 from trainer.guard import Guard
 from trainer.schedule import learning_rate
-from trainer.step import Engine, Stopwatch, optimiser_step
+from trainer.step import Draws, Engine, Stopwatch, optimiser_step
 
 Metrics = dict[str, Any]
 _MAX_BAD_STEPS = 10
@@ -32,6 +32,7 @@ def run_stage(
     first_step: int = 0,
     before: Metrics | None = None,
     guard: Guard | None = None,
+    draw: Draws = lambda row: None,
 ) -> Metrics:
     """Trains steps [first_step, num_steps) and returns the totals {steps, tokens, seconds, loss, bad_steps}.
 
@@ -58,7 +59,7 @@ def run_stage(
         micro_rows = list(group)
         assert len(micro_rows) == micro_rows[0]["num_micro_steps"], f"step {step}: rows are missing"
         rate = learning_rate(stage, step, num_steps)
-        share, grad_norm = optimiser_step(engine, micro_rows, rate, attention, stopwatch)
+        share, grad_norm = optimiser_step(engine, micro_rows, rate, attention, stopwatch, draw)
         tokens = sum(len(row["input_ids"]) for row in micro_rows if row["loss_weight"].any())
         wishes = guard.wishes(step) if guard else (0.0, 0.0)
         loss, step_tokens, flops, saves, stops = _sum_over_ranks(

@@ -20,9 +20,17 @@ if TYPE_CHECKING:
 def make_tiny_model(folder: Path, tiny: TinyModel, texts: Iterable[str], seed: int) -> None:
     """Writes a random Llama and its tokenizer to `folder`, as any other model folder."""
     tokenizer = make_tokenizer(texts, tiny.vocab_size)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config(tiny, len(tokenizer)))
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, do_sample=False)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def tiny_config(tiny: TinyModel, vocab_size: int) -> LlamaConfig:
     heads = tiny.hidden_size // tiny.head_size
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    return LlamaConfig(
+        vocab_size=vocab_size,
         hidden_size=tiny.hidden_size,
         intermediate_size=tiny.hidden_size * 8 // 3 // 32 * 32,
         num_hidden_layers=tiny.layers,
@@ -35,11 +43,6 @@ def make_tiny_model(folder: Path, tiny: TinyModel, texts: Iterable[str], seed: i
         pad_token_id=0,
         tie_word_embeddings=False,  # vLLM swaps the weights of untied models without a new engine (evaluation/engine.py)
     )
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
-    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, do_sample=False)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def build_model(folder: str, attention: str, dtype: torch.dtype) -> "PreTrainedModel":

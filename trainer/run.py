@@ -20,6 +20,7 @@ from data.records import Corpus
 from data.templates import exam_template, wording_of
 from data.tokens import Encoder, TokenStore, load_tokenizer, store_key, write_store, write_wordings
 from trainer.config import ModelConfig, TrainerConfig
+from trainer.fits import check_stages
 from trainer.graph import graph_lines
 from trainer.hub import fetch_model
 from trainer.mirror import Mirror
@@ -101,7 +102,7 @@ def prepare(
     given = parent.hf if parent else Path(resolve_model(folder, model, catalogue, seed))
     check_model_folder(given)
     model_folder = str(text_folder(given, folder / TEXT_MODELS) if model.name else given)
-    _check_adapters(arms, model_folder, trainer.zero_stage)
+    check_stages({arm: stages for arm, stages in arms.items() if arm not in (starts or {})}, model_folder, trainer)
     tokenizer = load_tokenizer(model_folder)
     encoder = Encoder(tokenizer)
     tokens_folder = folder / "tokens" / store_key(catalogue, encoder)[:16]  # workers may still read the store of other records
@@ -129,6 +130,8 @@ def prepare(
     capacity = trainer.row_tokens
     found = find_models(folder, models or {}, model_folder, seed, store.sha256)
     own = {arm: found[name] for arm, name in (starts or {}).items()}
+    for arm, folder_of_arm in own.items():
+        check_stages({arm: arms[arm]}, folder_of_arm.folder, trainer)
     jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own)
     StageStore(folder).tidy()
     refuse_changed_data(folder, data, {job.key for job in jobs})
@@ -157,18 +160,6 @@ def prepare(
         {name: start.folder for name, start in found.items()},
         {arm: start.folder for arm, start in own.items()},
     )
-
-
-def _check_adapters(arms: dict[str, list[Stage]], model_folder: str, zero_stage: int) -> None:
-    """Each different one once; UserError, naming the arm, where it does not fit the model."""
-    found = {repr(stage.adapter): (arm, stage.adapter) for arm, stages in reversed(arms.items()) for stage in stages if stage.adapter}
-    for arm, adapter in found.values():
-        from trainer.adapter import check_adapter
-
-        try:
-            say(check_adapter(adapter, model_folder, zero_stage))
-        except UserError as error:
-            raise UserError(f"{f'arms.{arm}' if arm != 'base' else arm}: {error}") from None
 
 
 def _announce_changes(parent: Parent, changes: Changes, arms: dict[str, list[Stage]], corpus: Corpus) -> None:

@@ -57,23 +57,14 @@ def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, devi
         for name, value in folder_buffers(Path(settings.model_folder))[1].items():
             set_buffer(module, name, value, dtype_of(settings.precision))
     if adapter:
-        from trainer.adapter import inject, trained_parameters
+        from trainer.adapter_start import put_in
 
-        inject(module, adapter, settings.seed, job.number)
-        trained = trained_parameters(module)
-        if saved:
-            for name, parameter in trained.items():
-                parameter.data.copy_(start.read(name))
-        else:
-            start = _Copies(trained)
-        if trainer.zero_stage == 3:  # DeepSpeed rounds the whole model itself, but for one that was sharded as it was built
-            for parameter in trained.values():
-                parameter.data = parameter.data.to(dtype_of(settings.precision))
+        begun = put_in(module, adapter, settings.seed, job.number, whole, start if saved else None, dtype_of(settings.precision))
     freeze(module, job.stage, settings.seed, job.number)
-    trained_shapes = {name: shape for name, shape in _shapes(module).items() if name in trained} if adapter else shapes
+    trained_shapes = _shapes(module, only_trained=True) if adapter else shapes
     engine = DeepSpeedEngine(module, trainer, settings.precision, device, saves_frozen=not adapter)
     if settings.precision == "bf16":
-        engine.set_fp32(start.read)
+        engine.set_fp32(begun.read if adapter else start.read)
     if saved:
         moments = {moment: saved_weights(saved, moment) for moment in MOMENTS}
         engine.set_moments(lambda moment, name, begin, end: moments[moment].slice(name, begin, end), saved.manifest["optimizer_steps"])
@@ -95,22 +86,7 @@ class _ShardedParameters(deepspeed.zero.Init):  # type: ignore[misc]
         super()._zero_init_param(param)
 
 
-class _Copies:
-    """What an adapter starts from, before an engine in bf16 rounds it."""
-
-    def __init__(self, parameters: dict[str, torch.nn.Parameter]) -> None:
-        self._copies = {name: parameter.detach().float().clone() for name, parameter in parameters.items()}
-
-    def names(self) -> list[str]:
-        return list(self._copies)
-
-    def shape(self, name: str) -> list[int]:
-        return list(self._copies[name].shape)
-
-    def read(self, name: str) -> torch.Tensor:
-        return self._copies[name]
-
-
-def _shapes(module: torch.nn.Module) -> dict[str, list[int]]:
-    of_parameters = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in module.named_parameters()}  # under ZeRO-3 p itself is empty
-    return of_parameters | {name: list(buffer.shape) for name, buffer in buffers(module).items()}
+def _shapes(module: torch.nn.Module, only_trained: bool = False) -> dict[str, list[int]]:
+    named = ((name, p) for name, p in module.named_parameters() if p.requires_grad or not only_trained)
+    of_parameters = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in named}  # under ZeRO-3 p itself is empty
+    return of_parameters if only_trained else of_parameters | {name: list(buffer.shape) for name, buffer in buffers(module).items()}

@@ -17,6 +17,9 @@ from trainer.attention import attention_inputs
 from trainer.linear_loss import head_gives_loss, plain_head, tiny_row
 from trainer.placing import on_device
 
+Draws = Callable[[Row], None]
+"""Sets torch's generators for this row's micro-step."""
+
 
 class Engine(Protocol):
     """What the loop needs of DeepSpeed (trainer/engine.py) or of plain torch (PlainEngine)."""
@@ -103,9 +106,16 @@ class Stopwatch:
 
 
 def optimiser_step(
-    engine: Engine, rows: list[Row], rate: float, attention: str, stopwatch: Stopwatch | None = None
+    engine: Engine,
+    rows: list[Row],
+    rate: float,
+    attention: str,
+    stopwatch: Stopwatch | None = None,
+    draw: Draws = lambda row: None,
 ) -> tuple[Tensor, float]:
     """All micro-steps of one optimiser step on this rank: (this rank's share of the loss, global gradient norm).
+
+    `draw`: sets what is drawn at random in a row's micro-step (trainer/randomness.py).
 
     A share that is no number makes the gradients no number too, and engines skip a step whose norm is none: the norm is over all
     ranks, so all skip alike, whichever rank saw it and whatever gradient (an infinite loss can have a finite one) came with it.
@@ -113,6 +123,7 @@ def optimiser_step(
     total = torch.zeros((), device=engine.device)
     for row in rows:
         started = stopwatch.start() if stopwatch else None
+        draw(row)
         loss = row_loss(engine, row, attention)
         hit("step.forward")
         if stopwatch:

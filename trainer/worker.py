@@ -22,6 +22,7 @@ from trainer.heartbeat import Heartbeat
 from trainer.loop import run_stage
 from trainer.old_stages import EXACT
 from trainer.prepare import Job, job_dict
+from trainer.randomness import draws_of
 from trainer.reporter import Reporter
 from trainer.set_up import StageEngine, make_engine
 from trainer.store import StageStore
@@ -112,6 +113,7 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
             first_step=first_step,
             before=saved.manifest["totals"] if saved else None,
             guard=Guard(engine, saver, beat, settings.trainer, job.key, rank, settings.pause_after.get(job.key), settings.explodes_at),
+            draw=draws_of(settings.seed, job.number, rank),
         )
     except Exception:  # a pause or a failure: this process may go on with another stage (tune/)
         if reporter:
