@@ -58,6 +58,38 @@ def say(message: str) -> None:
     err.print(message, markup=False, soft_wrap=True)
 
 
+_FRAME = re.compile(r'^\s+File ".+", line \d+')
+
+
+def error_line(error: BaseException) -> str:
+    """`Type: first line` of what went wrong; of an error that another process raised, of the exception inside; of our own errors, their line.
+
+    Not the last line of the text: torch ends "not on this device" with 45 lines of back ends.
+    """
+    if inner := _inner(error):
+        return error_line(inner)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = raised_in(str(error)) or (lines[0] if lines else "")
+    if isinstance(error, UserError | RunError) or first != (lines[0] if lines else ""):
+        return first or type(error).__name__
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def raised_in(text: str) -> str | None:
+    """The exception's first line (`Type: …`) behind the last traceback in a text; None where there is no traceback."""
+    lines = text.splitlines()
+    frames = [n for n, line in enumerate(lines) if _FRAME.match(line)]
+    behind = [line for line in lines[frames[-1] + 1 :] if line.strip() and not line[0].isspace()] if frames else []
+    return re.sub(r"^(?:\w+\.)+(?=\w+(?::|$))", "", behind[0].strip()) if behind else None
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    """What a remote error carries: Ray's `cause`, of Ray Train's failures the lowest rank's. Ray Data's wrapper holds nothing but text."""
+    failures = getattr(error, "worker_failures", None) or {}
+    held = [failures[min(failures)]] if failures else [getattr(error, name, None) for name in ("cause", "_base_exc", "controller_failure")]
+    return next((one for one in held if isinstance(one, BaseException) and type(one).__name__ != "UserCodeException"), None)
+
+
 def write_result(text: str) -> None:
     """One result on stdout, as it is: what `--json` or a pipe reads."""
     out.file.write(text + "\n")

@@ -33,7 +33,7 @@ def make_tiny_model(folder: Path, tiny: TinyModel, texts: Iterable[str], seed: i
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
-        tie_word_embeddings=False,  # vLLM swaps the weights of untied models without a new engine (evaluation/engine.py)
+        tie_word_embeddings=False,  # vLLM swaps the weights of untied models without a new engine (evaluation/examiner.py)
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)

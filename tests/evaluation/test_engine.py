@@ -13,8 +13,10 @@ import pytest
 
 from evaluation import examine
 from evaluation.config import ExamConfig
-from evaluation.engine import Answer, Engine, EngineFailure, EngineOptions, Examiner, network
+from evaluation.engine import Engine, EngineFailure
 from evaluation.exam import build_exam
+from evaluation.examiner import Answer, EngineOptions, Examiner
+from evaluation.network import network
 from evaluation.score_files import TrainedArm, read_score, score_stem
 from tests.evaluation.test_exam import Letters, corpus
 from tests.faults.promises import F17

@@ -13,7 +13,9 @@ import torch
 
 from console import UserError
 from data.rows import Row, step_rows
-from evaluation.engine import EngineOptions, choose_examiner
+from evaluation.engine import choose_examiner
+from evaluation.examiner import EngineOptions
+from evaluation.network import read_network
 from tests.conftest import ROOT
 from tests.models.families import FAMILIES, make_model, save_model
 from tests.numerics import steps
@@ -174,7 +176,7 @@ def test_the_chain_gives_what_was_trained(chain: Path, name: str) -> None:
     assert not found["missing"] and not found["unexpected"] and found["export"] == 0
     assert found["moved"] > 1e-4 and found["bad_steps"] == 0 and found["steps"] > 1
     np.testing.assert_allclose(found["own"], found["of_own"], rtol=1e-4, atol=1e-4)
-    chosen, why = choose_examiner(found["hf"], None, EngineOptions())
+    chosen, why = choose_examiner(read_network(found["hf"]), EngineOptions())
     assert (chosen.__name__ == "Generator") == (name in NOT_BY_VLLM), why
 
 
@@ -186,7 +188,7 @@ def test_vllm_says_the_same(chain: Path, name: str) -> None:
     found = json.loads((chain / f"{name}.json").read_text())
     program = (
         "import json, os, sys\n"
-        "from evaluation.engine import EngineOptions, Examiner\n"
+        "from evaluation.examiner import EngineOptions, Examiner\n"
         "hf, prompts, out = json.loads(sys.argv[1])\n"
         "said = Examiner(hf, None, 128, EngineOptions(kv_cache_gib=0.3)).answer(prompts, 12, 2)\n"
         "open(out, 'w').write(json.dumps([[a['token_ids'] for a in said], [a['logprob'] for a in said]]))\n"
