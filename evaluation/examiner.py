@@ -180,6 +180,8 @@ def _room_for_one_more(short: int, config: Any) -> Any:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     text = config.get_text_config()
+    if not getattr(text, "rope_parameters", None):  # vLLM asks an empty config first, for its model_type
+        return config
     _, scale = ROPE_INIT_FUNCTIONS["longrope"](text, "cpu")
     rope = {"short_mscale": scale, "long_mscale": scale, **text.rope_parameters, "original_max_position_embeddings": short + 1}
     text.rope_parameters = rope

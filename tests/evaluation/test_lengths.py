@@ -126,6 +126,7 @@ def test_vllm_asks_each_alone(ray_cluster: Any, long_rope: Path) -> None:
     with Engine(EngineOptions(timeout_s=240, backend="vllm")) as engine:
         engine.open(str(long_rope), "w", 120)
         check(engine, long_rope)
-        engine._network = Network()  # the twin: the engine that is there, for everything
+        engine._at(True, "probe")
+        engine._network = Network()  # the twin: the engine that was made for long prompts, for all
         with pytest.raises(AssertionError):
             check(engine, long_rope)
