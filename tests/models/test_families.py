@@ -29,7 +29,7 @@ from trainer.weights import load_into
 
 CPU = torch.device("cpu")
 WITH_STATE = {"mamba", "mamba2", "bamba", "falcon-h1"}
-NOT_BY_VLLM = {"mamba", "bamba", "falcon-h1"}
+NOT_BY_VLLM = {"mamba", "bamba"}
 
 
 def engine_of(folder: Path, wanted: str = "auto") -> tuple[PlainEngine, str]:
