@@ -4,8 +4,9 @@ import mmap
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import dropwhile
 from pathlib import Path
 
 from rich.console import Console
@@ -68,9 +69,9 @@ def error_line(error: BaseException) -> str:
     """
     if inner := _inner(error):
         return error_line(inner)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = raised_in(str(error)) or (lines[0] if lines else "")
-    if isinstance(error, UserError | RunError) or first != (lines[0] if lines else ""):
+    raised = raised_in(str(error))
+    first = raised or _first([line for line in str(error).splitlines() if line.strip()])
+    if raised or isinstance(error, UserError | RunError):
         return first or type(error).__name__
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
@@ -79,8 +80,14 @@ def raised_in(text: str) -> str | None:
     """The exception's first line (`Type: …`) behind the last traceback in a text; None where there is no traceback."""
     lines = text.splitlines()
     frames = [n for n, line in enumerate(lines) if _FRAME.match(line)]
-    behind = [line for line in lines[frames[-1] + 1 :] if line.strip() and not line[0].isspace()] if frames else []
-    return re.sub(r"^(?:\w+\.)+(?=\w+(?::|$))", "", behind[0].strip()) if behind else None
+    behind = list(dropwhile(lambda line: not line.strip() or line[0].isspace(), lines[frames[-1] + 1 :])) if frames else []
+    return re.sub(r"^(?:\w+\.)+(?=\w+(?::|$))", "", _first(behind)) if behind else None
+
+
+def _first(lines: Sequence[str]) -> str:
+    """The first line; with the second where that alone says what is wrong (pydantic's "1 validation error for X")."""
+    said = [line.strip() for line in lines[:2]]
+    return ": ".join(said if said and re.search(r"\d+ validation errors? for \S+$", said[0]) else said[:1])
 
 
 def _inner(error: BaseException) -> BaseException | None:

@@ -200,7 +200,8 @@ class Engine:
                     self._leave_vllm(f"vLLM refuses the model ({cause})")
                     continue
                 if not self._replacements_left:
-                    raise EngineFailure(f"{self._checkpoint[0]}: {cause}") from None
+                    way_out = f"; {WITHOUT_VLLM}" if new and self._class is Examiner else ""
+                    raise EngineFailure(f"{self._checkpoint[0]}: {cause}{way_out}") from None
                 self._replacements_left -= 1
                 log.warning("engine for %s failed (%s); trying once more", self._checkpoint[0], cause)
 

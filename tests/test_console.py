@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from console import RunError, chatter_to, error_line, mask, raised_in, say, secrets
 
@@ -61,6 +62,9 @@ def test_an_errors_line_is_its_first_with_its_type() -> None:
     expected = "NotImplementedError: Could not run 'aten::_cslt_compress' with arguments from the 'CPU' backend."
     assert error_line(error).startswith(expected)
     assert error_line(KeyError()) == "KeyError"
+    with pytest.raises(ValueError) as invalid:
+        TypeAdapter(int).validate_python("x")
+    assert error_line(invalid.value).startswith("ValidationError: 1 validation error for int: Input should be a valid integer")
     assert error_line(RunError("runs/x: no room")) == "runs/x: no room"  # ours is a person's line already
 
 
