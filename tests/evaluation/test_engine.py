@@ -206,7 +206,7 @@ class Scrambles(Examiner):
 
     def load(self, path: str) -> bool:
         def scramble(model: Any) -> None:
-            model.model.layers[1].mlp.down_proj.weight.data.mul_(-1)
+            model.model.layers[1].input_layernorm.weight.data.mul_(-1)
 
         loaded = super().load(path)
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
