@@ -4,8 +4,9 @@ import mmap
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import dropwhile
 from pathlib import Path
 
 from rich.console import Console
@@ -56,6 +57,44 @@ def say(message: str) -> None:
     for secret in secrets():
         message = message.replace(secret, "***")
     err.print(message, markup=False, soft_wrap=True)
+
+
+_FRAME = re.compile(r'^\s+File ".+", line \d+')
+
+
+def error_line(error: BaseException) -> str:
+    """`Type: first line` of what went wrong; of an error that another process raised, of the exception inside; of our own errors, their line.
+
+    Not the last line of the text: torch ends "not on this device" with 45 lines of back ends.
+    """
+    if inner := _inner(error):
+        return error_line(inner)
+    raised = raised_in(str(error))
+    first = raised or _first([line for line in str(error).splitlines() if line.strip()])
+    if raised or isinstance(error, UserError | RunError):
+        return first or type(error).__name__
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def raised_in(text: str) -> str | None:
+    """The exception's first line (`Type: …`) behind the last traceback in a text; None where there is no traceback."""
+    lines = text.splitlines()
+    frames = [n for n, line in enumerate(lines) if _FRAME.match(line)]
+    behind = list(dropwhile(lambda line: not line.strip() or line[0].isspace(), lines[frames[-1] + 1 :])) if frames else []
+    return re.sub(r"^(?:\w+\.)+(?=\w+(?::|$))", "", _first(behind)) if behind else None
+
+
+def _first(lines: Sequence[str]) -> str:
+    """The first line; with the second where that alone says what is wrong (pydantic's "1 validation error for X")."""
+    said = [line.strip() for line in lines[:2]]
+    return ": ".join(said if said and re.search(r"\d+ validation errors? for \S+$", said[0]) else said[:1])
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    """What a remote error carries: Ray's `cause`, of Ray Train's failures the lowest rank's. Ray Data's wrapper holds nothing but text."""
+    failures = getattr(error, "worker_failures", None) or {}
+    held = [failures[min(failures)]] if failures else [getattr(error, name, None) for name in ("cause", "_base_exc", "controller_failure")]
+    return next((one for one in held if isinstance(one, BaseException) and type(one).__name__ != "UserCodeException"), None)
 
 
 def write_result(text: str) -> None:

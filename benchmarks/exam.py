@@ -125,7 +125,8 @@ def measure(path: str, engine: Any, asked: list[list[int]], rounds: int) -> dict
 def main() -> None:
     import ray
 
-    from evaluation.engine import Engine, EngineOptions
+    from evaluation.engine import Engine
+    from evaluation.examiner import EngineOptions
 
     root = Path(__file__).resolve().parent.parent
     env_vars = {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(THREADS)}

@@ -18,7 +18,8 @@ GOAL, ROUNDS = 20.0, 5
 def main() -> None:
     import ray
 
-    from evaluation.engine import Engine, EngineOptions
+    from evaluation.engine import Engine
+    from evaluation.examiner import EngineOptions
 
     root = Path(__file__).resolve().parent.parent
     env_vars = {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(THREADS)}

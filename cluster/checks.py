@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster import probe
 from cluster.chips import GIB
+from console import error_line
 
 _TASK_S = 120.0
 _COLLECTIVE_S = 90.0
@@ -224,5 +225,4 @@ def storage(nodes: Nodes, folder: Path, needed_bytes: float | None) -> Line:
 
 
 def _short(error: Any) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:200]
+    return error_line(error)[:200]

@@ -32,8 +32,8 @@ from evaluation.trained import collect
 from experiment import Experiment, load_experiment
 
 if TYPE_CHECKING:
-    from evaluation.engine import EngineOptions
     from evaluation.examine import Knowledge
+    from evaluation.examiner import EngineOptions
 
 DESCRIPTION = """\
 Examine the trained arms of an experiment and compare them.

@@ -26,8 +26,8 @@ from evaluation.scores import METRICS
 from evaluation.sitting import Sitting, sit
 
 if TYPE_CHECKING:
-    from evaluation.engine import EngineOptions
     from evaluation.examine import Knowledge
+    from evaluation.examiner import EngineOptions
 
 Connect = Callable[[ExamConfig], "AbstractContextManager[EngineOptions]"]
 _FOLDER = Path("runs") / "asked"
@@ -96,13 +96,19 @@ def _parser(name: str, description: str, examples: str) -> argparse.ArgumentPars
     parser.add_argument("--answer-tokens", type=int, default=64, help="longest answer (default 64)")
     parser.add_argument("--gpus", type=int, help="tensor-parallel GPUs; default: 1 where there is one")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="auto: bfloat16 on GPUs, float32 on CPUs")
+    engines = "auto: vLLM, and transformers where vLLM lacks or refuses the model, or computes it otherwise"
+    parser.add_argument("--engine", choices=["auto", "vllm", "transformers"], default="auto", help=engines)
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
 def _sit(args: argparse.Namespace, questions: list[Question], connect: Connect) -> tuple[Sitting, dict[str, Any] | None]:
     config = ExamConfig(
-        gpus=args.gpus, dtype=args.dtype, answer_tokens=args.answer_tokens, retrieval=RetrievalConfig(embedder=args.embedder, k=args.k)
+        gpus=args.gpus,
+        dtype=args.dtype,
+        engine=args.engine,
+        answer_tokens=args.answer_tokens,
+        retrieval=RetrievalConfig(embedder=args.embedder, k=args.k),
     )
     documents = read_documents(args.documents) if args.documents else []
     exam = Exam(
@@ -118,13 +124,15 @@ def _sit(args: argparse.Namespace, questions: list[Question], connect: Connect) 
     say(f"{args.model}: {len(questions)} question{'s' if len(questions) > 1 else ''}; details: {log}")
     with chatter_to(log):
         from evaluation.engine import Engine
-        from evaluation.examine import look_up, positions
+        from evaluation.examine import look_up
+        from evaluation.network import read_network
 
         knowledge: Knowledge | None = None
         if documents:
             knowledge = look_up(exam, {"documents": documents}, _FOLDER / "retrieval", config.retrieval)
         with connect(config) as options, Engine(options) as engine:
-            paper = tokenise(exam, encoder, positions(args.model, args.revision), knowledge.found if knowledge else None)
+            of = read_network(args.model, args.revision)
+            paper = tokenise(exam, encoder, of.positions, knowledge.found if knowledge else None, of.short)
             engine.open(args.model, args.model, paper.max_model_len, args.revision)
             return sit(exam, paper, engine, encoder.eos_id, lambda items: None), dict(knowledge.about) if knowledge else None
 

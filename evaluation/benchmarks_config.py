@@ -23,7 +23,7 @@ class BenchmarksConfig(Strict):
     chat: bool = False
     """Ask in the model's chat template."""
     backend: Literal["auto", "hf", "vllm"] = "auto"
-    """auto: vLLM on GPUs, transformers on CPUs."""
+    """auto: vLLM on GPUs, transformers on CPUs and for what vLLM lacks or would ask with another rope (docs/exam.md)."""
     batch_items: Annotated[int, Field(ge=1)] = 16
     """Of the hf backend; vLLM batches by itself."""
     timeout_s: Annotated[float, Field(gt=0)] = 7200

@@ -72,7 +72,7 @@ class ExamConfig(Strict):
     gpus: Annotated[int, Field(ge=0)] | None = None
     """Tensor-parallel GPUs of the engine; empty: 1 where the cluster has GPUs, else 0."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """auto: vLLM; on CPUs transformers' generate for families that vLLM cannot run there, said in the log."""
+    """auto: vLLM, and transformers' generate where vLLM lacks or refuses the model, or computes another network; said in the log."""
     kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
     """On CPUs."""
     timeout_s: Annotated[float, Field(gt=0)] = 1800

@@ -31,7 +31,7 @@ def pending(arms: Sequence[TrainedArm], config: ConversationConfig, dtype: str, 
 def converse(arms: Sequence[TrainedArm], config: ConversationConfig, dtype: str, folder: Path, options: Any) -> dict[str, str]:
     """Writes each arm's answers; returns why others have none. Needs a running Ray."""
     from evaluation.engine import Engine, EngineFailure
-    from evaluation.examine import positions
+    from evaluation.network import read_network
 
     missing = {}
     with Engine(options) as engine:
@@ -39,7 +39,7 @@ def converse(arms: Sequence[TrainedArm], config: ConversationConfig, dtype: str,
             say(f"{arm.name}: {config.prompts} requests")
             tokenizer = load_tokenizer(arm.path, arm.revision)
             prompts = [as_chat(tokenizer, request) for request in requests(config)]
-            room = positions(arm.path, arm.revision)
+            room = read_network(arm.path, arm.revision).positions
             budget = config.answer_tokens if room is None else min(config.answer_tokens, room - max(map(len, prompts)))
             if budget < 1:
                 missing[arm.name] = f"the model's {room} positions leave no room for an answer"

@@ -1,206 +1,61 @@
-"""vLLM behind two small classes: `Examiner` runs in a Ray actor (evaluation/generate.py stands in for it), `Engine` on the driver. Beside data/build/local_model.py the only file that imports vllm."""
+"""The engine on the driver: an examiner in a Ray actor (evaluation/examiner.py, evaluation/generate.py) that is replaced when it fails,
+keeps old weights, or computes another network than the one that was trained.
+"""
 
 import contextlib
-import hashlib
-import json
 import logging
-import math
-import os
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from console import RunError, say
+from console import RunError, error_line, raised_in, say
+from evaluation.agreement import Saying, agree, apart, moved
+from evaluation.examiner import Answer, EngineOptions, Examiner
+from evaluation.generate import Generator
+from evaluation.lengths import answer_by_length, likelihoods_by_length
+from evaluation.network import Network, network, read_network
 
 log = logging.getLogger(__name__)
 
-_BATCHED_TOKENS = 2048
-"""Tokens a forward pass: with prompt log-probabilities the logits of all of them are held at once (2048 × V × 4 bytes)."""
-_PROBE_TOKENS = 16
-# Keys of config.json that change nothing in the network; the engine's dtype is ours to choose.
-_INCIDENTAL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
-
-
-_NOT_ON_CPUS = {"mamba", "falcon_mamba", "bamba", "falcon_h1", "jamba", "zamba2", "granitemoehybrid", "nemotron_h"}
-"""model_type: of Mamba vLLM's CPU build lacks the scan (tests/models shows Mamba-2 works); hybrids were not tried in it to the end."""
+_PASSING = ("memory", "CUDA error", "NCCL", "OSError", "ConnectionError", "Timeout")
+"""Words of failures that say nothing about the model."""
+WITHOUT_VLLM = "exam.engine=transformers (--engine transformers) asks without vLLM"
 
 
 class EngineFailure(RunError):
     """The engine crashed or hung twice on one checkpoint: nothing is known about it."""
 
 
-class Answer(TypedDict):
-    token_ids: list[int]  # with the end-of-sequence token where it was said
-    text: str  # without special tokens
-    finish_reason: str  # "stop" or "length"
-    logprob: float  # natural log of the probability of token_ids: how sure the model was
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    gpus: int = 0
-    """Tensor-parallel GPUs of one node; 0: the CPU build of vLLM."""
-    cpus: float = 1
-    """What Ray reserves. The threads of the CPU build are OMP_NUM_THREADS: on tiny models and busy cores two are slower than one."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    kv_cache_gib: float = 1.0
-    """On CPUs; on GPUs vLLM takes what is free."""
-    timeout_s: float = 1800
-    """Longest start, and longest call."""
-    backend: Literal["auto", "vllm", "transformers"] = "auto"
-    """auto: vLLM, but on CPUs transformers for families that it cannot run there."""
-
-
-class Examiner:
-    """One vLLM engine in one process. Greedy decoding, so the same weights give the same answers."""
-
-    def __init__(self, path: str, revision: str | None, max_model_len: int, options: EngineOptions) -> None:
-        # One process: vLLM's own child would outlive a killed actor, and on CPUs its threads fight for the same cores.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ["VLLM_NO_USAGE_STATS"] = "1"
-        from vllm import LLM
-
-        settings: dict[str, Any] = (
-            {"tensor_parallel_size": options.gpus}
-            if options.gpus
-            else {
-                "enforce_eager": True,
-                "kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30),
-            }
-        )
-        self._llm = LLM(
-            model=path,
-            revision=revision,
-            tokenizer_revision=revision,
-            dtype=options.dtype,
-            max_model_len=max_model_len,
-            max_num_batched_tokens=_BATCHED_TOKENS,
-            seed=0,
-            trust_remote_code=False,
-            load_format="safetensors",  # "auto" would fall back on pickled weights
-            **settings,
-        )
-        text_config = self._llm.llm_engine.model_config.hf_text_config
-        self._tied = bool(getattr(text_config, "tie_word_embeddings", False))
-        self._vocab_size = int(text_config.vocab_size)
-        self._network = network(path)
-        self._loads = 0
-
-    def load(self, path: str) -> bool:
-        """Puts the weights of another checkpoint into the running engine; False where only a new engine is right.
-
-        That is: another network or tokenizer, a hub id, or tied embeddings, for which vLLM 0.32 on CPUs reloads without an
-        error and goes on with the old output layer (tests/evaluation/test_engine.py shows it).
-        """
-        if self._tied or self._network is None or network(path) != self._network:
-            return False
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
-        self._loads += 1
-        self._forget()
-        return True
-
-    def _forget(self) -> None:
-        """Frees what was cached of prompts under the old weights; should any stay, `_salt` keeps it from being found."""
-        self._llm.reset_prefix_cache()
-
-    def _salt(self) -> str:
-        """Part of the cache key of every prompt: keys and values of other weights never match."""
-        return f"weights {self._loads}"
-
-    def answer(self, prompts: list[list[int]], max_tokens: int, eos_id: int) -> list[Answer]:
-        """Greedy continuations of token prompts, up to and including `eos_id` or `max_tokens` tokens."""
-        from vllm import SamplingParams
-
-        # logprobs=0: of each token its own log-probability, and no runners-up.
-        greedy = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop_token_ids=[eos_id], logprobs=0)
-        said = [output.outputs[0] for output in self._generate(prompts, greedy)]
-        return [
-            Answer(token_ids=list(s.token_ids), text=s.text, finish_reason=s.finish_reason or "", logprob=float(s.cumulative_logprob))
-            for s in said
-        ]
-
-    def log_likelihoods(self, sequences: list[list[int]], starts: list[int] | None = None) -> list[float]:
-        """Natural log of the probability of each sequence's tokens from `starts` (≥ 1; default: 1) on, given those before; 0.0 for none.
-
-        A sequence must be shorter than max_model_len: vLLM always decodes one token more.
-        """
-        from vllm import SamplingParams
-
-        # prompt_logprobs=0: of each prompt token its own log-probability, and no runners-up. The first has none.
-        score = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        positions = [output.prompt_logprobs for output in self._generate(sequences, score)]
-        return [
-            math.fsum(logprobs[token].logprob for token, logprobs in zip(sequence[start:], own[start:], strict=True))
-            for sequence, own, start in zip(sequences, positions, starts or [1] * len(sequences), strict=True)
-        ]
-
-    def _generate(self, prompts: list[list[int]], sampling: Any) -> list[Any]:
-        from vllm.inputs import TokensPrompt
-
-        salt = self._salt()
-        return self._llm.generate([TokensPrompt(prompt_token_ids=ids, cache_salt=salt) for ids in prompts], sampling, use_tqdm=False)
-
-    def probe(self) -> float:
-        """Log-likelihood of a fixed sequence: a fingerprint of the weights in use, whatever was asked to be loaded."""
-        return self.log_likelihoods([[i % self._vocab_size for i in range(_PROBE_TOKENS)]])[0]
-
-
-def network(path: str) -> str | None:
-    """A hash of what a checkpoint folder says about everything but its weights; None for a hub id."""
-    folder = Path(path)
-    if not (folder / "config.json").is_file():
-        return None
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    digest = hashlib.sha256(json.dumps({k: v for k, v in config.items() if k not in _INCIDENTAL}, sort_keys=True).encode())
-    for name in ("tokenizer.json", "generation_config.json"):
-        digest.update((folder / name).read_bytes() if (folder / name).is_file() else b"-")
-    return digest.hexdigest()
-
-
-def choose_examiner(path: str, revision: str | None, options: EngineOptions) -> tuple[type, str]:
-    """(class, why, for people) for the model at `path`, a folder or a hub id."""
-    from evaluation.generate import Generator
-
-    if options.backend == "transformers":
-        return Generator, "transformers' generate, as exam.engine says"
-    if options.backend == "auto" and not options.gpus and (model_type := _model_type(path, revision)) in _NOT_ON_CPUS:
-        return Generator, f"transformers' generate: vLLM has no CPU support for {model_type}"
-    return Examiner, "vLLM"
-
-
-def _model_type(path: str, revision: str | None) -> str:
-    """ "" where config.json cannot be had: the engine will say why."""
-    folder = Path(path)
-    try:
-        if folder.is_dir():
-            return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
-        from transformers import AutoConfig
-
-        return str(AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False).model_type)
-    except (OSError, ValueError):
-        return ""
-
-
 class Engine:
-    """An Examiner that is replaced when it crashes, hangs, or keeps old weights. Needs a running Ray; use it as a context manager.
+    """An examiner that is replaced when it crashes, hangs, or keeps old weights. Needs a running Ray; use it as a context manager.
 
-    Each checkpoint may cost one replacement; a second failure raises EngineFailure with the cause.
+    Each checkpoint may cost one replacement; a second failure raises EngineFailure with the cause. The first engine of each network is
+    compared with transformers, and so is the first swap of weights that moved anything (evaluation/agreement.py).
     """
 
     def __init__(self, options: EngineOptions, examiner: type | None = None) -> None:
-        """`examiner`: None: by the model that is opened (choose_examiner)."""
+        """`examiner`: None: by the model that is opened."""
         self._options, self._examiner = options, examiner
         self.by = ""
         """What answers, and why, for people."""
+        self._class: Any = examiner
         self._actor: Any = None
         self._checkpoint: tuple[str, str | None, int] = ("", None, 0)
+        self._network, self._key = Network(), ""
+        self._longest = 0
+        """Tokens that the open checkpoint may be asked about, the next one included."""
+        self._long = False
+        """Whether the engine has the rope's factors for long sequences."""
         self._weights = ""
         self._fingerprint: float | None = None
         self._replacements_left = 0
+        self._without_vllm: dict[str, str] = {}
+        """Networks that vLLM refused or computed otherwise, and how."""
+        self._compared: set[str] = set()
+        self._swaps: dict[str, bool] = {}
+        """Networks whose weights were swapped and compared, and whether that was right."""
 
     def __enter__(self) -> "Engine":
         return self
@@ -215,57 +70,160 @@ class Engine:
         engine is built anew.
         """
         self._replacements_left = 1
-        fits = self._actor is not None and max_model_len <= self._checkpoint[2]
+        self._network = read_network(path, revision) if self._examiner is None else Network()
+        self._key, self._longest = network(path) or f"{path}@{revision}", max_model_len
+        if self._choose() is not self._class:
+            self._kill()
+        self._class = self._choose()
+        length = self._length(long=False)
+        fits = self._actor is not None and not self._long and length <= self._checkpoint[2] and self._swaps.get(self._key, True)
+        checked = hasattr(self._class, "by_transformers")
+        unproven = fits and checked and self._key not in self._swaps
         before, known = self._fingerprint, self._weights
-        self._checkpoint = (path, revision, self._checkpoint[2] if fits else max_model_len)
-        swapped = fits and self._swap()
+        self._checkpoint, self._long = (path, revision, self._checkpoint[2] if fits else length), False
+        said_before: list[Saying] = []
+        swapped = fits and self._swap(said_before if unproven else None)
         if not swapped:
             self._kill()
+        actor = self._actor
         self._fingerprint = self._call("probe")
+        swapped = swapped and self._actor is actor
         if swapped and weights != known and self._fingerprint == before:
             log.warning("%s: same fingerprint as the weights before it: a new engine is built", path)
-            self._kill()
-            self._fingerprint = self._call("probe")
+            self._new()
+        elif swapped and unproven:
+            self._prove_swap(said_before)
+        elif checked and self._class is not Generator and self._key not in self._compared:
+            self._compare()
         self._weights = weights
+        assert self._fingerprint is not None
         return self._fingerprint
 
     def answer(self, prompts: list[list[int]], max_tokens: int, eos_id: int) -> list[Answer]:
         """See Examiner.answer. Raises EngineFailure."""
+        if short := self._two_engines():
+            return answer_by_length(self._at, short, prompts, max_tokens, eos_id)
         return self._call("answer", prompts, max_tokens, eos_id)
 
     def log_likelihoods(self, sequences: list[list[int]], starts: list[int] | None = None) -> list[float]:
         """See Examiner.log_likelihoods. Raises EngineFailure."""
+        if short := self._two_engines():
+            return likelihoods_by_length(self._at, short, self._long, sequences, starts or [1] * len(sequences))
         return self._call("log_likelihoods", sequences, starts)
 
-    def _swap(self) -> bool:
-        """Whether the running engine took the weights; a failure means no."""
+    def _two_engines(self) -> int | None:
+        """The longest sequence with the rope's short factors, where longer ones are asked too and one engine cannot do both."""
+        short = self._network.short
+        return short if short and self._class.one_rope and self._longest > short + 1 else None
+
+    def _length(self, long: bool) -> int:
+        """The max_model_len of the engine for short or for long sequences."""
+        short = self._two_engines()
+        return short + 1 if short and not long else self._longest
+
+    def _at(self, long: bool, method: str, *args: Any) -> Any:
+        """A call to the engine with the factors for long or short sequences; another than the last one is built for it."""
+        if long != self._long:
+            say(f"a new engine for {'more than' if long else 'at most'} {self._network.short} tokens: the rope has other factors there")
+            self._kill()
+            self._long, self._checkpoint = long, (*self._checkpoint[:2], self._length(long))
+        return self._call(method, *args)
+
+    def _compare(self) -> None:
+        """A fresh engine with transformers: where they differ, transformers answers, unless vLLM was asked for by name."""
+        self._compared.add(self._key)
+        said: list[Saying] = self._call("sayings")
+        truth = self._by_transformers(said)
+        if truth is None or agree(said, truth, self._options.dtype):
+            return
+        why = f"vLLM's log-probabilities are up to {apart(said, truth):.2g} nats a token from transformers'"
+        if self._options.backend != "auto" or self._examiner:
+            say(f"warning: {self._checkpoint[0]}: {why}; {WITHOUT_VLLM}")
+            return
+        self._leave_vllm(why)
+        self._fingerprint = self._call("probe")
+
+    def _prove_swap(self, before: list[Saying]) -> None:
+        """Weights that were swapped in with transformers, or where that says nothing with a new engine; kept for later swaps of the network."""
+        said: list[Saying] = self._call("sayings")
+        truth, other = self._by_transformers(said), "transformers"
+        if truth is None:
+            self._new()
+            truth, other = self._call("log_likelihoods", [s.ids for s in said], [s.start for s in said]), "a new engine"
+        right = agree(said, truth, self._options.dtype)
+        if right and not moved(before, truth, self._options.dtype):
+            return
+        self._swaps[self._key] = right
+        if not right:
+            off = f"{apart(said, truth):.2g} nats a token from {other}"
+            say(f"weights that were swapped into vLLM are {off}: every model of this network gets a new engine")
+            self._new()
+
+    def _by_transformers(self, said: list[Saying]) -> list[float] | None:
+        """None where they cannot be had; a copy that was too much for the machine has cost the engine only."""
+        asked = (*self._checkpoint[:2], [s.ids for s in said], [s.start for s in said])
         try:
+            return ray.get(self._actor.by_transformers.remote(*asked), timeout=self._options.timeout_s)  # type: ignore[no-any-return]
+        except RayError as error:
+            log.warning("%s: not compared with transformers: %s", self._checkpoint[0], error_line(error))
+            self._new()
+            return None
+
+    def _new(self) -> None:
+        self._kill()
+        self._fingerprint = self._call("probe")
+
+    def _swap(self, said: list[Saying] | None) -> bool:
+        """Whether the running engine took the weights; a failure means no. `said`: gets what it said before, where that is to be compared."""
+        try:
+            if said is not None:
+                said += ray.get(self._actor.sayings.remote(), timeout=self._options.timeout_s)
             return bool(ray.get(self._actor.load.remote(self._checkpoint[0]), timeout=self._options.timeout_s))
         except RayError as error:
-            log.warning("swapping weights failed: %s", _cause(error))
+            log.warning("swapping weights failed: %s", error_line(error))
             return False
 
     def _call(self, method: str, *args: Any) -> Any:
         """One call with a time-out; builds the engine where there is none, once more where it fails."""
         while True:
+            new = self._actor is None
             try:
-                if self._actor is None:
-                    self._actor = self._actor_class().remote(*self._checkpoint, self._options)
+                if new:
+                    self._actor = self._start()
                 return ray.get(getattr(self._actor, method).remote(*args), timeout=self._options.timeout_s)
             except RayError as error:
                 self._kill()
-                cause = self._no_reply() if isinstance(error, GetTimeoutError) else _cause(error)
+                cause = self._no_reply() if isinstance(error, GetTimeoutError) else error_line(error)
+                if new and self._class is Examiner and _is_refusal(error):
+                    if self._options.backend != "auto":
+                        raise EngineFailure(f"{self._checkpoint[0]}: vLLM refuses it: {cause}; {WITHOUT_VLLM}") from None
+                    self._leave_vllm(f"vLLM refuses the model ({cause})")
+                    continue
                 if not self._replacements_left:
-                    raise EngineFailure(f"{self._checkpoint[0]}: {cause}") from None
+                    way_out = f"; {WITHOUT_VLLM}" if new and self._class is Examiner else ""
+                    raise EngineFailure(f"{self._checkpoint[0]}: {cause}{way_out}") from None
                 self._replacements_left -= 1
                 log.warning("engine for %s failed (%s); trying once more", self._checkpoint[0], cause)
 
-    def _actor_class(self) -> Any:
-        examiner, why = (self._examiner, "") if self._examiner else choose_examiner(*self._checkpoint[:2], self._options)
-        if why != self.by:
-            self.by = why
-            say(f"examined by {why}")
-        return ray.remote(examiner).options(num_cpus=self._options.cpus, num_gpus=self._options.gpus, max_restarts=0)
+    def _choose(self) -> Any:
+        """The class that answers for the open network."""
+        if self._examiner:
+            return self._examiner
+        return Generator if self._key in self._without_vllm else choose_examiner(self._network, self._options)[0]
+
+    def _leave_vllm(self, why: str) -> None:
+        self._kill()
+        self._without_vllm[self._key], self._class = why, Generator
+
+    def _start(self) -> Any:
+        by = "" if self._examiner else choose_examiner(self._network, self._options)[1]
+        if self._key in self._without_vllm:
+            by = f"transformers' generate: {self._without_vllm[self._key]}"
+        if by != self.by:
+            self.by = by
+            say(f"examined by {by}")
+        actor: Any = ray.remote(self._class).options(num_cpus=self._options.cpus, num_gpus=self._options.gpus, max_restarts=0)
+        return actor.remote(*self._checkpoint, self._options)
 
     def _no_reply(self) -> str:
         free = ray.available_resources()
@@ -280,7 +238,16 @@ class Engine:
         self._fingerprint = None
 
 
-def _cause(error: RayError) -> str:
-    """The last line of a remote traceback: the exception itself."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+def choose_examiner(of: Network, options: EngineOptions) -> tuple[type, str]:
+    """(class, why, for people), as far as the config tells."""
+    if options.backend == "transformers":
+        return Generator, "transformers' generate, as exam.engine says"
+    if options.backend == "auto" and (lack := of.not_in_vllm(options.gpus)):
+        return Generator, f"transformers' generate: {lack}"
+    return Examiner, "vLLM"
+
+
+def _is_refusal(error: RayError) -> bool:
+    """Whether a new engine raised an exception about the model: no crash, no lack of memory, and no failure that may pass."""
+    raised = raised_in(str(error))
+    return raised is not None and not any(word in raised for word in _PASSING)

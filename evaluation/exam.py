@@ -159,9 +159,13 @@ class Paper:
     windows: list[list[list[int]]]
     """Of each document."""
     max_model_len: int
+    short: int | None = None
+    """evaluation.network.Network.short: what is asked of one engine and what of another."""
 
 
-def tokenise(exam: Exam, tokens: Tokens, positions: int | None, found: Mapping[str, Sequence[Found]] | None = None) -> Paper:
+def tokenise(
+    exam: Exam, tokens: Tokens, positions: int | None, found: Mapping[str, Sequence[Found]] | None = None, short: int | None = None
+) -> Paper:
     """Prompts and document windows that fit a model with this many positions (None: no limit); `found`: passages by question id.
 
     Raises UserError for a prompt that leaves no room for an answer.
@@ -188,7 +192,7 @@ def tokenise(exam: Exam, tokens: Tokens, positions: int | None, found: Mapping[s
     answered = max(len(prompt.ids) for prompt in prompts) + exam.answer_tokens
     longest = max(map(len, sequences)) + 1
     texts = [tokens.prompt_text(look.question.question) for look in looks]
-    return Paper(looks, prompts, texts, golds, side_effects, windows, max(answered, longest, min(64, positions or 64)))
+    return Paper(looks, prompts, texts, golds, side_effects, windows, max(answered, longest, min(64, positions or 64)), short)
 
 
 def split_windows(ids: list[int], limit: int) -> list[list[int]]:

@@ -1,6 +1,5 @@
 """Examines the arms of a run that have no score yet, with one engine for all of them. Needs a running Ray."""
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -13,8 +12,10 @@ from data.records import Document
 from data.templates import Wording
 from data.tokens import Encoder, load_tokenizer
 from evaluation.config import ExamConfig, RetrievalConfig
-from evaluation.engine import Engine, EngineFailure, EngineOptions
+from evaluation.engine import Engine, EngineFailure
 from evaluation.exam import Exam, tokenise
+from evaluation.examiner import EngineOptions
+from evaluation.network import read_network
 from evaluation.prompts import Found
 from evaluation.score_files import SCORE_FORMAT, TrainedArm, closed, score_stem, write_score
 from evaluation.sitting import sit
@@ -102,7 +103,8 @@ def examine_one(
     if bar:
         bar.start("starting the engine")
     encoder = Encoder(load_tokenizer(arm.path, arm.revision), Wording(arm.template))  # type: ignore[arg-type]
-    paper = tokenise(exam, encoder, positions(arm.path, arm.revision), knowledge.found if knowledge else None)
+    of = read_network(arm.path, arm.revision)
+    paper = tokenise(exam, encoder, of.positions, knowledge.found if knowledge else None, of.short)
     fingerprint = engine.open(arm.path, arm.weights, paper.max_model_len, arm.revision)
     sitting = sit(exam, paper, engine, encoder.eos_id, bar.advance if bar else lambda items: None)
     seconds = time.perf_counter() - start
@@ -126,21 +128,6 @@ def examine_one(
     write_score(score_stem(folder, arm, exam.fingerprint(arm.template)), arm.name, seed, rows, about)
     test = [row["em"] for row in closed(rows, "test")]
     say(f"{arm.name}: {100 * sum(test) / len(test):.1f} % of {len(test)} exam questions exactly, {seconds:.0f} s")
-
-
-def positions(path: str, revision: str | None) -> int | None:
-    """The longest sequence that the model's config allows; None where it says nothing (Mamba)."""
-    if Path(path).is_dir():
-        config: dict[str, Any] = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    else:
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False).to_dict()
-    for part in (config, config.get("text_config") or {}):
-        for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length"):
-            if isinstance(part.get(key), int):
-                return int(part[key])
-    return None
 
 
 def _finite(value: float | None) -> float | None:

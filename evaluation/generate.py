@@ -1,12 +1,15 @@
-"""transformers behind the engine's interface, for families that vLLM cannot run on CPUs: slower, and the same answers."""
+"""transformers behind the engine's interface, for what vLLM cannot run: slower, and the same answers."""
 
 import math
 from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from evaluation.lengths import answer_by_length
+from evaluation.network import network, read_network
+
 if TYPE_CHECKING:
-    from evaluation.engine import Answer, EngineOptions
+    from evaluation.examiner import Answer, EngineOptions
 
 _LOGITS_AT_ONCE = 50_000_000
 """Elements of (rows, tokens, vocabulary) in one call: 200 MB of fp32."""
@@ -15,6 +18,9 @@ _PROBE_TOKENS = 16
 
 class Generator:
     """One model in one process. Greedy; sequences of equal length share a batch, so that nothing is padded and nothing can leak."""
+
+    one_rope = False
+    """transformers chooses a rope's factors by the length of each forward pass."""
 
     def __init__(self, path: str, revision: str | None, max_model_len: int, options: "EngineOptions") -> None:
         import torch
@@ -25,6 +31,9 @@ class Generator:
         self._device = "cuda" if options.gpus else "cpu"
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
         self._model: Any = self._read(path)
+        self._vocabulary = int(self._model.config.get_text_config().vocab_size)
+        self._short = read_network(path, revision).short
+        self._network = network(path)
 
     def _read(self, path: str) -> Any:
         from transformers import AutoModelForCausalLM
@@ -34,28 +43,33 @@ class Generator:
         model: Any = AutoModelForCausalLM.from_pretrained(
             path, revision=revision, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
-        if getattr(model.config, "attn_logit_softcapping", None):
+        if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
             model.set_attn_implementation("eager")  # torch's kernel would leave the soft cap out
         return model.to(self._device).eval()
 
     def load(self, path: str) -> bool:
-        """Puts the weights of another checkpoint in place; False where the tokenizer may be another too (a hub id)."""
-        from evaluation.engine import network
-
-        if network(path) is None:
+        """Puts the weights of another checkpoint in place; False where network or tokenizer are others, or may be (a hub id)."""
+        if self._network is None or network(path) != self._network:
             return False
         self._model = None  # one at a time in memory
         self._model = self._read(path)
         return True
 
     def answer(self, prompts: list[list[int]], max_tokens: int, eos_id: int) -> "list[Answer]":
-        """See evaluation.engine.Examiner.answer."""
+        """See evaluation.examiner.Examiner.answer."""
+        if self._short is None:
+            return self._answer(prompts, max_tokens, eos_id)
+        return answer_by_length(lambda long, method, *given: getattr(self, f"_{method}")(*given), self._short, prompts, max_tokens, eos_id)
+
+    def _answer(self, prompts: list[list[int]], max_tokens: int, eos_id: int) -> "list[Answer]":
+        """Of a rope with two sets of factors: no further than the prompt's own reach."""
         answers: list[Any] = [None] * len(prompts)
-        vocabulary = self._model.config.vocab_size
-        for members in _equal_lengths(prompts, lambda length: max_tokens * vocabulary):
+        for members in _equal_lengths(prompts, lambda length: max_tokens * self._vocabulary):
             ids = self._tensor([prompts[n] for n in members])
+            within = ids.shape[1] <= (self._short or 0)
+            budget = min(max_tokens, self._short + 1 - ids.shape[1]) if self._short and within else max_tokens
             said = self._model.generate(
-                input_ids=ids, attention_mask=self._torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False, num_beams=1,
+                input_ids=ids, attention_mask=self._torch.ones_like(ids), max_new_tokens=budget, do_sample=False, num_beams=1,
                 eos_token_id=eos_id, pad_token_id=eos_id, return_dict_in_generate=True, output_logits=True,
             )  # fmt: skip
             logs = self._torch.stack(said.logits, dim=1).float().log_softmax(-1)  # (rows, tokens, V)
@@ -67,17 +81,19 @@ class Generator:
                 tokens = tokens[: tokens.index(eos_id) + 1] if ended else tokens
                 answers[n] = {
                     "token_ids": tokens,
-                    "text": self._tokenizer.decode(tokens, skip_special_tokens=True),
+                    "text": self._text_of(tokens),
                     "finish_reason": "stop" if ended else "length",
                     "logprob": math.fsum(own[row, : len(tokens)].tolist()),
                 }
         return answers
 
+    def _text_of(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
     def log_likelihoods(self, sequences: list[list[int]], starts: list[int] | None = None) -> list[float]:
-        """See evaluation.engine.Examiner.log_likelihoods."""
+        """See evaluation.examiner.Examiner.log_likelihoods."""
         found = [0.0] * len(sequences)
-        vocabulary = self._model.config.vocab_size
-        for members in _equal_lengths(sequences, lambda length: length * vocabulary):
+        for members in _equal_lengths(sequences, lambda length: length * self._vocabulary):
             ids = self._tensor([sequences[n] for n in members])
             with self._torch.no_grad():
                 logs = self._model(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
@@ -87,8 +103,8 @@ class Generator:
         return found
 
     def probe(self) -> float:
-        """See evaluation.engine.Examiner.probe."""
-        return self.log_likelihoods([[i % self._model.config.vocab_size for i in range(_PROBE_TOKENS)]])[0]
+        """See evaluation.examiner.Examiner.probe."""
+        return self.log_likelihoods([[i % self._vocabulary for i in range(_PROBE_TOKENS)]])[0]
 
     def _tensor(self, rows: list[list[int]]) -> Any:
         return self._torch.tensor(rows, dtype=self._torch.long, device=self._device)

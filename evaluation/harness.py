@@ -24,11 +24,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from console import UserError, progress, say
+from console import UserError, error_line, progress, raised_in, say
 from data.records import ChoiceQuestion, Corpus
 from evaluation.choices import FORMS, Asked, ask, findings, judge, predictions
 from evaluation.config import ExamConfig
 from evaluation.exam import sample
+from evaluation.network import Network, read_network
 from evaluation.score_files import TrainedArm
 from evaluation.statistics import Interval, paired_difference
 
@@ -127,7 +128,7 @@ def measure(
             try:
                 result, failure = ray.get(done)
             except ray.exceptions.RayError as error:
-                result, failure = {}, str(error).splitlines()[-1]
+                result, failure = {}, error_line(error)
             for name in todo[arm.name]:
                 found = (result.get("tasks") or {}).get(name)
                 if found is None or "error" in found:
@@ -145,15 +146,16 @@ def measure(
 
 
 def job_of(arm: TrainedArm, tasks: list[dict[str, Any]], config: ExamConfig, seed: int, gpus: int) -> dict[str, Any]:
-    benchmarks = config.benchmarks
+    benchmarks, of = config.benchmarks, read_network(arm.path, arm.revision)
     return {
         "model": arm.path,
         "revision": arm.revision,
-        "backend": _backend(config, gpus),
+        "backend": _backend(config, gpus, of),
         "dtype": _dtype(config, gpus),
         "gpus": gpus,
         "kv_cache_gib": config.kv_cache_gib,
-        "batch_items": benchmarks.batch_items,
+        # a longer neighbour's padding would give short ones the rope's long factors
+        "batch_items": 1 if of.short else benchmarks.batch_items,
         "tasks": tasks,
         "tasks_folder": str(Path(benchmarks.tasks_folder).resolve()) if benchmarks.tasks_folder else None,
         "offline": benchmarks.offline,
@@ -175,8 +177,9 @@ def run_job(job: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any], str 
             try:
                 if child.wait(timeout_s):
                     log.seek(0)
-                    lines = [line.strip() for line in log if line.strip()]
-                    failure = f"lm-eval ended with exit code {child.returncode}: {lines[-1] if lines else 'no output'}"[:300]
+                    said = log.read()
+                    reason = raised_in(said) or (said.strip() or "no output").splitlines()[-1]
+                    failure = f"lm-eval ended with exit code {child.returncode}: {reason}"[:300]
             except subprocess.TimeoutExpired:
                 failure = f"not done within {timeout_s:g} s"
             finally:
@@ -288,8 +291,10 @@ def _path(folder: Path, arm: TrainedArm, task: str, measures: Measures, config: 
     return folder / "benchmarks" / f"{arm.name}-{key}.json"
 
 
-def _backend(config: ExamConfig, gpus: int) -> str:
-    return ("vllm" if gpus else "hf") if config.benchmarks.backend == "auto" else config.benchmarks.backend
+def _backend(config: ExamConfig, gpus: int, of: Network) -> str:
+    """auto: vLLM on GPUs, unless the exam is to do without it, vLLM lacks the family, or its one engine has one set of a rope's factors."""
+    without = config.engine == "transformers" or of.short or of.not_in_vllm(gpus)
+    return ("vllm" if gpus and not without else "hf") if config.benchmarks.backend == "auto" else config.benchmarks.backend
 
 
 def _dtype(config: ExamConfig, gpus: int) -> str:

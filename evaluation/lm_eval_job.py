@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from console import error_line
+
 
 def main(argv: list[str]) -> int:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -49,8 +51,7 @@ def main(argv: list[str]) -> int:
             assert found, "only the first of several ranks has results"
             result["tasks"][task["name"]] = _likelihoods(found, task["name"]) if "data" in task else _scores(found, task["name"])
         except Exception as error:  # whatever a task, a data set or the network throws: the others are still measured
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            result["tasks"][task["name"]] = {"error": f"{type(error).__name__}: {lines[0].strip() if lines else 'no reason given'}"[:300]}
+            result["tasks"][task["name"]] = {"error": error_line(error)[:300]}
         draft = result_path.with_suffix(".draft")
         draft.write_text(json.dumps(result), encoding="utf-8")
         draft.replace(result_path)
@@ -91,7 +92,7 @@ def _model(job: dict[str, Any]) -> Any:
         return get_model("vllm")(**common, tensor_parallel_size=max(1, job["gpus"]), batch_size="auto", seed=job["seed"], **on_cpu)
     placed = {"parallelize": True} if job["gpus"] > 1 else {"device": "cuda" if job["gpus"] else "cpu"}
     model: Any = get_model("hf")(**common, batch_size=job["batch_items"], **placed)
-    if getattr(model.config, "attn_logit_softcapping", None):
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         model.model.set_attn_implementation("eager")  # torch's kernel would leave the soft cap out
     return model
 

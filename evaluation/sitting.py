@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from math import inf
 from typing import Any, Protocol
 
 from data.records import Document
 from data.templates import document_text
 from evaluation.exam import Exam, Paper
+from evaluation.lengths import neighbours
 from evaluation.prompts import Look, Prompt, answer_third
 from evaluation.scores import exact_match, score_answer
 
@@ -44,23 +46,26 @@ class Sitting:
 
 def sit(exam: Exam, paper: Paper, engine: Answering, eos_id: int, advance: Callable[[int], None]) -> Sitting:
     """The open checkpoint's answers, document losses and side effects; calls advance(items) as it goes."""
-    rows: list[dict[str, Any]] = []
-    for batch in _batches(zip(paper.looks, paper.prompts, paper.texts, paper.golds, strict=True), _PROMPTS_PER_CALL):
-        answers = engine.answer([prompt.ids for _, prompt, _, _ in batch], exam.answer_tokens, eos_id)
-        golds = iter(_likelihoods(engine, [(prompt.ids + gold, len(prompt.ids)) for _, prompt, _, gold in batch if gold]))
-        for (look, prompt, text, gold), answer in zip(batch, answers, strict=True):
-            rows.append(_row(look, prompt, text, answer, next(golds) if gold else None, exam.sources))
+    short = paper.short or inf
+    rows: dict[int, dict[str, Any]] = {}
+    looks = enumerate(zip(paper.looks, paper.prompts, paper.texts, paper.golds, strict=True))
+    for batch in _batches(neighbours(looks, lambda one: len(one[1][1].ids) + exam.answer_tokens > short), _PROMPTS_PER_CALL):
+        answers = engine.answer([prompt.ids for _, (_, prompt, _, _) in batch], exam.answer_tokens, eos_id)
+        golds = iter(_likelihoods(engine, [(prompt.ids + gold, len(prompt.ids)) for _, (_, prompt, _, gold) in batch if gold]))
+        for (n, (look, prompt, text, gold)), answer in zip(batch, answers, strict=True):
+            rows[n] = _row(look, prompt, text, answer, next(golds) if gold else None, exam.sources)
         advance(len(batch))
-    losses = []
-    for group in _batches(zip(exam.documents, paper.windows, strict=True), _SEQUENCES_PER_CALL):
-        scored = iter(_likelihoods(engine, [(window, 1) for _, windows in group for window in windows]))
-        for document, windows in group:
+    losses: dict[int, DocumentLoss] = {}
+    documents = enumerate(zip(exam.documents, paper.windows, strict=True))
+    for group in _batches(neighbours(documents, lambda one: any(len(w) > short for w in one[1][1])), _SEQUENCES_PER_CALL):
+        scored = iter(_likelihoods(engine, [(window, 1) for _, (_, windows) in group for window in windows]))
+        for n, (document, windows) in group:
             nll = -sum(islice(scored, len(windows)))
-            losses.append(DocumentLoss(document.id, sum(len(w) - 1 for w in windows), nll))
+            losses[n] = DocumentLoss(document.id, sum(len(w) - 1 for w in windows), nll)
         advance(len(group))
     beside = _likelihoods(engine, [(ids, start) for _, ids, start in paper.side_effects])
     effects = [{"doc_id": owner, "logprob": value} for (owner, _, _), value in zip(paper.side_effects, beside, strict=True)]
-    return Sitting(rows, losses, effects)
+    return Sitting([rows[n] for n in sorted(rows)], [losses[n] for n in sorted(losses)], effects)
 
 
 def _likelihoods(engine: Answering, wanted: list[tuple[list[int], int]]) -> list[float]:

@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
-from console import chatter_to, mask, say, secrets
+from console import RunError, chatter_to, error_line, mask, raised_in, say, secrets
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +45,46 @@ def test_a_failing_run_is_masked_too(tmp_path: Path) -> None:
         os.write(2, b"hidden-value-1\n")
         raise ValueError
     assert b"hidden" not in (tmp_path / "x.log").read_bytes()
+
+
+def of_torch() -> Exception:
+    """An error that ends with its back ends, one a line."""
+    import torch
+
+    with pytest.raises(NotImplementedError) as raised:
+        torch.ops.aten._cslt_compress(torch.empty(2, 2))
+    assert len(str(raised.value).splitlines()) > 20
+    return raised.value
+
+
+def test_an_errors_line_is_its_first_with_its_type() -> None:
+    error = of_torch()
+    expected = "NotImplementedError: Could not run 'aten::_cslt_compress' with arguments from the 'CPU' backend."
+    assert error_line(error).startswith(expected)
+    assert error_line(KeyError()) == "KeyError"
+    with pytest.raises(ValueError) as invalid:
+        TypeAdapter(int).validate_python("x")
+    assert error_line(invalid.value).startswith("ValidationError: 1 validation error for int: Input should be a valid integer")
+    assert error_line(RunError("runs/x: no room")) == "runs/x: no room"  # ours is a person's line already
+
+
+def test_of_a_remote_error_the_exception_inside() -> None:
+    """Ray's: of a task, of an actor that could not start (text alone), of Ray Data (a wrapper around text), of Ray Train (by rank)."""
+    from ray.exceptions import ActorDiedError, RayTaskError, UserCodeException
+    from ray.train import WorkerGroupError
+
+    error = of_torch()
+    frames = '\x1b[36mray::f()\x1b[39m (pid=1, ip=10.0.0.1)\n  File "/x/y.py", line 3, in f\n    g()\n    ^^^\n'
+    remote = frames + f"some.module.NotImplementedError: {error}"
+    first = "NotImplementedError: Could not run 'aten::_cslt_compress'"
+    assert error_line(RayTaskError("f", remote, error)).startswith(first)
+    assert error_line(RayTaskError("f", remote, error).as_instanceof_cause()).startswith(first)
+    died = ActorDiedError()
+    died.error_msg = "The actor died because of an error raised in its creation task, " + remote
+    assert error_line(died).startswith(first)
+    assert error_line(WorkerGroupError("[Rank 1 Error Snippet]: …", {3: ValueError("later"), 1: error})).startswith(first)
+    wrapped = (
+        remote + "\n\nThe above exception was the direct cause of the following exception:\n\nray.exceptions.UserCodeException: UDF failed"
+    )
+    assert error_line(RayTaskError("map", wrapped, UserCodeException("UDF failed"))).startswith(first)
+    assert raised_in("no traceback\nhere") is None

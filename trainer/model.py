@@ -41,7 +41,7 @@ def tiny_config(tiny: TinyModel, vocab_size: int) -> LlamaConfig:
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
-        tie_word_embeddings=False,  # vLLM swaps the weights of untied models without a new engine (evaluation/engine.py)
+        tie_word_embeddings=False,  # vLLM swaps the weights of untied models without a new engine (evaluation/examiner.py)
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from console import RunError, StoppedByRequest, UserError, say
+from console import RunError, StoppedByRequest, UserError, error_line, say
 from trainer.checkpoint import checkpoints
 from trainer.heartbeat import stop_file
 from trainer.prepare import Job
@@ -115,18 +115,18 @@ def cause(error: BaseException) -> str:
     """What a person needs to know; the log has the rest. Memory errors are told apart, with a remedy."""
     text = str(error).strip()
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith((" ", "\t"))]
-    last = lines[-1] if lines else type(error).__name__
+    first = error_line(error)
     if "worker process has died" in text or "worker died" in text.lower():
         ranks = sorted(getattr(error, "worker_failures", {}))
         who = f"the process of rank {ranks[0]}" if ranks else "a training process"
-        last = f"{who} died (killed, crashed, or out of host memory; dmesg and the log know more)"
+        first = f"{who} died (killed, crashed, or out of host memory; dmesg and the log know more)"
     told = next((line for line in reversed(lines) if any(word in line for word in _MEMORY)), None)
     if told:
         return (
             f"out of memory ({told}); lower trainer.row_tokens, raise trainer.zero_stage, or set trainer.gradient_checkpointing "
             "or trainer.offload_optimizer"
         )
-    return last
+    return first
 
 
 def _fatal(error: BaseException) -> UserError | RunError | None:

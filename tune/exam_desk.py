@@ -7,9 +7,10 @@ from typing import Any
 
 from data.records import ChoiceQuestion
 from evaluation.choices import Asked, ask, predictions
-from evaluation.engine import Engine, EngineOptions
+from evaluation.engine import Engine
 from evaluation.exam import Exam
 from evaluation.examine import examine_one
+from evaluation.examiner import EngineOptions
 from evaluation.score_files import TrainedArm, closed, is_scored, read_score, score_stem
 from tune.config import Metric
 from tune.objective import guarded_mean, score_of

@@ -16,10 +16,10 @@ from typing import Any
 import ray
 import ray.tune
 
-from console import RunError, StoppedByRequest, UserError, say
+from console import RunError, StoppedByRequest, UserError, error_line, say
 from data.records import Corpus
-from evaluation.engine import EngineOptions
 from evaluation.exam import Exam, build_exam
+from evaluation.examiner import EngineOptions
 from evaluation.question_files import read_questions
 from evaluation.score_files import TrainedArm
 from experiment import Experiment
@@ -245,7 +245,7 @@ class Search:
             sweep(self._folder, self._search, rows, at_end=False)
         show.poll(self._ledger.rows())
         if failure:
-            raise RunError(f"Ray Tune failed: {str(failure[0]).strip().splitlines()[-1]}") from failure[0]
+            raise RunError(f"Ray Tune failed: {error_line(failure[0])}") from failure[0]
 
     def _tuner(self, rows: list[Row], ends: Ends, until: float) -> ray.tune.Tuner:
         storage = self._ledger.folder / "ray"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from console import RunError, progress
+from console import RunError, error_line, progress
 from data.build.endpoint import EndpointFailure
 from data.build.exchange import Answers, Declined, Pending, Reply, Request, read_pending
 
@@ -108,7 +108,7 @@ def _with_ray(pending: list[Pending], requests: Path, answers: Answers, crew: Cr
     try:
         yield from dataset.iter_rows()
     except RayError as error:
-        raise _failed(_cause(error)) from None
+        raise _failed(error_line(error)) from None
 
 
 def _in_process(pending: list[Pending], requests: Path, answers: Answers, crew: Crew) -> Iterator[dict[str, Any]]:
@@ -124,9 +124,3 @@ def _in_process(pending: list[Pending], requests: Path, answers: Answers, crew: 
 
 def _failed(cause: str) -> RunError:
     return RunError(f"{cause}; what has been answered is kept, and the same command goes on")
-
-
-def _cause(error: Exception) -> str:
-    """The last line of a remote traceback: the exception itself."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

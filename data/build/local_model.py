@@ -1,6 +1,6 @@
 """vLLM in this process as a writer of JSON that follows a schema (guided decoding). Runs in Ray workers.
 
-The exam has an engine of its own (evaluation/engine.py), which swaps checkpoints and scores tokens; this one keeps one model and
+The exam has an engine of its own (evaluation/examiner.py), which swaps checkpoints and scores tokens; this one keeps one model and
 obeys a grammar. The rooms meet on disk only, so neither imports the other.
 """
 
@@ -17,7 +17,7 @@ class LocalModel:
     """gpus: tensor-parallel GPUs of one node; 0: the CPU build of vLLM, with so many GiB for its cache."""
 
     def __init__(self, model: str, revision: str | None, max_model_len: int, gpus: int, kv_cache_gib: float = 1.0) -> None:
-        # One process: vLLM's own child would outlive a killed worker (evaluation/engine.py).
+        # One process: vLLM's own child would outlive a killed worker (evaluation/examiner.py).
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         from vllm import LLM

@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.benchmarks_config import ConversationConfig
 from evaluation.conversation import as_chat, block, converse, pending, requests
-from evaluation.engine import EngineOptions
+from evaluation.examiner import EngineOptions
 from evaluation.score_files import TrainedArm
 
 

@@ -151,6 +151,21 @@ def test_paper_shots_and_what_asks_for_a_new_measure(place: Path, tmp_path: Path
     assert not plan_measures(Corpus({}), ExamConfig(), tmp_path, 0).tasks
 
 
+def test_who_measures(place: Path, tmp_path: Path) -> None:
+    """vLLM on GPUs, but for what it lacks, what the exam is to do without, and ropes of which it would take one set of factors for all."""
+    rope = {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0], "original_max_position_embeddings": 64}
+
+    def job(config_json: dict[str, Any], gpus: int = 1, **exam: Any) -> tuple[str, int]:
+        (tmp_path / "config.json").write_text(json.dumps(config_json))
+        made = job_of(TrainedArm("a", str(tmp_path), "w", None, False, {}), [], ExamConfig(**exam), 0, gpus)
+        return made["backend"], made["batch_items"]
+
+    llama, bamba = {"model_type": "made-up"}, {"model_type": "bamba"}
+    assert (job(llama), job(llama, gpus=0), job(llama, engine="transformers")) == (("vllm", 16), ("hf", 16), ("hf", 16))
+    assert (job(bamba), job({**llama, "rope_scaling": rope})) == (("hf", 16), ("hf", 1))
+    assert job(bamba, benchmarks={"backend": "vllm"}) == ("vllm", 16)
+
+
 def test_ends_with_the_process_that_started_it(place: Path, tmp_path: Path) -> None:
     """As when Ray kills its worker: nobody is left to stop the child."""
     job = job_of(arm(place, "base"), [{"name": "capitals", "shots": 0, "limit": 10}], config(place), 0, gpus=0)

@@ -17,8 +17,8 @@ from data.tiny_tokenizer import texts_for_tokenizer
 from data.tokens import Encoder, write_store
 from evaluation import examine
 from evaluation.config import ExamConfig
-from evaluation.engine import EngineOptions
 from evaluation.exam import build_exam
+from evaluation.examiner import EngineOptions
 from evaluation.score_files import TrainedArm, read_score, score_stem
 from tests.data.test_chat import CHATML, tokenizer_with
 from trainer.config import TinyModel

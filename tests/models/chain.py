@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from evaluation.engine import EngineOptions
+from evaluation.examiner import EngineOptions
 from evaluation.generate import Generator
 from experiment import Experiment
 from tests.models.families import save_model

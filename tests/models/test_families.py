@@ -13,7 +13,9 @@ import torch
 
 from console import UserError
 from data.rows import Row, step_rows
-from evaluation.engine import EngineOptions, choose_examiner
+from evaluation.engine import choose_examiner
+from evaluation.examiner import EngineOptions
+from evaluation.network import read_network
 from tests.conftest import ROOT
 from tests.models.chain import SHARDED
 from tests.models.families import FAMILIES, make_model, save_model
@@ -28,10 +30,8 @@ from trainer.weights import load_into
 
 CPU = torch.device("cpu")
 WITH_STATE = {"mamba", "mamba2", "bamba", "falcon-h1"}
-REFUSED_ON_CPUS = {"minimax-m2"}
-"""By vLLM: its router for CPUs knows sigmoid scores in groups of experts alone."""
 WITH_BUFFERS = {"deepseek-v3", "glm4-moe", "minimax-m2", "gemma4"}
-NOT_BY_VLLM = {"mamba", "bamba", "falcon-h1"}
+NOT_BY_VLLM = {"mamba", "bamba", "minimax-m2"}
 
 
 def engine_of(folder: Path, wanted: str = "auto") -> tuple[PlainEngine, str]:
@@ -173,7 +173,7 @@ def test_the_chain_gives_what_was_trained(chain: Path, name: str) -> None:
     assert all(found["kept"].values()) and bool(found["kept"]) == (name in WITH_BUFFERS)
     assert found["moved"] > 1e-4 and found["bad_steps"] == 0 and found["steps"] > 1
     np.testing.assert_allclose(found["own"], found["of_own"], rtol=1e-4, atol=1e-4)
-    chosen, why = choose_examiner(found["hf"], None, EngineOptions())
+    chosen, why = choose_examiner(read_network(found["hf"]), EngineOptions())
     assert (chosen.__name__ == "Generator") == (name in NOT_BY_VLLM), why
 
 
@@ -187,13 +187,13 @@ def test_what_belongs_to_a_model_is_kept_in_bf16_under_zero_3(chain: Path, name:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in NOT_BY_VLLM | REFUSED_ON_CPUS])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in NOT_BY_VLLM])
 def test_vllm_says_the_same(chain: Path, name: str) -> None:
     """The exported files in vLLM on CPUs: greedy tokens and log-likelihoods of transformers."""
     found = json.loads((chain / f"{name}.json").read_text())
     program = (
         "import json, os, sys\n"
-        "from evaluation.engine import EngineOptions, Examiner\n"
+        "from evaluation.examiner import EngineOptions, Examiner\n"
         "hf, prompts, out = json.loads(sys.argv[1])\n"
         "said = Examiner(hf, None, 128, EngineOptions(kv_cache_gib=0.3)).answer(prompts, 12, 2)\n"
         "open(out, 'w').write(json.dumps([[a['token_ids'] for a in said], [a['logprob'] for a in said]]))\n"
