@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from cluster.chips import GIB, Hardware
 from cluster.model_shape import ModelShape
 
-_BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, elements
+_BUCKET = (
+    500_000_000  # DeepSpeed's reduce_bucket_size, elements; ZeRO 2 and 3 and all with offload allocate it whole, for the smallest model
+)
 _LIVE = 1_000_000_000  # stage3_max_live_parameters, elements
 _SUB_GROUP = 1_000_000_000  # sub_group_size of ZeRO 3, elements
 _SHARD_BYTES = 5 * GIB  # trainer/weights.py writes hf/ in such pieces
@@ -85,27 +87,38 @@ class GpuMemory:
 def gpu_memory(shape: ModelShape, set_up: SetUp, num_gpus: int, fp32: bool = False) -> GpuMemory:
     """One rank's. Bytes per parameter on n ranks, bf16 with fp32 masters and fp32 gradients: ZeRO 1 6 + 12/n, ZeRO 2 2 + 16/n, ZeRO 3 18/n.
 
-    `fp32`: the trainer's precision on CPUs.
+    `fp32`: the trainer's precision on CPUs. States in host memory leave ZeRO 1's and 2's fp32 gradients here: DeepSpeed sums them where they
+    are made. tests/numerics/test_held.py counts all this in real engines.
     """
     n, stage = num_gpus, set_up.zero_stage
     wide = 4 if fp32 else 2
     trained = trained_share(shape, set_up)
     size = float(shape.parameters)
-    weights = wide * size / (n if stage == 3 else 1)
+    weights = wide * size * (1 + trained if set_up.adapter else 1) / (n if stage == 3 else 1)
     gradients = (2 if set_up.compensated else 4) * trained * size / (n if stage >= 2 else 1)
-    states = (6 if set_up.compensated else 12) * trained * size / (n if stage >= 1 else 1)
+    masters = 0 if fp32 and stage == 0 else 4  # ZeRO 1 to 3 copy fp32 weights too
+    states = (6 if set_up.compensated else 8 + masters) * trained * size / (n if stage >= 1 else 1)
     if set_up.offload:
-        gradients = states = 0.0
+        gradients, states = 0.0 if stage == 3 else gradients, 0.0
     share = trained * size / (n if stage >= 1 else 1)
     step = 0.0 if set_up.offload else 4.0 * (min(share, _SUB_GROUP) if stage == 3 else share)  # AdamW's square root
-    buffers = wide * min(_BUCKET, size) * (2 if stage == 3 else 1)
+    used = min(_BUCKET, size)
+    bucket = used if fp32 else _BUCKET  # on CPUs memory that is never touched costs nothing
+    buffers = wide * (bucket if stage >= 2 else used)
     if stage == 3:
-        buffers += wide * min(_LIVE, size)
+        buffers += wide * (used + min(_LIVE, size))
+    elif set_up.offload:
+        buffers = (4 if stage == 1 else wide) * bucket + wide * largest_parameter(shape)
     loading = weights if stage == 3 else 4.0 * size  # built and filled in fp32, then rounded
     return GpuMemory(
         weights, gradients, states, activation_bytes(shape, set_up.row_tokens, set_up.recompute, wide),
         logit_bytes(shape, set_up.row_tokens), buffers, step, loading, wide,
     )  # fmt: skip
+
+
+def largest_parameter(shape: ModelShape) -> int:
+    """Elements: DeepSpeed's offload below ZeRO 3 keeps a buffer for it on both sides."""
+    return max(shape.vocab_size, shape.intermediate_size) * shape.hidden_size
 
 
 def activation_bytes(shape: ModelShape, tokens: int, recompute: bool, wide: int = 2) -> float:
@@ -135,7 +148,7 @@ class HostMemory:
 
     processes: float
     states: float
-    """Offloaded masters, moments and gradients."""
+    """Offloaded masters, moments and gradients; of ZeRO 1 and 2 the bf16 weights on their way back too."""
     loading: float
     """Below ZeRO 3 every rank builds the model in fp32 in host memory first."""
     saving: float
@@ -158,15 +171,19 @@ def host_memory(shape: ModelShape, set_up: SetUp, hardware: Hardware) -> HostMem
         buffer, last = power_of_two(buffer), power_of_two(last)
     if set_up.adapter:  # merged weights, listed and then copied, in pageable memory
         last = 8 * size / n
-    states = 0.0
-    if set_up.offload:
-        pieces = share if set_up.zero_stage < 3 else min(share, _SUB_GROUP)
-        masters = power_of_two(4 * pieces) * max(1.0, share / pieces)
-        gradients = power_of_two(4 * share) + (4 * share if set_up.zero_stage < 3 else 4 * pieces)
-        states = ranks * (masters + 8 * share + gradients)
+    states = ranks * (8 * share + sum(map(power_of_two, offloaded_buffers(shape, set_up, share)))) if set_up.offload else 0.0
     loading = 0.0 if set_up.zero_stage == 3 else ranks * 4.0 * size
     process, node = (_PROCESS_BYTES, _NODE_BYTES) if hardware.chip else (_CPU_PROCESS_BYTES, _CPU_NODE_BYTES)
     return HostMemory(ranks * process + node, states, loading, ranks * (buffer + last) + 2 * min(_SHARD_BYTES, 4 * size))
+
+
+def offloaded_buffers(shape: ModelShape, set_up: SetUp, share: float) -> list[float]:
+    """Bytes of what one rank keeps page-locked beside its moments (8 bytes a weight of its share, pageable): masters, gradients, and of ZeRO 1 and 2
+    the bf16 weights on their way back and room for the largest parameter."""
+    if set_up.zero_stage < 3:
+        return [4 * share, 4 * share, 2 * share, 2.0 * largest_parameter(shape)]
+    pieces = min(share, _SUB_GROUP)
+    return [*[4 * pieces] * max(1, round(share / pieces)), 4 * share, 4 * pieces]
 
 
 def power_of_two(size: float) -> float:

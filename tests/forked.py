@@ -6,6 +6,7 @@ goes to <experiment>.<rank>.log. {"module": NAME, "out": FOLDER, "arguments": []
 process of a gloo group; output goes to <out>/<rank>.log.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -137,6 +138,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # half a million objects of the libraries: a collection in a child would go through them all, and copy their pages
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     print(json.dumps({"ready": True}), file=answers, flush=True)

@@ -1,11 +1,14 @@
 """DeepSpeed, in one file: its configuration, one optimiser step, and access to each rank's fp32 fragments."""
 
+import gc
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero import parameter_offload
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 from torch import Tensor
 
@@ -14,6 +17,7 @@ from trainer.config import TrainerConfig
 from trainer.fragment_file import Fragment
 from trainer.leaves import NoLateGradients, layers_as_leaves
 from trainer.model import matrices_and_rest
+from trainer.wide_sums import widen_sums
 from trainer.worker_settings import Precision
 
 
@@ -35,7 +39,8 @@ def deepspeed_config(config: TrainerConfig, precision: Precision) -> dict[str, A
         "steps_per_print": 10**9,
     }
     if precision == "bf16":
-        settings["bf16"] = {"enabled": True}
+        # ZeRO 1 adds each gradient to its fp32 sum and drops it at once; by default all are kept beside the sums until the step.
+        settings["bf16"] = {"enabled": True, "immediate_grad_update": True}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}  # gradients of many micro-steps summed in bf16 lose the small ones
     return settings
 
@@ -55,9 +60,14 @@ class DeepSpeedEngine:
         self, module: torch.nn.Module, config: TrainerConfig, precision: Precision, device: torch.device, saves_frozen: bool = True
     ) -> None:
         """`saves_frozen`: whether fragments hold parameters without gradient too; those beside an adapter are the parent's."""
+        if precision == "bf16" and device.type == "cpu":
+            widen_sums()
         decayed, rest = matrices_and_rest(module)
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        self._adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=config.betas)
+        # Never torch's fused kernel: on CPUs its bits depend on where a flat tensor is cut, so on the number of workers (tests/numerics/test_adamw.py).
+        self._adamw = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=0.0, betas=config.betas, fused=False, foreach=device.type == "cuda"
+        )
         leaves = layers_as_leaves(module) if config.zero_stage == 3 else []
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=self._adamw, config=deepspeed_config(config, precision), dist_init_required=False
@@ -197,4 +207,20 @@ class DeepSpeedEngine:
                 )
 
     def close(self) -> None:
+        """Ends the engine and gives back all that it held, the module too, whoever still has this object: the next stage needs the room."""
         self._engine.destroy()
+        if self.zero_stage == 3:
+            _forget(self.module)
+        del self.module, self._engine, self._optimizer, self._adamw, self._watched
+        for _ in range(2):  # DeepSpeed's objects know each other; some tensors are let go by the first round's
+            gc.collect()
+
+
+def _forget(module: torch.nn.Module) -> None:
+    """What DeepSpeed 0.19 keeps of a ZeRO-3 module for the process's life: one list of it, and a method's cache."""
+    parts = set(module.modules())
+    parameter_offload.FWD_MODULE_STACK[:] = [other for other in parameter_offload.FWD_MODULE_STACK if other not in parts]
+    cached: Any = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    for cell in cached.__closure__:  # DeepSpeed's timing lies around it
+        if hasattr(cell.cell_contents, "cache_clear"):
+            cell.cell_contents.cache_clear()

@@ -94,23 +94,24 @@ def head_gives_loss(head: torch.nn.Linear, target: Tensor, share: Tensor, predic
         del head.forward
 
 
-_heads: "WeakKeyDictionary[torch.nn.Module, torch.nn.Linear | None]" = WeakKeyDictionary()
+_gives_logits: "WeakKeyDictionary[torch.nn.Module, bool]" = WeakKeyDictionary()
+"""Whether a model's head does; the head itself would keep its model alive: DeepSpeed's parameters know their engine."""
 
 
-def plain_head(engine: Any, module: torch.nn.Module, inputs: Callable[[], dict[str, Any]]) -> torch.nn.Linear | None:
+def plain_head(engine: Any, module: Any, inputs: Callable[[], dict[str, Any]]) -> torch.nn.Linear | None:
     """The output head, if the model's logits are what it gives: a linear layer and nothing behind it (Gemma 2 caps its logits, Granite scales them).
 
     Found by trying it once for every model, on inputs() of a few tokens; None where it is not so: then all logits must be made.
     """
-    if module not in _heads:
-        _heads[module] = _try_head(engine, module, inputs())
-    return _heads[module]
-
-
-def _try_head(engine: Any, module: Any, inputs: dict[str, Any]) -> torch.nn.Linear | None:
     head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
     if type(head) is not torch.nn.Linear:  # an adapter around it computes more
         return None
+    if module not in _gives_logits:
+        _gives_logits[module] = _try_head(engine, module, head, inputs())
+    return head if _gives_logits[module] else None
+
+
+def _try_head(engine: Any, module: torch.nn.Module, head: torch.nn.Linear, inputs: dict[str, Any]) -> bool:
     given: list[Tensor] = []
     hook = head.register_forward_hook(lambda _, __, output: given.append(output.detach()))
     training = module.training
@@ -121,7 +122,7 @@ def _try_head(engine: Any, module: Any, inputs: dict[str, Any]) -> torch.nn.Line
     finally:
         hook.remove()
         module.train(training)
-    return head if len(given) == 1 and torch.equal(given[0].float(), logits.float()) else None
+    return len(given) == 1 and torch.equal(given[0].float(), logits.float())
 
 
 def tiny_row() -> dict[str, Any]:
