@@ -39,5 +39,12 @@ def plan(rows: str) -> Plan:
 
 def stage(trained: str, rows: str) -> Stage:
     return Stage.model_validate(
-        {"mix": Mix(train_documents=1), "epochs": 1, "batch_items": len(LENGTHS[rows]), "rate": RATE, "schedule": "constant", **TRAINED[trained]}
+        {
+            "mix": Mix(train_documents=1),
+            "epochs": 1,
+            "batch_items": len(LENGTHS[rows]),
+            "rate": RATE,
+            "schedule": "constant",
+            **TRAINED[trained],
+        }
     )

@@ -49,7 +49,14 @@ _DEEPSEEK = {
     "v_head_dim": 128, "moe_intermediate_size": 96, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,
     "n_shared_experts": 1, "first_k_dense_replace": 1,
 }  # fmt: skip
-_YARN = {"factor": 4.0, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": _ORIGINAL}
+_YARN = {
+    "factor": 4.0,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": _ORIGINAL,
+}
 _MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_d_conv": 4, "mamba_n_groups": 1, "mamba_d_ssm": 128}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -62,8 +69,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama4": ("Llama4TextConfig", {**_SIZES, **_rope(500000.0), **_LLAMA4}),
     "deepseek-v3": ("DeepseekV3Config", {**_DEEPSEEK, **_rope(10000.0, "yarn", **_YARN)}),
     "mixtral": ("MixtralConfig", {**_SIZES, **_rope(1000000.0), "num_local_experts": 4, "num_experts_per_tok": 2}),
-    "qwen3-moe": ("Qwen3MoeConfig", {**_SIZES, **_rope(1000000.0), "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}),
-    "mamba": ("MambaConfig", {"hidden_size": _HIDDEN, "num_hidden_layers": 2, "state_size": 2, "expand": 1}),  # its scan in torch costs T² × both
+    "qwen3-moe": (
+        "Qwen3MoeConfig",
+        {**_SIZES, **_rope(1000000.0), "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96},
+    ),
+    "mamba": (
+        "MambaConfig",
+        {"hidden_size": _HIDDEN, "num_hidden_layers": 2, "state_size": 2, "expand": 1},
+    ),  # its scan in torch costs T² × both
     "falcon-h1": ("FalconH1Config", {**_SIZES, **_rope(100000000000.0), **_MAMBA2, "mamba_chunk_size": 64}),
 }
 

@@ -35,12 +35,20 @@ def compute(folder: Path, trained: str, rows: str) -> dict[str, Any]:
     start = {name: p.detach().clone() for name, p in taught.items()}
     loss = items_alone(module, rows)
     gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in taught.items()}
-    norm = _step(list(taught.values()))
+    norm = float(torch.nn.utils.clip_grad_norm_(list(taught.values()), CONFIG.clip))
+    clipped = {name: gradient[name] if p.grad is None else p.grad for name, p in taught.items()}
     return {
-        "loss": loss, "norm": norm, "start": start, "gradient": gradient, "buffers": buffers,
-        "stepped": {name: p.detach() for name, p in taught.items()},
+        "loss": loss, "norm": norm, "start": start, "gradient": gradient, "buffers": buffers, "stepped": adamw(start, clipped),
         "kept": {} if stage.adapter else {name: p.detach() for name, p in parameters.items() if name not in taught},
     }  # fmt: skip
+
+
+def _computed(folder: Path, trained: str, rows: str) -> dict[str, Any]:
+    """ "failed" where the libraries alone cannot do it (peft on a layer it does not know): then the trainer must refuse."""
+    try:
+        return compute(folder, trained, rows)
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
 
 
 def items_alone(module: Any, rows: str) -> float:
@@ -71,15 +79,17 @@ def _with_adapter(module: Any, folder: Path, adapter: Adapter) -> Any:
     return model
 
 
-def _step(parameters: list[Any]) -> float:
-    """Clipping and AdamW by the trainer's settings, on torch's own."""
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, CONFIG.clip))
+def adamw(start: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights after one step of torch's AdamW by the trainer's settings: matrices are decayed, the rest is not."""
+    weights = {name: torch.nn.Parameter(value.clone()) for name, value in start.items()}
+    for name, weight in weights.items():
+        weight.grad = gradients[name].clone()
     groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": CONFIG.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [w for w in weights.values() if w.dim() > 1], "weight_decay": CONFIG.weight_decay},
+        {"params": [w for w in weights.values() if w.dim() <= 1], "weight_decay": 0.0},
     ]
-    torch.optim.AdamW([g for g in groups if g["params"]], lr=items.RATE, betas=CONFIG.betas).step()
-    return norm
+    torch.optim.AdamW([g for g in groups if g["params"]], lr=items.RATE, betas=CONFIG.betas, foreach=False).step()
+    return {name: weight.detach() for name, weight in weights.items()}
 
 
 def path_of(folder: Path, trained: str, rows: str) -> Path:
@@ -94,5 +104,5 @@ def main(out: Path, world_size: int, rank: int, family: str, *wanted: str) -> No
     for trained, rows in (each.split() for each in wanted):
         path = path_of(folder, trained, rows)
         if not path.exists():
-            torch.save(compute(folder, trained, rows), path.with_suffix(".part"))
+            torch.save(_computed(folder, trained, rows), path.with_suffix(".part"))
             path.with_suffix(".part").rename(path)
