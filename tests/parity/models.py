@@ -31,7 +31,7 @@ _LONG = {
     "short_factor": [1 + 0.01 * n for n in range(64)], "long_factor": [1.5 + 0.5 * n for n in range(64)],
 }  # fmt: skip
 _PHI3 = {  # its heads share the hidden size
-    **{key: value for key, value in _SIZES.items() if key != "head_dim"}, "hidden_size": 128, "num_attention_heads": 1,
+    **{key: value for key, value in _SIZES.items() if key != "head_dim"}, "hidden_size": 128, "num_attention_heads": 1, "initializer_range": 0.1,
     "original_max_position_embeddings": _ORIGINAL,
 }  # fmt: skip
 _GEMMA = {
@@ -97,7 +97,7 @@ def save(family: str, folder: Path, **changes: Any) -> Path:
 
 
 def _decide_routing(model: torch.nn.Module) -> None:
-    """Makes each token's experts a matter of its embedding, two units apart: rounding to bf16 never chooses others, which no bound could cover.
+    """Makes each token's experts a matter of its embedding, far apart: rounding to bf16 never chooses others, which no bound could cover.
 
     The embedding's first dimensions name the experts, the router reads those, and nothing else writes to them.
     """
@@ -114,9 +114,8 @@ def _decide_routing(model: torch.nn.Module) -> None:
         router *= 0.1
         router[:, :experts] = torch.eye(experts)
     embedding = parameters["model.embed_tokens.weight"]
-    scale = float(embedding.std())
     votes = torch.stack([torch.randperm(experts) for _ in range(len(embedding))]) * 2.0 - (experts - 1)  # -3, -1, 1, 3
-    embedding[:, :experts] = scale * votes
+    embedding[:, :experts] = 2 * votes
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             buffer.copy_(torch.linspace(-0.02, 0.02, len(buffer)))

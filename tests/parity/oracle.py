@@ -96,13 +96,15 @@ def path_of(folder: Path, trained: str, rows: str) -> Path:
     return folder.with_name(f"{folder.name}-{trained}-{rows}.oracle")
 
 
-def main(out: Path, world_size: int, rank: int, family: str, *wanted: str) -> None:
-    """Saves OUT/FAMILY, the model, and the oracle of each of `wanted` ("lora long"), where they are not there yet."""
-    folder = out / family
-    if not folder.exists():
-        models.save(family, folder)
-    for trained, rows in (each.split() for each in wanted):
-        path = path_of(folder, trained, rows)
+def main(out: Path, world_size: int, rank: int, *wanted: str) -> None:
+    """Saves OUT/FAMILY, the model, and the oracle of each of `wanted` ("llama lora long"), where they are not there yet; ranks share the work."""
+    each = [one.split() for one in wanted]
+    if rank == 0:
+        for family in dict.fromkeys(family for family, *_ in each):
+            if not (out / family).exists():
+                models.save(family, out / family)
+    torch.distributed.barrier()
+    for family, trained, rows in each[rank::world_size]:
+        path = path_of(out / family, trained, rows)
         if not path.exists():
-            torch.save(_computed(folder, trained, rows), path.with_suffix(".part"))
-            path.with_suffix(".part").rename(path)
+            torch.save(_computed(out / family, trained, rows), path)

@@ -117,7 +117,7 @@ def _buffers(made: StageEngine) -> dict[str, Tensor]:
     with torch.no_grad():
         inputs = attention_inputs(made.attention, row["cu_seqlens"], CPU)
         made.engine.forward(input_ids=ids, position_ids=positions, use_cache=False, **inputs)
-    return {name: buffer.detach().clone() for name, buffer in made.engine.module.named_buffers()}
+    return {name: buffer.detach().clone() for name, buffer in made.engine.module.named_buffers(remove_duplicate=False)}
 
 
 def _whole(fragments: Any, shapes: dict[str, list[int]]) -> dict[str, Tensor]:

@@ -2,9 +2,10 @@
 
 A rounding errs by at most u: 2⁻²⁴ of a number in fp32, 2⁻⁸ in bf16. In these networks of two layers a gradient goes through about 60 roundings in
 sequence, forward and back (weights, norms, products, rotations, softmax, activations, residuals); errors of either sign add like √60, and a softmax
-whose logits spread by 1 to 2 takes up to four times what its logits err by. So ε = 4 √60 u for one parameter's gradient in its norm, half of
+whose logits spread by 1 to 2 takes up to four times what its logits err by. So ε = 4 √60 u for one parameter's gradient in its norm, and half of
 that for all together, where few parameters have the worst. In fp32 u is √64 times larger: there sums round too, of up to 4,096 terms, in blocks.
-A norm errs by ε² / 2, the part of an error that has no sign, and a rounding; a first loss, the mean of a hundred targets or more, by half a rounding.
+At most half of such an error lies along the gradient and changes its norm. A first loss has the forward pass's half of the roundings, in logits that
+are a fifth of it, and is the mean of a hundred targets or more; the sums of these means round in fp32.
 Nothing else is allowed to differ: buffers, start weights and frozen ones are the oracle's to the bit, and AdamW's step follows from its moments.
 """
 
@@ -40,7 +41,8 @@ class Bounds:
 def bounds(precision: str) -> Bounds:
     unit = ROUNDING[precision] * (SUMS_IN_FP32 if precision == "fp32" else 1.0)
     epsilon = SOFTMAX * sqrt(IN_SEQUENCE) * unit
-    return Bounds(unit / 2, (epsilon / 2) ** 2 / 2 + unit, epsilon / 2, epsilon)
+    loss = SOFTMAX * sqrt(IN_SEQUENCE / 2) * unit / 5 / sqrt(100) + 4 * ROUNDING["fp32"]
+    return Bounds(loss, epsilon / 4, epsilon / 2, epsilon)
 
 
 @dataclass(frozen=True)
