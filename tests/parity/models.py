@@ -99,7 +99,7 @@ def save(family: str, folder: Path, **changes: Any) -> Path:
 def _decide_routing(model: torch.nn.Module) -> None:
     """Makes each token's experts a matter of its embedding, far apart: rounding to bf16 never chooses others, which no bound could cover.
 
-    The embedding's first dimensions name the experts, the router reads those, and nothing else writes to them.
+    The embedding's first dimensions vote for the experts, the router reads those, and nothing else writes to them.
     """
     parameters = dict(model.named_parameters())
     routers = [p for name, p in parameters.items() if name.endswith((".gate.weight", ".router.weight"))]
@@ -114,8 +114,14 @@ def _decide_routing(model: torch.nn.Module) -> None:
         router *= 0.1
         router[:, :experts] = torch.eye(experts)
     embedding = parameters["model.embed_tokens.weight"]
-    votes = torch.stack([torch.randperm(experts) for _ in range(len(embedding))]) * 2.0 - (experts - 1)  # -3, -1, 1, 3
-    embedding[:, :experts] = 2 * votes
+    config: Any = model.config
+    votes = torch.tensor([3.0, 2.0, -2.0, -3.0] if config.num_experts_per_tok == 2 else [3.0, -1.0, -2.0, -3.0])
+    groups = getattr(config, "n_group", None)  # of DeepSeek the experts of one group are chosen together
+    orders = [
+        torch.arange(experts).roll(2) if groups and n % 2 else torch.arange(experts) if groups else torch.randperm(experts)
+        for n in range(VOCAB)
+    ]
+    embedding[:, :experts] = 2 * torch.stack([votes[order] for order in orders])
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             buffer.copy_(torch.linspace(-0.02, 0.02, len(buffer)))

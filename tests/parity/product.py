@@ -145,7 +145,7 @@ def main(out: Path, world_size: int, rank: int, todo: str) -> None:
             first = (str(error).splitlines() or [""])[0][:300]
             Path(todo).with_suffix(".error").write_text(f"{type(error).__name__}: {first} ({Path(place.filename).name}:{place.lineno})")
             raise
-        if found:
+        if found and rank == 0:
             line = {**asdict(cell), **asdict(found), "seconds": round(time.monotonic() - started, 2)}
             with Path(todo).with_suffix(".lines").open("a") as file:
                 file.write(json.dumps(line) + "\n")

@@ -64,12 +64,13 @@ def test_the_last_bit_of_another_stage_is_found() -> None:
     assert {line["verdict"] for line in against_other_stages(lines)} == {"bounded"}
     for changed, why in (
         ({"losses": [5.000000000000001]}, "first loss"),
-        ({"gradients": [{"a": 1}]}, "gradients"),
+        ({"gradients": [{"a": 1}]}, "no gradient"),
         ({"one_item": True}, "packed"),
     ):
-        spoilt = [*lines[:2], {**lines[2], "told": {**told, **changed}}]
-        verdicts = against_other_stages(spoilt)
+        verdicts = against_other_stages([*lines[:2], {**lines[2], "told": {**told, **changed}}])
         assert [line["verdict"] for line in verdicts] == ["bounded", "bounded", "DIFFERENT"] and why in verdicts[2]["why"]
+    rounded = against_other_stages([lines[0], {**lines[2], "told": {**told, "gradients": [{"a": 1, "b": 3}]}}])[1]
+    assert rounded["verdict"] == "bounded" and not rounded["told"]["bits"]
 
 
 def test_the_table_says_what_is_bad_and_what_is_refused(lines: list[dict[str, Any]]) -> None:
