@@ -43,6 +43,15 @@ class Cell:
         return f"{self.family} {self.trained} {self.rows} zero{self.zero} {self.precision} x{self.workers}"
 
 
+def stages() -> list[Cell]:
+    """A network and a hybrid under every stage and precision, which are held against each other to the bit."""
+    return [
+        cell
+        for cell in whole_matrix()
+        if (cell.trained, cell.rows, cell.workers) == ("all", "short", 2) and cell.family in ("qwen3", "falcon-h1")
+    ]
+
+
 def whole_matrix() -> list[Cell]:
     return [Cell(*factors) for factors in itertools.product(FAMILIES, TRAINED, ROWS, (0, 1, 2, 3), ("fp32", "bf16"), (1, 2))]
 

@@ -17,6 +17,7 @@ _SIZES = {
     "hidden_size": _HIDDEN, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
     "head_dim": 128, "max_position_embeddings": 4096, "initializer_range": 0.15,
 }  # fmt: skip
+_ONE_HEAD = {**_SIZES, "num_attention_heads": 1}  # attention is most of what a row of 2,048 costs here
 _ORIGINAL = 512
 """Positions before a rope was stretched: rows of 2,048 go beyond them."""
 
@@ -63,15 +64,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {**_SIZES, **_rope(10000.0)}),
     "llama3.1": ("LlamaConfig", {**_SIZES, **_rope(500000.0, "llama3", **_LLAMA31)}),
     "qwen3": ("Qwen3Config", {**_SIZES, **_rope(1000000.0)}),
-    "gemma3": ("Gemma3TextConfig", {**_SIZES, **_GEMMA}),
+    "gemma3": ("Gemma3TextConfig", {**_ONE_HEAD, **_GEMMA}),
     "phi3-long": ("Phi3Config", {**_PHI3, **_rope(10000.0, "longrope", **_LONG)}),
     "mistral": ("MistralConfig", {**_SIZES, **_rope(10000.0), "sliding_window": 256}),
-    "llama4": ("Llama4TextConfig", {**_SIZES, **_rope(500000.0), **_LLAMA4}),
+    "llama4": ("Llama4TextConfig", {**_ONE_HEAD, **_rope(500000.0), **_LLAMA4}),
     "deepseek-v3": ("DeepseekV3Config", {**_DEEPSEEK, **_rope(10000.0, "yarn", **_YARN)}),
-    "mixtral": ("MixtralConfig", {**_SIZES, **_rope(1000000.0), "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral": ("MixtralConfig", {**_ONE_HEAD, **_rope(1000000.0), "num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen3-moe": (
         "Qwen3MoeConfig",
-        {**_SIZES, **_rope(1000000.0), "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96},
+        {**_ONE_HEAD, **_rope(1000000.0), "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96},
     ),
     "mamba": (
         "MambaConfig",

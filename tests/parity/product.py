@@ -111,13 +111,14 @@ def _watch_gradients(module: torch.nn.Module) -> dict[str, int]:
 
 
 def _buffers(made: StageEngine) -> dict[str, Tensor]:
-    """As a short row leaves them: a long rope's follow the last row."""
+    """As a short row leaves them (a long rope's follow the last row), by the names of the model without an adapter."""
     row = tiny_row()
     ids, positions = (torch.as_tensor(row[key])[None] for key in ("input_ids", "position_ids"))
     with torch.no_grad():
         inputs = attention_inputs(made.attention, row["cu_seqlens"], CPU)
         made.engine.forward(input_ids=ids, position_ids=positions, use_cache=False, **inputs)
-    return {name: buffer.detach().clone() for name, buffer in made.engine.module.named_buffers(remove_duplicate=False)}
+    buffers = made.engine.module.named_buffers(remove_duplicate=False)
+    return {name.replace(".base_layer", ""): buffer.detach().clone() for name, buffer in buffers}
 
 
 def _whole(fragments: Any, shapes: dict[str, list[int]]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.groups import Groups
 from tests.parity import twins
-from tests.parity.cells import Cell, covering, pairs_of, whole_matrix
+from tests.parity.cells import Cell, covering, pairs_of, stages, whole_matrix
 from tests.parity.runner import run_cells
 from tests.parity.table import rows as table_rows
 from tests.parity.table import text
@@ -25,7 +25,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lines(groups: Groups, out: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    run_cells(groups, out, list(dict.fromkeys([*covering(), *(cell for cell, *_ in twins.TWINS.values())])), found.append)
+    run_cells(groups, out, list(dict.fromkeys([*covering(), *stages(), *(cell for cell, *_ in twins.TWINS.values())])), found.append)
     return against_other_stages(found)
 
 

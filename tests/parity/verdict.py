@@ -92,8 +92,13 @@ def _bits(taken: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     for what, (ours, theirs) in parts.items():
         if bad := [name for name, value in theirs.items() if name not in ours or not _same(ours[name], value)]:
             faults.append(f"{what}: {bad[0]} is not plain transformers' to the bit ({len(bad)} of {len(theirs)})")
-    if extra := {name for name in taken["after"] if "/" not in name} - wanted["start"].keys() - wanted["kept"].keys():
-        faults.append(f"{sorted(extra)[0]} is trained and should not be")
+    written = {name: value for name, value in taken["after"].items() if "/" not in name}
+    if strange := written.keys() - wanted["start"].keys() - wanted["kept"].keys() - wanted["buffers"].keys():
+        faults.append(f"{min(strange)} is written as a weight of the stage, and is none")
+    if lost := [
+        name for name in written.keys() & wanted["buffers"].keys() if not torch.equal(written[name], wanted["buffers"][name].float())
+    ]:
+        faults.append(f"buffer: {min(lost)} is not written as it was")
     return faults
 
 
