@@ -7,6 +7,7 @@ Exit code 1 where a cell is DIFFERENT or ends in an error.
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import tempfile
 import threading
@@ -33,10 +34,11 @@ SLOW_FIRST = ("mamba", "falcon-h1", "deepseek-v3")
 
 
 def sources() -> str:
-    """What stands for the code: all that Python files hold, committed or not."""
+    """What stands for the code: all that Python files hold, committed or not, and the instructions that are used."""
     git = (["ls-files", "--stage", "--", "*.py"], ["diff", "--", "*.py"])
     parts = (subprocess.run(["git", *command], capture_output=True, cwd=ROOT, check=True).stdout for command in git)
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+    instructions = repr([os.environ.get(name) for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")])
+    return hashlib.sha256(b"".join(parts) + instructions.encode()).hexdigest()[:12]
 
 
 def key(line: Line) -> Cell:
