@@ -4,7 +4,7 @@ KIND := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PY := .venv/bin/python
 RUFF := .venv/bin/ruff
 
-.PHONY: help setup mergekit demo test slow s3 faults fuzz benchmarks peers check format lock audit clean-demo
+.PHONY: help setup mergekit demo test slow s3 faults parity fuzz benchmarks peers check format lock audit clean-demo
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,3 +54,6 @@ slow: setup  ## tests that are too slow for every run, but for the faults
 
 faults: setup  ## the fault matrix of docs/reliability.md; prints its table (about 22 minutes on two cores, in two processes); ROWS=F3,F14: those only
 	@OMP_NUM_THREADS=1 STUDYHALL_FAULTS=$(ROWS) STUDYHALL_FAULTS_TABLE=benchmarks/results/faults.json $(PY) -m pytest -n 2 -m fault ; $(PY) -m benchmarks.faults_table
+
+parity: setup  ## the parity matrix of docs/models.md: every step against plain transformers, whole; OPTIONS="--family llama --zero 3" for a part
+	@OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu $(PY) -m tests.parity $(OPTIONS)

@@ -117,9 +117,7 @@ def prepare(
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
         check_lengths(store.worded(wording), catalogue, longest, trainer.long_documents)
-    precision: Precision = ("bf16" if has_gpu else "fp32") if trainer.precision == "auto" else trainer.precision
-    if precision == "bf16" and trainer.zero_stage == 0:
-        raise UserError("trainer.zero_stage: ZeRO 0 gives no access to the fp32 masters of a bf16 model; use 1, 2 or 3")
+    precision = precision_of(trainer, has_gpu)
     if trainer.attention != "auto":  # resolved on the workers; what was asked for by name is refused before they start
         from trainer.families import check_attention
 
@@ -160,6 +158,14 @@ def prepare(
         {name: start.folder for name, start in found.items()},
         {arm: start.folder for arm, start in own.items()},
     )
+
+
+def precision_of(trainer: TrainerConfig, has_gpu: bool) -> Precision:
+    """UserError where the ZeRO stage cannot train in it."""
+    precision: Precision = ("bf16" if has_gpu else "fp32") if trainer.precision == "auto" else trainer.precision
+    if precision == "bf16" and trainer.zero_stage == 0:
+        raise UserError("trainer.zero_stage: ZeRO 0 gives no access to the fp32 masters of a bf16 model; use 1, 2 or 3")
+    return precision
 
 
 def _announce_changes(parent: Parent, changes: Changes, arms: dict[str, list[Stage]], corpus: Corpus) -> None:

@@ -62,12 +62,15 @@ WITH_CONSTANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make_model(family: str, vocab_size: int) -> torch.nn.Module:
-    name, settings = (FAMILIES | WITH_CONSTANTS)[family]
+    return model_of(*(FAMILIES | WITH_CONSTANTS)[family], vocab_size)
+
+
+def model_of(name: str, settings: dict[str, Any], vocab_size: int) -> torch.nn.Module:
+    """Of this config class of transformers, with these settings."""
     torch.manual_seed(0)
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = getattr(transformers, name)(
-        vocab_size=vocab_size, **({"max_position_embeddings": 512} if "num_attention_heads" in settings else {}), **special, **settings
-    )
+    positions = {"max_position_embeddings": 512} if "num_attention_heads" in settings else {}
+    config = getattr(transformers, name)(vocab_size=vocab_size, **{**positions, **special, **settings})
     model = transformers.AutoModelForCausalLM.from_config(config)
     for buffer in buffers(model).values():  # what training would have left there: no number that bf16 can hold
         buffer.copy_(1 + 0.3 * torch.rand(buffer.shape))
