@@ -67,7 +67,7 @@ def _add_reading(group: Any) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="questions (.jsonl, .csv, .parquet) that nothing may overlap with",
+        help="questions (a table) that nothing may overlap with",
     )
 
 

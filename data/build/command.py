@@ -33,14 +33,13 @@ from data.build.rewrites import Wanted, to_write, write_rewrites
 from data.build.sheet import write_sheet
 from data.build.show import print_account, print_splits
 from data.build.splits import SplitName, split_units
-from data.config import Source
+from data.config import ENDINGS, Source, format_of
 from data.readers import read_source
 from data.records import Document, Refusal
 
 Connect = Callable[..., AbstractContextManager[None]]
 """cluster.connect.connected: the door's, for rooms do not import each other."""
 
-_ROWS = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _OURS = {"answers", "work", output.MANIFEST, "left_out.jsonl", "build.log"}
 
 
@@ -269,9 +268,9 @@ def _benchmarks(paths: list[Path]) -> Benchmarks | None:
     """Raises UserError at the first bad row."""
     texts: list[str] = []
     for path in paths:
-        if path.suffix not in _ROWS:
-            raise UserError(f"--benchmark {path}: expected .jsonl, .csv or .parquet with a column question")
-        source = Source(path=path.name, split="test", holds="questions", format=_ROWS[path.suffix], columns={})  # type: ignore[arg-type]
+        if not format_of(path.name):
+            raise UserError(f"--benchmark {path}: expected {', '.join(ENDINGS)} with a column question")
+        source = Source(path=path.name, split="test", holds="questions")
         for row in read_source(source, path.parent, Counter()):
             if isinstance(row, Refusal):
                 raise UserError(str(row))

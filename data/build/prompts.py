@@ -24,6 +24,8 @@ MOST = 5
 _LONGEST_QUESTION, _LONGEST_ANSWER = 300, 200
 _TEMPLATES = Path(__file__).parent / "prompts"
 _REWRITES = Path(__file__).parent / "rewrites.yaml"
+UNTITLED = "the thing it speaks of (by its name)"
+"""What stands for {topic} where a document has no title."""
 _NAMES = re.compile(r"\{([a-z]+)\}")
 
 
@@ -37,10 +39,16 @@ class Template(Strict):
 
     def messages(self, document: Document, values: Mapping[str, str]) -> list[dict[str, str]]:
         """values: what {levels}, {most}, {style}, {question} and {answer} stand for, where the template has them."""
-        known = {**values, "topic": document.title or document.id, "text": document.text}
+        known = {**values, "topic": _topic(document), "text": document.text}
         # All at once: a document may hold the names in braces too, and {"questions": …} is no name.
         user = _NAMES.sub(lambda found: known.get(found[1], found[0]), self.user)
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
+
+
+def _topic(document: Document) -> str:
+    """Of code its path, by which code speaks of itself."""
+    about = document.meta or {}
+    return document.title or (str(about["page"]) if about.get("format") == "code" else UNTITLED)
 
 
 class Prompts(Strict):

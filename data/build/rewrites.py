@@ -179,7 +179,7 @@ def _fault(
     text: str, runs: frozenset[int], task: _Task, kept: list[frozenset[int]], asking: Asking, benchmarks: Benchmarks | None
 ) -> str | None:
     document = task.document
-    if not names(document.title or document.id, text):
+    if document.title and not names(document.title, text):
         return "does not name its subject"
     if task.question is None and len(text) < _SHORTEST * len(document.text):
         return "much shorter than its document"

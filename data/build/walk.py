@@ -10,6 +10,7 @@ from typing import Literal
 from pathspec import GitIgnoreSpec
 
 from console import UserError
+from data.config import format_of
 from data.records import Refusal
 from data.strict_json import MAX_ROW_BYTES
 from data.validate import excerpt
@@ -21,7 +22,6 @@ MAX_FILE_BYTES: dict[Format, int] = {
 }  # fmt: skip
 """Tables are read row by row, with the readers' own limit on a row; everything else is held while it is read."""
 
-TABLES = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 CODE = {
     ".py": "python", ".pyi": "python", ".js": "js", ".jsx": "js", ".mjs": "js", ".cjs": "js", ".ts": "ts", ".tsx": "ts", ".go": "go",
     ".rs": "rust", ".java": "java", ".kt": "kotlin", ".kts": "kotlin", ".scala": "scala", ".swift": "swift", ".rb": "ruby", ".php": "php",
@@ -177,7 +177,7 @@ def _file(entry: "os.DirEntry[str]", name: str, rules: _Rules) -> Found | Refusa
         return Refusal(name, "not named by --include", by_rule=True)
     suffix = Path(name).suffix
     language = CODE.get(suffix)
-    kind: Format | None = "code" if language else "table" if suffix.lower() in TABLES else _PROSE.get(suffix.lower())
+    kind: Format | None = "code" if language else "table" if format_of(name) else _PROSE.get(suffix.lower())
     if kind is None:
         return Refusal(name, f"no reader for {excerpt(suffix, 20)}", by_rule=True)
     if status.st_size == 0:
