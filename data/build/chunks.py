@@ -83,7 +83,7 @@ def too_short(document: Document) -> bool:
 def _syntax(page: Page) -> str:
     if page.format == "code" and page.language is not None:
         return page.language
-    return "markdown" if page.format in ("markdown", "html") else "prose"
+    return "prose" if page.format in ("text", "pdf", "table") else "markdown"
 
 
 @functools.cache

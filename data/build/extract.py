@@ -1,4 +1,4 @@
-"""The confined process that parses PDF and HTML: other people's parsers on other people's files (data/build/confined.py starts it).
+"""The confined process that parses PDF, HTML, Office files, notebooks and e-books: other people's parsers on other people's files (data/build/confined.py starts it).
 
 Speaks frames on stdin and stdout: four bytes of length, then JSON. In: {"path", "format"}; out: {"text", "title", "date"} or {"error"}.
 It has no secrets in its environment, cannot write a file, and is killed when it takes too long or too much memory. Nothing that a
@@ -88,19 +88,22 @@ def _encodable(value: Any) -> str | None:
 
 def extract(format: str, path: str) -> dict[str, Any]:
     """{"text", "title", "date"} or {"error"}. Never raises."""
+    from data.build import office
+
     try:
-        found = {"html": html, "pdf": pdf}[format](path)
+        found = (html if format == "html" else pdf if format == "pdf" else getattr(office, format))(path)
         if len(found["text"]) > MAX_TEXT:
             raise Unreadable(f"more than {MAX_TEXT >> 20} MB of text")
         return {name: _encodable(value) for name, value in found.items()}
-    except Unreadable as error:
+    except (Unreadable, office.NoDocument) as error:
         return {"error": str(error)}
     except RecursionError:
         return {"error": "nested too deep"}
     except MemoryError:
         return {"error": "takes more memory than a document should"}
     except Exception as error:  # whatever a parser does to one file, the other files are read
-        return {"error": f"its parser failed: {type(error).__name__}"}
+        what = "its parser failed" if format == "html" else f"not a readable {format.upper()}"
+        return {"error": f"{what}: {type(error).__name__}"}
 
 
 def main(memory_bytes: int) -> None:

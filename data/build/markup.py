@@ -32,12 +32,12 @@ def page(content: bytes) -> dict[str, Any]:
     title = soup.title.get_text(" ", strip=True) if soup.title else ""
     published = soup.find("meta", attrs={"property": "article:published_time"}) or soup.find("meta", attrs={"name": "date"})
     date = published.get("content") if published else None
-    text = markdown(soup)
+    text = readable(soup)
     heading = soup.find("h1")
     return {"text": text, "title": title, "heading": heading.get_text(" ", strip=True) if heading else "", "date": date}
 
 
-def markdown(soup: BeautifulSoup) -> str:
+def readable(soup: BeautifulSoup) -> str:
     """What can be read of a page; changes the soup."""
     for tag in soup(list(_NEVER)):
         tag.decompose()
@@ -111,10 +111,10 @@ class _Markdown(MarkdownConverter):  # type: ignore[misc]
             return f"[{plain}]"  # of a note: 1911¹ would be another year
         if plain.startswith("[") or _MARK.fullmatch(plain) or (before.isdigit() and _ORDINAL.fullmatch(plain)):
             return text
-        return _moved(plain, _RAISED, "^")
+        return raised(plain)
 
     def convert_sub(self, el: Tag, text: str, parent_tags: set[str]) -> str:
-        return _moved(text.strip(), _LOWERED, "_")
+        return lowered(text.strip())
 
     def convert_pre(self, el: Tag, text: str, parent_tags: set[str]) -> str:
         """As markdownify does, with a fence longer than any that the code holds."""
@@ -127,8 +127,16 @@ class _Markdown(MarkdownConverter):  # type: ignore[misc]
         return f"{before}{fence}{body}{fence}{after}"
 
 
+def raised(text: str) -> str:
+    return _moved(text, _RAISED, "^")
+
+
+def lowered(text: str) -> str:
+    return _moved(text, _LOWERED, "_")
+
+
 def _moved(text: str, letters: dict[int, int], mark: str) -> str:
     """10³⁰, H₂O; x^(ab), x_max where Unicode has no such letters."""
-    if all(ord(character) in letters for character in text) and not (text.isalpha() and len(text) > 1):
+    if not text.strip() or (all(ord(character) in letters for character in text) and not (text.isalpha() and len(text) > 1)):
         return text.translate(letters)
     return mark + (text if text.isalnum() and (mark == "_" or len(text) == 1) else f"({text})")

@@ -47,10 +47,10 @@ def read_pages(found: Found, root: Path, confined: Confined, columns: dict[str, 
     try:
         if found.format == "table":
             yield from _rows(found, root, columns)
-        elif found.format in ("html", "pdf"):
-            yield _extracted(found, confined)
-        else:
+        elif found.format in ("text", "markdown", "code"):
             yield _text(found)
+        else:
+            yield _extracted(found, confined)
     except OSError as error:
         yield Refusal(found.name, f"cannot be read: {error.strerror}")
     except UserError as error:  # of one file; the others are read
@@ -91,7 +91,13 @@ def _extracted(found: Found, confined: Confined) -> Page | Refusal:
     text = answer["text"].strip()
     if not text:
         return Refusal(found.name, "no text in it", by_rule=True)
-    return Page(found.name, title_of(answer.get("title")) or title_of(answer.get("heading")), text, found.format, date=answer.get("date"))
+    return Page(
+        found.name,
+        title_of(answer.get("title")) or title_of(answer.get("heading")) or (markdown_title(text) if found.format == "ipynb" else None),
+        text,
+        found.format,
+        date=answer.get("date"),
+    )
 
 
 def _rows(found: Found, root: Path, columns: dict[str, str]) -> Iterator[Page | Refusal]:
