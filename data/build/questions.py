@@ -15,6 +15,7 @@ from data.build.reading import Reading
 from data.build.splits import SplitName
 from data.overlap import normalise
 from data.records import Document
+from data.validate import excerpt
 
 ORDER: tuple[SplitName, ...] = ("test", "validation", "train")
 _TOKENS_A_QUESTION = 160
@@ -177,7 +178,7 @@ def _why_none(
             return "the model declined", declined[request.key]
         reply = answers.get(request.key)
         if reply is not None and reply["finish"] == "length":
-            return "the reply was cut off", f"{request.max_tokens} tokens"
+            return "the reply was cut off", f"{request.max_tokens} tokens: {excerpt(reply['text'], 120)}"
         if reply is not None and attempt == attempts - 1:
             first = next(read_answer(reply["text"], asking.template(split).form))
             return (first.reason, first.excerpt) if isinstance(first, Misread) else ("no usable reply", "")

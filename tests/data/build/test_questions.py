@@ -171,3 +171,38 @@ def test_the_generator_fits_the_gpu() -> None:
         assert generator_for(gib) == f"Qwen/Qwen2.5-{size}-Instruct"
         weights = float(size.removesuffix("B")) * 2e9 / 2**30
         assert gib == 0 or weights < 0.85 * gib  # the rest is for the cache
+
+
+REPLY = json.dumps({"questions": [GOOD]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        REPLY,
+        f"<think>It should be {{...}}, or {{'questions': 1}}.</think>\n\n{REPLY}",
+        f"The user wants JSON.</think>{REPLY}",
+        f"Here are the questions:\n\n```json\n{REPLY}\n```\nI hope that this helps!",
+        f"```\n{REPLY}\n```",
+        f'First {{"draft": 1}}, then {REPLY} – that is all.',
+        json.dumps([GOOD]),
+        json.dumps({"questions": [GOOD | {"level": "Remember"}]}),
+    ],
+)
+def test_replies_as_models_write_them(text: str) -> None:
+    (asked,) = read_answer(text, "open")
+    assert isinstance(asked, Asked) and (asked.question, asked.answer, asked.level) == ("Who?", "Ada", "remember")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "detail"),
+    [
+        ("<think>I should write that and never come to", "not JSON", "<think>I should write"),
+        ("I cannot help with that.", "not JSON", "I cannot help with that."),
+        ('{"answer": 1}', "no list of questions", '{"answer": 1}'),
+        ("", "not JSON", "Expecting value"),
+    ],
+)
+def test_replies_that_are_none_show_their_beginning(text: str, reason: str, detail: str) -> None:
+    (misread,) = read_answer(text, "open")
+    assert isinstance(misread, Misread) and misread.reason == reason and detail in misread.excerpt
