@@ -157,7 +157,9 @@ def _archive(path: str) -> zipfile.ZipFile:
         with open(path, "rb") as file:
             old = file.read(4) == b"\xd0\xcf\x11\xe0"
         raise NoDocument(
-            "encrypted, or of an old kind under a new name; save it anew without a password" if old else "not a zip archive"
+            "encrypted, or of an old kind under a new name; save it anew without a password"
+            if old
+            else "no whole zip archive (cut off, or another kind of file)"
         ) from None
     entries = archive.infolist()
     if len(entries) > _MOST_ENTRIES or sum(entry.file_size for entry in entries) > _MOST_UNPACKED:
