@@ -163,6 +163,8 @@ class RowReader:
         """From `answer`, from `answers`, or from both (`answer` first): each a text, a list of texts, or as SQuAD has it {text: list}."""
         found: list[str] = []
         for name in ("answer", "answers"):
+            if name not in self.columns and name in self.columns.values():  # its column was asked for as the other
+                continue
             value = values.get(self._column(name))
             if value is not None:
                 found += self._answers(value, name)
