@@ -208,7 +208,9 @@ def _huggingface(source: Source, root: str | Path | None) -> Iterator[Raw | Faul
     try:
         loaded = datasets.load_from_disk(str(_inside(source, root))) if local else datasets.load_dataset(source.path, source.configuration)
     except Exception as error:  # whatever the library raises, the remedy is the user's
-        raise UserError(f"data.sources: {source.path}: not loaded: {excerpt(str(error), 200)}; save or fetch the dataset again") from None
+        unnamed = "config" in str(error).lower() and not source.configuration and not local
+        remedy = "name one with configuration: NAME" if unnamed else "save or fetch the dataset again"
+        raise UserError(f"data.sources: {source.path}: not loaded: {excerpt(str(error), 200)}; {remedy}") from None
     table = _hub_split(loaded, source)
     if fault := header_fault(table.column_names, source):
         yield Fault("", fault, ends=True)

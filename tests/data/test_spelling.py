@@ -3,6 +3,8 @@
 import datetime
 import gzip
 import json
+import subprocess
+import sys
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +22,7 @@ from data.spelling import NoList, listed, spelled
 from data.strict_json import StrictDecoder, decode_line
 from data.tables import arrow_rows
 from data.validate import Raw, Row
+from tests.conftest import ROOT
 from tests.data.bad_input import save_dataset
 from tests.data.reading import read, records, refusals, write_parquet
 
@@ -267,3 +270,41 @@ def test_splits_of_saved_data_sets_and_names_of_configurations(tmp_path: Path) -
     ):
         with pytest.raises(UserError, match=reason):
             texts(**more)
+
+
+HUB = """
+import json, os, pathlib, shutil, sys
+from collections import Counter
+folder = pathlib.Path(sys.argv[1])
+os.environ |= {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+import datasets
+for name in ("en", "sv"):
+    files = {}
+    for split in ("train", "validation"):
+        files[split] = str(folder / f"{name}-{split}.jsonl")
+        rows = [{"id": "1", "question": f"{name} {split}?", "answer": "one"}, {"id": "2", "question": f"{name} {split}!", "answer": 5}]
+        pathlib.Path(files[split]).write_text("".join(json.dumps(row) + "\\n" for row in rows))
+    made = datasets.load_dataset_builder("json", name, data_files=files, cache_dir=str(folder / "datasets"))
+    made.download_and_prepare()
+    cached = folder / "datasets" / "owner___name" / name / "0.0.0" / "abc"  # as a data set of the hub lies in the library's cache
+    shutil.copytree(made.cache_dir, cached)
+    for file in cached.glob("json-*"):
+        file.rename(cached / file.name.replace("json-", "name-"))
+from data.config import Source
+from data.readers import read_source
+for more in ({"configuration": "sv", "hub_split": "validation"}, {"configuration": "en", "numbers": "text"}, {}):
+    source = Source(path="owner/name", split="train", holds="questions", format="huggingface", **more)
+    try:
+        print([str(row) if not hasattr(row, "record") else (row.record.question, *row.record.answers) for row in read_source(source, None, Counter())])
+    except Exception as error:
+        print(error)
+"""
+
+
+def test_configurations_and_splits_of_the_hub(tmp_path: Path) -> None:
+    """From the library's own cache, without a network; a column of texts and numbers has become JSON there."""
+    done = subprocess.run([sys.executable, "-c", HUB, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    said = done.stdout.strip().splitlines()
+    assert said[0] == "[('sv validation?', 'one'), 'owner/name:row 2: answer is a number, not text: 5']", done.stderr[-2000:]
+    assert said[1] == "[('en train?', 'one'), ('en train!', '5')]"
+    assert "not loaded: " in said[2] and "configuration: NAME" in said[2]
