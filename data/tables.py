@@ -61,7 +61,8 @@ def csv_rows(path: Path, source: Source) -> Iterator[Raw | Fault]:
             if cells is None:
                 return
             if header is None and cells:
-                header = cells
+                asked = source.columns.values()
+                header = cells = [cell if cell in asked else cell.strip() for cell in cells]
                 if fault_in_header := header_fault(cells, source):
                     yield Fault(f":{line}", fault_in_header, ",".join(cells), ends=True)
                     return

@@ -345,7 +345,7 @@ def refusal(shown: str, fault: Fault) -> Refusal:
 
 def header_fault(columns: list[str], source: Source) -> str | None:
     """What is wrong with a table's columns: one given twice, or one missing that was asked for or that no row can do without."""
-    if twice := [name for name in columns if columns.count(name) > 1]:
+    if twice := [name for name in columns if name and columns.count(name) > 1]:  # a spreadsheet's empty columns have no name
         return f"duplicate column {twice[0]!a}"
     for column in [*source.columns.values(), *(source.columns.get(name, name) for name in needed_fields(source))]:
         if column not in columns:

@@ -11,13 +11,31 @@ from markdownify import MarkdownConverter
 
 from data.build.encodings import decode
 
-_NEVER = ("head", "script", "style", "noscript", "iframe", "embed", "svg", "canvas", "input", "button", "select", "textarea", "datalist")
+_NEVER = (
+    "head",
+    "script",
+    "style",
+    "noscript",
+    "iframe",
+    "embed",
+    "svg",
+    "canvas",
+    "input",
+    "button",
+    "select",
+    "textarea",
+    "datalist",
+    "rt",
+    "rp",
+)
 _BESIDE = ("nav", "footer", "aside", "object")
 """Mostly no content; sometimes all of it."""
 _HELD = 0.5
 """Share of a page's text from which what holds it is the page and no menu beside it."""
 _COPIED_CHARACTERS = 1000
 """Of a cell that spans rows: longer ones are not repeated in each."""
+_PERMALINKS = ("¶", "#", "§", "🔗")
+"""What a heading is followed by in generated pages: no part of it."""
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
 _RAISED = str.maketrans("0123456789+-−=()ni", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾ⁿⁱ")
 _LOWERED = str.maketrans("0123456789+-−=()aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₋₌₍₎ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ")
@@ -34,7 +52,8 @@ def page(content: bytes) -> dict[str, Any]:
     date = published.get("content") if published else None
     text = readable(soup)
     heading = soup.find("h1")
-    return {"text": text, "title": title, "heading": heading.get_text(" ", strip=True) if heading else "", "date": date}
+    shown = _converted(BeautifulSoup(str(heading), "lxml")).lstrip("#").strip() if heading else ""
+    return {"text": text, "title": title, "heading": shown, "date": date}
 
 
 def readable(soup: BeautifulSoup) -> str:
@@ -44,10 +63,34 @@ def readable(soup: BeautifulSoup) -> str:
     for tag in soup(["label", "template"]):
         if tag.get("for") or (tag.name == "template" and not tag.get("shadowrootmode")):  # a declared shadow root is shown
             tag.decompose()
+    for link in [*soup("a"), *soup.select(".mw-editsection, .katex-html")]:
+        if link.name != "a" or link.get_text(strip=True) in _PERMALINKS:
+            link.decompose()
+    for formula in soup("math"):
+        _write_out(formula)
     _leave_out_menus(soup)
     for table in soup("table"):
         _fill_spans(table)
+    return _converted(soup)
+
+
+def _converted(soup: BeautifulSoup) -> str:
     return str(_Markdown(heading_style="ATX", strip=["a", "img"], escape_asterisks=False, escape_underscores=False).convert_soup(soup))
+
+
+def _write_out(formula: Tag) -> None:
+    """MathML as the TeX that it carries; without any its exponents and indices as those of HTML, for 10 and 30 would be read as 1030."""
+    source = formula.find("annotation", attrs={"encoding": re.compile("tex", re.I)})
+    if tex := str(formula.get("alttext") or (source.get_text() if source else "")).strip():
+        formula.replace_with(f"${tex}$")
+        return
+    for name, moved in (("msup", ("", "sup")), ("msub", ("", "sub")), ("msubsup", ("", "sub", "sup")), ("mfrac", ("", "over"))):
+        for tag in formula(name):
+            for part, becomes in zip(tag.find_all(True, recursive=False), moved, strict=False):
+                if becomes == "over":
+                    part.insert_before("/")
+                elif becomes:
+                    part.wrap(BeautifulSoup("", "lxml").new_tag(becomes))
 
 
 def _leave_out_menus(soup: BeautifulSoup) -> None:

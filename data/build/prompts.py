@@ -182,13 +182,18 @@ def _asked(one: Any, form: Form) -> Asked | Misread:
     return asked
 
 
+def without_thoughts(text: str) -> str:
+    """What a model says after it has thought; nothing where it came to no end."""
+    return _THOUGHTS.sub("", text)
+
+
 def _json_in(text: str, wanted: str) -> Any:
     """The value of a reply: as it stands, in a code fence, or the last object that has `wanted` among other words, for models that nothing
     guides think aloud and explain themselves. Control characters are space: xgrammar lets them into texts, where JSON wants them escaped.
 
     Raises JsonFault with what is wrong with the reply as it stands.
     """
-    said = _CONTROLS.sub(" ", _THOUGHTS.sub("", text)).strip()
+    said = _CONTROLS.sub(" ", without_thoughts(text)).strip()
     found: list[Any] = []
     fault: JsonFault | None = None
     for candidate in (said, *_FENCED.findall(said)):

@@ -10,7 +10,7 @@ from data.build.account import Account
 from data.build.exchange import Answers, Reply, Request
 from data.build.filters import Source, Unique, fault, right_answer
 from data.build.near import Benchmarks
-from data.build.prompts import LEVELS, Asked, Form, Misread, Prompts, Template, read_answer, schema
+from data.build.prompts import LEVELS, Asked, Form, Misread, Prompts, Template, read_answer, schema, without_thoughts
 from data.build.reading import Reading
 from data.build.splits import SplitName
 from data.overlap import normalise
@@ -223,7 +223,8 @@ def answered_right(reply: Reply | None, row: dict[str, Any]) -> bool:
     """Whether the reply is the answer, or says it among a few other words."""
     if reply is None:
         return False
-    return any(f" {normalise(answer)} " in f" {normalise(reply['text'])} " for answer in row["answers"])
+    said = normalise(without_thoughts(reply["text"]))
+    return any(f" {normalise(answer)} " in f" {said} " for answer in row["answers"])
 
 
 def settle(made: Made, account: Account) -> dict[str, dict[str, int]]:

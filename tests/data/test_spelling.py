@@ -208,6 +208,13 @@ def test_one_table_in_every_coat(name: str, content: str | bytes, tmp_path: Path
     assert [(record.question, record.answers[0]) for record in records(rows)] == GOOD and not refusals(rows)
 
 
+def test_headers_as_people_write_them(tmp_path: Path) -> None:
+    rows = told(tmp_path, "question , answer,,\nWho?,Ada,,\n", "a.csv")  # spaces, and a spreadsheet's empty columns
+    assert [record.answers for record in records(rows)] == [("Ada",)]
+    rows = told(tmp_path, "question,answer,answer\nWho?,Ada,Eva\n", "b.csv")
+    assert refusals(rows)[0].reason == "duplicate column 'answer'"  # the twin
+
+
 def test_the_separator_is_what_yields_the_columns(tmp_path: Path) -> None:
     [row] = records(told(tmp_path, "question,answer;note\nq,a\n", "a.csv", columns={"answer": "answer;note"}))
     assert row.answers == ("a",)

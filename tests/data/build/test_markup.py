@@ -50,10 +50,23 @@ def test_what_a_page_holds(html: str, text: str) -> None:
         ("the 7<sup>th</sup> day", "the 7th day"),
         ("in 1911<sup><a href='#n1'>1</a></sup>", "in 1911[1]"),  # not the year 19111, nor 1911 to the power of 1
         ("so<sup>[2]</sup>", "so[2]"),
+        ("<math><msup><mn>10</mn><mn>30</mn></msup><msub><mi>x</mi><mn>1</mn></msub></math>", "10³⁰x₁"),
+        ("<math><mfrac><mn>1</mn><mn>2</mn></mfrac></math>", "1/2"),
+        ("<math alttext='10^{30}'><msup><mn>10</mn><mn>30</mn></msup></math>", "$10^{30}$"),
+        (
+            "<span class=katex><math><mn>1</mn><annotation encoding='application/x-tex'>a_1</annotation></math><span class=katex-html>a1</span></span>",
+            "$a_1$",
+        ),
+        ("<ruby>東京<rp>(</rp><rt>とうきょう</rt><rp>)</rp></ruby>都", "東京都"),
     ],
 )
 def test_exponents_and_indices(html: str, text: str) -> None:
     assert text_of(f"<p>{html}</p>") == text
+
+
+def test_a_heading_without_its_permalink() -> None:
+    made = page(b"<h1>H<sub>2</sub>O of Port Ebba<a class=headerlink href='#x'>\xc2\xb6</a></h1><p>Text <a href='x'>there</a>.")
+    assert made["heading"] == "H₂O of Port Ebba" and made["text"].strip() == "# H₂O of Port Ebba\n\nText there."
 
 
 def test_cells_over_several_rows_stand_in_each() -> None:

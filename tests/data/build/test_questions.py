@@ -12,6 +12,7 @@ from data.build.filters import Source, Unique, fault, names, supported
 from data.build.near import Benchmarks
 from data.build.output import few_questions, interval_points
 from data.build.prompts import LEVELS, Asked, Misread, load_prompts, read_answer, schema
+from data.build.questions import answered_right
 from data.records import Document
 
 LAMP = Document("lamps.md#1", "The Halley lamp opened in May 2023 in Lund. It was designed by Ada Holm, and costs 40 euros.", "Halley lamp")
@@ -206,3 +207,11 @@ def test_replies_as_models_write_them(text: str) -> None:
 def test_replies_that_are_none_show_their_beginning(text: str, reason: str, detail: str) -> None:
     (misread,) = read_answer(text, "open")
     assert isinstance(misread, Misread) and misread.reason == reason and detail in misread.excerpt
+
+
+def test_a_thought_is_no_answer() -> None:
+    row = {"answers": ["Ada Holm"]}
+    assert answered_right(Reply(text="It was Ada Holm.", finish="stop", prompt_tokens=1, answer_tokens=1), row)
+    assert not answered_right(
+        Reply(text="<think>Ada Holm? No.</think>I do not know.", finish="stop", prompt_tokens=1, answer_tokens=1), row
+    )
