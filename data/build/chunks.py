@@ -14,6 +14,7 @@ from data.records import Document
 CHARACTERS = 4096
 """As scottsus/Perpetual cut its documents."""
 _FEWEST = 48
+_OPENING = re.compile(r"[ \t]*(?:`{3,}|~{3,})")
 _EMPTY_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
 _PROSE = ["\n\n", "\n", ". ", "? ", "! ", "; ", ", ", " ", ""]
 
@@ -69,7 +70,9 @@ def _fences(found: re.Match[str], room: int) -> list[str]:
     if len(block) <= room:
         return [block]
     opening, _, rest = block.partition("\n")
-    closing = found["indent"] + found["mark"]
+    fence = _OPENING.match(opening)
+    assert fence
+    closing = fence[0]
     code = rest.rstrip().removesuffix(closing) if rest.rstrip().endswith(closing) else rest
     inside = max(room - len(opening) - len(closing) - 2, 1)
     return [f"{opening}\n{trimmed(part)}\n{closing}" for part in _splitter("prose", inside)(code) if part.strip()]

@@ -13,7 +13,7 @@ LONGEST = 120
 _LONGEST_MATTER = 1 << 16
 _FRONT_MATTER = re.compile(r"\A(?:---[ \t]*\n(?P<yaml>.*?)\n(?:---|\.\.\.)|\+\+\+[ \t]*\n(?P<toml>.*?)\n\+\+\+)[ \t]*(?:\n|\Z)", re.DOTALL)
 FENCE = re.compile(
-    r"^(?P<indent>[ \t]*)(?P<mark>`{3,}|~{3,})[^\n`]*\n(?:.*?\n)??[ \t]*(?P=mark)[`~]*[ \t]*$|^[ \t]*(?:`{3,}|~{3,})[^\n`]*\n.*\Z",
+    r"^[ \t]*(?P<mark>`{3,}|~{3,})[^\n`]*\n(?:.*?\n)??[ \t]*(?P=mark)[`~]*[ \t]*$|^[ \t]*(?:`{3,}|~{3,})[^\n`]*\n.*\Z",
     re.MULTILINE | re.DOTALL,
 )
 """A block of code in Markdown; one that is never closed goes to the end."""

@@ -147,6 +147,11 @@ def test_a_fence_longer_than_a_part_becomes_several() -> None:
     assert lines == [f"    line_{n} = {n}" for n in range(100)]
 
 
+def test_a_fence_that_is_never_closed_is_closed_in_every_part() -> None:
+    made = parts("# T\n\nx\n\n  ~~~sh\n" + "\n".join(f"echo {n}" for n in range(200)), 300)
+    assert len(made) > 3 and all(part.count("~~~") == 2 for part in made[1:]) and made[0] == "# T\n\nx"
+
+
 def test_a_method_keeps_its_first_indentation() -> None:
     code = "class A:\n" + "\n\n".join(f"    def m{n}(self):\n        x = {n}\n        return x" for n in range(30))
     made = [part.removeprefix("m\n\n") for part in parts(code, 300, "code", "python")]
