@@ -67,15 +67,30 @@ def front_matter(text: str) -> tuple[dict[str, str], str]:
     if not found or len(found[0]) > _LONGEST_MATTER:
         return {}, text
     try:
-        values = yaml.load(found["yaml"], yaml.BaseLoader) if found["yaml"] is not None else tomllib.loads(found["toml"])
+        known = _of_yaml(found["yaml"]) if found["yaml"] is not None else _of_toml(found["toml"])
     except (yaml.YAMLError, RecursionError, ValueError):
         return {}, text
-    if not isinstance(values, dict):
+    if known is None:
         return {}, text
-    first = {key: value[0] if isinstance(value, list) and value else value for key, value in values.items()}
-    texts = {key: value.isoformat() if isinstance(value, datetime.date) else value for key, value in first.items()}
-    known = {str(key).lower(): value.strip() for key, value in texts.items() if isinstance(value, str)}
-    return {key: value for key, value in known.items() if value not in ("", "~", "null")}, text[found.end() :]
+    return {key.lower(): value.strip() for key, value in known.items() if value.strip() not in ("", "~", "null")}, text[found.end() :]
+
+
+def _of_yaml(text: str) -> dict[str, str] | None:
+    """From the nodes, before anything is made of them; None where it is no mapping."""
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    firsts = {
+        key.value: value.value[0] if isinstance(value, yaml.SequenceNode) and value.value else value
+        for key, value in node.value
+        if isinstance(key, yaml.ScalarNode)
+    }
+    return {key: node.value for key, node in firsts.items() if isinstance(node, yaml.ScalarNode)}
+
+
+def _of_toml(text: str) -> dict[str, str]:
+    firsts = {key: value[0] if isinstance(value, list) and value else value for key, value in tomllib.loads(text).items()}
+    return {key: str(value) for key, value in firsts.items() if isinstance(value, str | datetime.date)}
 
 
 def markdown_title(text: str) -> str | None:
