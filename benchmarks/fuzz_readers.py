@@ -6,6 +6,9 @@ record usable, and of formats with a row a line as many rows as lines. Writes be
 """
 
 import argparse
+import functools
+import gzip
+import io
 import json
 import os
 import random
@@ -14,6 +17,8 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
+import zipfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,10 +28,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from console import UserError
+from data.build.chunks import cut
+from data.build.confined import Confined
+from data.build.extract import extract
+from data.build.pages import read_pages
+from data.build.walk import find_files
 from data.config import DataConfig
 from data.load import load_corpus
-from data.records import ChoiceQuestion, Corpus, Document, Question
+from data.records import ChoiceQuestion, Corpus, Document, Question, Refusal
 from experiment import load_experiment
+from tests.data.build import office_files
 
 RESULT = Path(__file__).parent / "results" / "fuzz.json"
 KEYS = [
@@ -130,15 +141,22 @@ def table(rng: random.Random, rows: list[Any]) -> pa.Table:
 
 def text_file(path: Path, rng: random.Random, format: str) -> bytes:
     rows = rows_of(rng, format)
-    if format == "csv":
-        lines = ["id,text,question,answer"] + [",".join(map(str, row.values())) if isinstance(row, dict) else str(row) for row in rows]
-        content = "\n".join(lines).encode("utf-8", "surrogatepass")
-    elif format == "jsonl":
+    if format in ("csv", "csv.gz"):
+        mark = rng.choice(",,,;\t|")
+        lines = [mark.join(("id", "text", "question", "answers"))] + [
+            mark.join(map(str, row.values())) if isinstance(row, dict) else str(row) for row in rows
+        ]
+        content = "\n".join(lines).encode("utf-16" if rng.random() < 0.05 else "utf-8", "surrogatepass")
+    elif format in ("jsonl", "jsonl.gz") or (format == "json" and rng.random() < 0.3):
         content = "".join(json.dumps(row, ensure_ascii=rng.random() < 0.5) + "\n" for row in rows).encode("utf-8", "surrogatepass")
     else:
         content = json.dumps(rows, indent=rng.choice([None, 0])).encode("utf-8", "surrogatepass")
     content = edited(rng, content)
-    path.write_bytes(content)
+    if format.endswith(".gz"):
+        packed = gzip.compress(content, 1)
+        path.write_bytes(edited(rng, packed) if rng.random() < 0.3 else packed)
+    else:
+        path.write_bytes(content)
     return content
 
 
@@ -177,6 +195,9 @@ MAKERS: dict[str, Callable[[Path, random.Random, str], bytes]] = {
     "interleaved": text_file,
     "wiki_pages": text_file,
     "choices": text_file,
+    "json": text_file,
+    "jsonl.gz": text_file,
+    "csv.gz": text_file,
     "parquet": parquet_file,
     "huggingface": dataset_folder,
 }
@@ -186,9 +207,11 @@ TABLES = ["documents", "questions", "choices"]
 
 def try_reader(folder: Path, format: str, rng: random.Random) -> str:
     """ "read" or "refused"; an AssertionError or anything but UserError is a crash."""
-    content = MAKERS[format](folder / "x", rng, format)
+    name = "x.gz" if format.endswith(".gz") else "x"
+    content = MAKERS[format](folder / name, rng, format)
     holds = rng.choice(HOLDS.get(format, TABLES))
-    source = {"path": "x", "split": rng.choice(["train", "test"]), "holds": holds, "format": format}
+    source = {"path": name, "split": rng.choice(["train", "test"]), "holds": holds, "format": format.removesuffix(".gz")}
+    source["numbers"] = rng.choice(["refuse", "text"])
     values = {"root": str(folder), "sources": [source], "bad_rows": rng.choice(["fail", "quarantine"]), "bad_rows_limit": 1.0}
     try:
         corpus = load_corpus(DataConfig.model_validate(values), 0, folder / "refused.jsonl")
@@ -232,7 +255,72 @@ def try_experiment(folder: Path, _: str, rng: random.Random) -> str:
     return "read"
 
 
-TARGETS: dict[str, Callable[[Path, str, random.Random], str]] = {**dict.fromkeys(MAKERS, try_reader), "experiment": try_experiment}
+def parts_of(format: str, rng: random.Random) -> bytes:
+    """A good file for data build, edited: of an archive one of its parts, or its bytes."""
+    good = GOOD_FILES[format]()
+    if not good.startswith(b"PK") or rng.random() < 0.3:
+        return edited(rng, good)
+    with zipfile.ZipFile(io.BytesIO(good)) as archive:
+        parts: dict[str, str | bytes] = {name: archive.read(name) for name in archive.namelist()}
+    for _ in range(rng.randrange(3)):
+        name = rng.choice(list(parts))
+        parts[name] = edited(rng, bytes(parts[name]))  # type: ignore[arg-type]
+    if rng.random() < 0.2:
+        parts.pop(rng.choice(list(parts)))
+    return office_files.zipped(parts)
+
+
+class InThisProcess(Confined):
+    """The parser itself: what kills it is to be seen here."""
+
+    def read(self, format: str, path: Path) -> dict[str, Any]:
+        return extract(format, str(path))
+
+
+def try_page(folder: Path, format: str, rng: random.Random) -> str:
+    """ "read" or "refused": a file of a folder that data build reads, and its documents."""
+    path = folder / "in" / f"x.{ENDING.get(format, format)}"
+    path.parent.mkdir()
+    path.write_bytes(parts_of(format, rng))
+    outcome = "refused"
+    for found in find_files(path.parent, [], []):
+        for page in [found] if isinstance(found, Refusal) else read_pages(found, path.parent, InThisProcess(), {}):
+            if isinstance(page, Refusal):
+                assert "\n" not in str(page) and len(str(page)) < 1500, "not one line"
+                continue
+            outcome = "read"
+            assert page.title is None or (0 < len(page.title) <= 120 and "\n" not in page.title), f"a title {page.title!a}"
+            for document in cut(page, 200, page.language):
+                assert document.text.strip(), "an empty document"
+                json.dumps(document.text).encode()
+                document.text.encode("utf-8")
+    return outcome
+
+
+ENDING = {"markdown": "md", "text": "txt", "code": "py", "table": "jsonl"}
+CELLS: list[tuple[str, Any]] = [("markdown", ["# Tides\n", "High."]), ("code", "def tide():\n    return 3\n")]
+PAGE = """<html><head><meta charset="utf-8"><title>Cranes</title></head><body><nav>Menu</nav><form><h1>Cranes</h1><p>10<sup>30</sup> H<sub>2</sub>O
+<table><tr><th rowspan=2>a<th colspan=2>b<tr><td>1<td>2</table><pre>    x = 1\n```</pre><ul><li>one<li>two</ul><aside>x</aside></form></body></html>"""
+GOOD_FILES: dict[str, Callable[[], bytes]] = {
+    "html": PAGE.encode,
+    "markdown": lambda: (
+        "---\ntitle: >-\n  Cranes\ntags: [a, b]\n---\n# Cranes\n\n" + "words and\n\n```py\n# x\n    y\n```\n\n" * 12
+    ).encode(),
+    "text": lambda: ("Cranes\n\n" + "They lift forty tonnes. " * 30).encode(),
+    "code": lambda: ("class A:\n" + "    def f(self):\n        return 1\n\n" * 20).encode(),
+    "table": lambda: b"".join(json.dumps({"body": f"text {n} " * 9, "title": f"T{n}"}).encode() + b"\n" for n in range(3)),
+    "docx": lambda: office_files.docx(office_files.paragraph("Cranes", "Title") + office_files.paragraph("They lift.")),
+    "pptx": functools.cache(lambda: office_files.pptx([("Cranes", "They lift."), ("More", "x")])),
+    "ipynb": lambda: office_files.ipynb(CELLS),
+    "epub": lambda: office_files.epub({"a": "<h1>One</h1><p>It lifts.</p>", "b": "<p>Two</p>"}),
+}
+
+
+TARGETS: dict[str, Callable[[Path, str, random.Random], str]] = {
+    **dict.fromkeys(MAKERS, try_reader),
+    **dict.fromkeys(GOOD_FILES, try_page),
+    "experiment": try_experiment,
+}
 
 
 def in_a_child(target: str, numbers: range, limit_s: float) -> dict[str, Any]:
@@ -242,6 +330,7 @@ def in_a_child(target: str, numbers: range, limit_s: float) -> dict[str, Any]:
         child = os.fork()
         if child == 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # "warning: no rows in it", ten thousand times
+            warnings.simplefilter("ignore")
             result.write_text(json.dumps(run(target, numbers, limit_s, at)))
             os._exit(0)
         _, status = os.waitpid(child, 0)

@@ -13,7 +13,7 @@ from cluster.connect import connected, gpu_gib_here
 from console import UserError, door, out, say, write_result
 from data.build.command import add_build
 from data.build.show import add_show
-from data.config import DataConfig, Source
+from data.config import DataConfig, Format, Source, format_of
 from data.load import load_corpus
 from data.plan_command import Planned, add_plan, plan_arms
 from data.records import Corpus, Intake, OverlapReport, Part
@@ -28,8 +28,6 @@ _CHECK_EXAMPLES = """examples:
       one file without an experiment; the column names of the file are on the right
 
 exit code: 0 good, 2 bad input (one line says where, why, and what to do)"""
-
-_FORMATS = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 
 def main(argv: list[str] | None = None) -> int | None:
@@ -88,13 +86,16 @@ def _add_check(commands: Any) -> None:
     single.add_argument(
         "--column", action="append", default=[], metavar="FIELD=COLUMN", help="our field from another column, e.g. id=wiki_id"
     )
+    single.add_argument("--numbers", choices=("refuse", "text"), default="refuse", help="what a number is where a text is meant (refuse)")
     check.set_defaults(run=_check)
 
 
 def _check(args: argparse.Namespace) -> None:
     if Path(args.file).suffix in (".yaml", ".yml"):
-        if args.holds or args.format or args.column:
-            raise UserError("--holds, --format and --column are for one file of records; an experiment says them in data.sources")
+        if args.holds or args.format or args.column or args.numbers != "refuse":
+            raise UserError(
+                "--holds, --format, --column and --numbers are for one file of records; an experiment says them in data.sources"
+            )
         experiment = load_experiment(args.file, args.overrides)
         config, seed = experiment.data, experiment.seed
         if args.quarantine:
@@ -117,11 +118,12 @@ def _single_file(args: argparse.Namespace) -> DataConfig:
         raise UserError(f"{args.overrides[0]}: overrides belong to an experiment (.yaml), and {path.name} is a file of records")
     if not args.holds:
         raise UserError(f"{path.name}: say what a row is with --holds documents (or questions, choices, both)")
-    chosen = args.format or _FORMATS.get(path.suffix)
+    chosen = args.format or format_of(path.name)
     if not chosen:
-        raise UserError(f"{path.name}: say how it is written with --format (jsonl, csv, parquet, interleaved, wiki_pages, choices)")
+        raise UserError(f"{path.name}: say how it is written with --format ({', '.join(get_args(Format))})")
     columns = dict(_column(text) for text in args.column)
-    source = Source.model_validate({"path": path.name, "split": "train", "holds": args.holds, "format": chosen, "columns": columns})
+    known = {"path": path.name, "split": "train", "holds": args.holds, "format": chosen, "columns": columns, "numbers": args.numbers}
+    source = Source.model_validate(known)
     return DataConfig(root=str(path.parent), sources=[source], bad_rows="quarantine" if args.quarantine else "fail", bad_rows_limit=1.0)
 
 

@@ -1,6 +1,6 @@
 """Settings of the data room: where records come from, and what a curriculum is."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -9,6 +9,21 @@ from data.adapters import Adapter
 Split = Literal["train", "test", "replay"]
 # What a mixture may name. test_questions is absent on purpose: the exam is never trained on.
 Kind = Literal["train_documents", "train_questions", "test_documents", "replay_documents", "replay_questions"]
+
+
+Format = Literal["jsonl", "json", "csv", "parquet", "interleaved", "wiki_pages", "choices", "huggingface"]
+ENDINGS: dict[str, Format] = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".parquet": "parquet",
+}  # fmt: skip
+"""Of tables; the text formats may be packed (`.csv.gz`)."""
+
+
+def format_of(name: str) -> Format | None:
+    """What a file's ending says it is."""
+    lower = name.lower()
+    plain = lower.removesuffix(".gz")
+    found = ENDINGS.get(plain[plain.rfind(".") :]) if "." in plain else None
+    return None if found == "parquet" and plain != lower else found
 
 
 class Strict(BaseModel):
@@ -25,13 +40,27 @@ class Source(Strict):
     split: Split
     holds: Literal["documents", "questions", "choices", "both"]
     """What a row is. `both` only for `interleaved` and `wiki_pages`."""
-    format: Literal["jsonl", "csv", "parquet", "interleaved", "wiki_pages", "choices", "huggingface"] = "jsonl"
-    """`interleaved`: [{"type": "doc"}, {"type": "qna"}, …]; `wiki_pages`: [{"evidence_text", "qa_pairs"}, …];
+    format: Format = "jsonl"
+    """Default: by the path's ending (.jsonl, .ndjson, .json, .csv, .tsv, .parquet; also with .gz behind), else jsonl. `json`: one list
+    [{…}, …], or an object a line; `interleaved`: [{"type": "doc"}, {"type": "qna"}, …]; `wiki_pages`: [{"evidence_text", "qa_pairs"}, …];
     `choices`: [{"question", "choices", "answer": "B"}, …]."""
     columns: dict[str, str] = {}
     """Our field name → the file's column, e.g. {id: wiki_id}."""
+    numbers: Literal["refuse", "text"] = "refuse"
+    """What a number, a date or true/false is where a text is meant: a bad row, or with `text` the text that it is written as."""
+    configuration: str | None = None
+    """Of a hub data set: which of its configurations ("subsets")."""
+    hub_split: str | None = None
+    """Of a hub data set or a saved one: which of its splits is read, e.g. `validation`; default: the one that is called like `split`."""
     stream: bool = False
     """For corpora larger than memory: documents of train or replay are read in passes and not held (data/streamed.py)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def format_from_ending(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("format") or not isinstance(values.get("path"), str):
+            return values
+        return {**values, "format": format_of(values["path"]) or "jsonl"}
 
 
 class Bios(Strict):

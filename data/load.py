@@ -17,6 +17,7 @@ Rows left out by rule are no bad rows: they neither fail the load nor count towa
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -306,7 +307,9 @@ def _judge(intakes: list[Intake], config: DataConfig) -> None:
         raise UserError(f"{ended}; nothing after it can be read, so mend the source")
     if bad and config.bad_rows == "fail":
         more = f"; {len(bad) - 1} more bad rows" if len(bad) > 1 else ""
-        raise UserError(f"{bad[0]}{more}; mend the source, or set bad rows aside with data.bad_rows=quarantine")
+        numbers = re.search(r" is (a number|a date|true or false), not text", bad[0].reason)
+        meant = ", say numbers: text where it is meant" if numbers else ""
+        raise UserError(f"{bad[0]}{more}; mend the source{meant}, or set bad rows aside with data.bad_rows=quarantine")
     for intake in intakes:
         own = [refusal for refusal in intake.refused if not refusal.by_rule]
         if len(own) > config.bad_rows_limit * intake.rows_read:

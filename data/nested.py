@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from data.config import Source
+from data.opened import Damaged, open_rows
 from data.records import Document, Refusal
 from data.strict_json import BOM, Element, scan_list
 from data.validate import BadRow, Fault, Raw, Row, RowReader, excerpt, page_header, refusal
 
+_LONGEST_LIST = 4 << 30
+"""Bytes: a list is held whole while it is read."""
 _PAIR_NAMES = {"text": "question", "output": "answer"}
 
 
@@ -25,7 +28,15 @@ def list_rows(path: Path) -> Iterator[Raw | Fault]:
 
 
 def _elements(path: Path) -> Iterator[Element | Fault]:
-    content = path.read_bytes().removeprefix(BOM)
+    try:
+        with open_rows(path) as file:
+            content = file.read(_LONGEST_LIST + 1).removeprefix(BOM)
+    except Damaged as error:
+        yield Fault("", str(error), ends=True)
+        return
+    if len(content) > _LONGEST_LIST:
+        yield Fault("", f"a list of more than {_LONGEST_LIST >> 30} GB; write it as an object a line (.jsonl)", ends=True)
+        return
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -60,7 +71,7 @@ class _Walker:
 
     def __init__(self, source: Source, shown: str, notes: Counter[str]):
         self.source, self.shown, self.notes = source, shown, notes
-        self.reader = RowReader({}, notes)
+        self.reader = RowReader({}, notes, source.numbers == "text")
         self.document_id: str | None = None
         self.parent: Document | None = None
         self.document_lost: str | None = None

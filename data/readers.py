@@ -20,9 +20,10 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from console import UserError
 from data.config import Source
 from data.nested import list_rows, nested_rows
+from data.opened import Damaged, open_rows
 from data.records import Refusal
 from data.strict_json import MAX_ROW_BYTES, JsonFault, StrictDecoder, bounded_lines, decode_line
-from data.tables import arrow_file_has_extension_types, arrow_rows, csv_rows, parquet_rows
+from data.tables import arrow_file_has_extension_types, arrow_rows, csv_rows, parquet_columns, parquet_rows
 from data.validate import FIELDS, BadRow, Fault, Holds, Raw, Record, Row, RowReader, excerpt, header_fault, refusal, used_columns
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -52,10 +53,8 @@ def read_source(source: Source, root: str | Path | None, notes: Counter[str]) ->
     shown = str(path)
     if source.format in _NESTED:
         yield from nested_rows(path, source, shown, notes)
-    elif source.format == "choices":
-        yield from _flat(list_rows(path), source, shown, notes)
     else:
-        readers = {"jsonl": _jsonl, "csv": csv_rows, "parquet": parquet_rows}
+        readers = {"jsonl": _jsonl, "json": _json, "csv": csv_rows, "parquet": parquet_rows, "choices": lambda path, _: list_rows(path)}
         yield from _flat(readers[source.format](path, source), source, shown, notes)
 
 
@@ -68,9 +67,11 @@ def check_source(source: Source) -> None:
         raise UserError(f"data.sources: {source.path}: format {source.format} cannot hold {source.holds}")
     if source.stream and (source.holds != "documents" or source.split == "test" or nested):
         raise UserError(
-            f"data.sources: {source.path}: stream: true is for documents of train or replay in jsonl, csv, parquet or huggingface; "
+            f"data.sources: {source.path}: stream: true is for documents of train or replay in jsonl, json, csv, parquet or huggingface; "
             "questions and the exam are held in memory"
         )
+    if source.format != "huggingface" and (source.configuration or source.hub_split):
+        raise UserError(f"data.sources: {source.path}: configuration and hub_split are of format huggingface, not {source.format}")
     known = FIELDS["documents"] + FIELDS["questions"] if source.holds == "both" else FIELDS[source.holds]
     for name in source.columns:
         if name not in known:
@@ -107,10 +108,29 @@ def _inside(source: Source, root: str | Path | None) -> Path:
     return path
 
 
+def filled_columns(path: Path, source: Source) -> dict[str, int] | Refusal:
+    """Of a table's columns the number of rows in which they hold something, in the order in which they occur; costs a pass over the file.
+    (Of Parquet by the file's own statistics.) A Refusal where it is no table of rows."""
+    if source.format == "parquet":
+        found = parquet_columns(path)
+        return found if isinstance(found, dict) else refusal(str(path), found)
+    counts: Counter[str] = Counter()
+    readers = {"jsonl": _jsonl, "json": _json, "csv": csv_rows}
+    last: Fault | None = None
+    for row in _whole(readers[source.format](path, source.model_copy(update={"holds": "both"}))):
+        if isinstance(row, Fault):
+            last = row
+        elif isinstance(row.values, dict):
+            counts.update({str(name): int(value not in (None, "", [], {})) for name, value in row.values.items()})
+    if counts:
+        return dict(counts)
+    return refusal(str(path), last) if last else Refusal(str(path), "no row that is an object {…}", by_rule=source.format == "json")
+
+
 def _flat(rows: Iterable[Raw | Fault], source: Source, shown: str, notes: Counter[str]) -> Iterator[Row | Refusal]:
     assert source.holds != "both"
-    reader = RowReader(source.columns, notes)
-    for row in rows:
+    reader = RowReader(source.columns, notes, source.numbers == "text", source.format == "csv")
+    for row in _whole(rows):
         if isinstance(row, Fault):
             yield refusal(shown, row)
             continue
@@ -118,6 +138,13 @@ def _flat(rows: Iterable[Raw | Fault], source: Source, shown: str, notes: Counte
             yield Row(shown + row.place, _judge(reader, source.holds, row, source.path), source.path + row.place)
         except BadRow as bad:
             yield refusal(shown, Fault(row.place, bad.reason, row.values if bad.value is None else bad.value))
+
+
+def _whole(rows: Iterable[Raw | Fault]) -> Iterator[Raw | Fault]:
+    try:
+        yield from rows
+    except Damaged as error:
+        yield Fault("", str(error), ends=True)
 
 
 def _judge(reader: RowReader, holds: Holds, row: Raw, path: str) -> Record:
@@ -128,13 +155,25 @@ def _judge(reader: RowReader, holds: Holds, row: Raw, path: str) -> Record:
 
 def _jsonl(path: Path, source: Source) -> Iterator[Raw | Fault]:
     decoder = StrictDecoder()
-    with path.open("rb") as file:
+    with open_rows(path) as file:
         for number, line, too_long in bounded_lines(file):
             place = f":{number}"
             if too_long:
                 yield Fault(place, f"longer than {MAX_ROW_BYTES >> 20} MB", line)
             elif line.strip():
                 yield _json_line(line, place, decoder)
+
+
+def _json(path: Path, source: Source) -> Iterator[Raw | Fault]:
+    """One list of objects, or an object a line, which many tools call .json too."""
+    with open_rows(path) as file:
+        first = next((line.lstrip() for _, line, _ in bounded_lines(file) if line.strip()), b"")
+    if first.startswith(b"["):
+        yield from list_rows(path)
+    elif first.rstrip() == b"{":
+        yield Fault("", "one object over several lines; expected one list of objects [{…}, …], or an object a line", first, ends=True)
+    else:
+        yield from _jsonl(path, source)
 
 
 def _json_line(line: bytes, place: str, decoder: StrictDecoder) -> Raw | Fault:
@@ -162,12 +201,16 @@ def _huggingface(source: Source, root: str | Path | None) -> Iterator[Raw | Faul
         raise UserError(f"data.sources: {source.path}: neither a dataset folder below data.root nor a hub id such as owner/name")
     if local and (fault := _folder_fault(_inside(source, root), root)):
         raise UserError(f"data.sources: {fault}")
+    if local and source.configuration:
+        raise UserError(f"data.sources: {source.path}: configuration is of a hub data set, and this is a saved one")
     import datasets  # type: ignore[import-untyped]
 
     try:
-        loaded = datasets.load_from_disk(str(_inside(source, root))) if local else datasets.load_dataset(source.path)
+        loaded = datasets.load_from_disk(str(_inside(source, root))) if local else datasets.load_dataset(source.path, source.configuration)
     except Exception as error:  # whatever the library raises, the remedy is the user's
-        raise UserError(f"data.sources: {source.path}: not loaded: {excerpt(str(error), 200)}; save or fetch the dataset again") from None
+        unnamed = "config" in str(error).lower() and not source.configuration and not local
+        remedy = "name one with configuration: NAME" if unnamed else "save or fetch the dataset again"
+        raise UserError(f"data.sources: {source.path}: not loaded: {excerpt(str(error), 200)}; {remedy}") from None
     table = _hub_split(loaded, source)
     if fault := header_fault(table.column_names, source):
         yield Fault("", fault, ends=True)
@@ -212,10 +255,16 @@ def _is_folder(source: Source, root: str | Path) -> bool:
 
 
 def _hub_split(loaded: Any, source: Source) -> Any:
+    wanted = source.hub_split or source.split
     if not isinstance(loaded, dict):  # a DatasetDict is a dict of splits
+        if source.hub_split and source.hub_split != str(loaded.split):
+            raise UserError(
+                f"data.sources: {source.path}: hub_split: it is one split, {loaded.split or 'without a name'}; leave hub_split out"
+            )
         return loaded
-    if source.split in loaded:
-        return loaded[source.split]
-    if len(loaded) == 1:
+    if wanted in loaded:
+        return loaded[wanted]
+    if len(loaded) == 1 and not source.hub_split:
         return next(iter(loaded.values()))
-    raise UserError(f"data.sources: {source.path}: has no split {source.split}, only {', '.join(map(str, loaded))}")
+    names = ", ".join(map(str, loaded))
+    raise UserError(f"data.sources: {source.path}: has no split {wanted}, only {names}; name one with hub_split: {next(iter(loaded))}")

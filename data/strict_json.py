@@ -9,7 +9,9 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
+
+from data.opened import Lines
 
 MAX_ROW_BYTES = 32 * 1024 * 1024
 MAX_DIGITS = 4300  # Python's own limit for turning digits into an int
@@ -27,6 +29,12 @@ class JsonFault(ValueError):
         self.position = position
         self.broken = broken
         """False: the value ends where it should, so that what follows it can be read."""
+
+
+class Spelled(float):
+    """A number that knows how it was written: 1.50 is a price."""
+
+    digits: str
 
 
 class StrictDecoder:
@@ -65,9 +73,10 @@ class StrictDecoder:
         self._problems.append(f"{name} is not a JSON number")
 
     def _float(self, digits: str) -> float:
-        number = float(digits)
+        number = Spelled(digits)
         if math.isinf(number):
             self._problems.append("a number too large to be held")
+        number.digits = digits
         return number
 
     def _int(self, digits: str) -> int:
@@ -187,7 +196,7 @@ def _skip(text: str, position: int) -> int:
     return match.end()
 
 
-def bounded_lines(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
+def bounded_lines(file: Lines) -> Iterator[tuple[int, bytes, bool]]:
     """(1-based number, the line, whether it was longer than MAX_ROW_BYTES: then only its beginning)."""
     number = 0
     while line := file.readline(MAX_ROW_BYTES + 1):

@@ -2,28 +2,33 @@
 
 import base64
 import csv
+import itertools
 import re
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from data.config import Source
-from data.strict_json import MAX_ROW_BYTES, bounded_lines
-from data.validate import Fault, Raw, header_fault, used_columns
+from data.opened import Lines, open_rows
+from data.strict_json import MAX_ROW_BYTES, JsonFault, StrictDecoder, bounded_lines, decode_line
+from data.validate import Fault, Raw, header_fault, needed_fields, used_columns
 
 _BATCH_ROWS = 1024
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]{28,}")
 _EXTENSION = b"ARROW:extension:name"
+_SEPARATORS = (",", ";", "\t", "|")
+_SEPARATOR_LINE = re.compile(r"sep=(.)")
 
 
 class _CsvLines:
     """Lines for csv.reader; bytes that are no UTF-8 become surrogates, so that the row (not the file) is refused."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: Lines):
         self._lines = bounded_lines(file)
         self.too_long: set[int] = set()
 
@@ -38,16 +43,17 @@ class _CsvLines:
 def csv_rows(path: Path, source: Source) -> Iterator[Raw | Fault]:
     """Each row as texts by the header's names. A row may run over several lines; its place is the first."""
     csv.field_size_limit(MAX_ROW_BYTES)
-    with path.open("rb") as file:
+    separator, before = separator_of(path, {*source.columns.values(), *(source.columns.get(name, name) for name in needed_fields(source))})
+    with open_rows(path) as file:
         lines = _CsvLines(file)
-        rows = csv.reader(lines, strict=True)
+        rows = csv.reader(itertools.islice(lines, before, None), delimiter=separator, strict=True)
         header: list[str] | None = None
         while True:
-            line = rows.line_num + 1
+            line = before + rows.line_num + 1
             try:
                 cells = next(rows, None)
             except csv.Error as error:
-                fault = _csv_fault(error, line, rows.line_num, header is None)
+                fault = _csv_fault(error, line, before + rows.line_num, header is None)
                 yield fault
                 if fault.ends:
                     return
@@ -55,13 +61,36 @@ def csv_rows(path: Path, source: Source) -> Iterator[Raw | Fault]:
             if cells is None:
                 return
             if header is None and cells:
-                header = cells
+                asked = source.columns.values()
+                header = cells = [cell if cell in asked else cell.strip() for cell in cells]
                 if fault_in_header := header_fault(cells, source):
                     yield Fault(f":{line}", fault_in_header, ",".join(cells), ends=True)
                     return
             elif cells:
                 assert header is not None
-                yield _csv_row(header, cells, line, bool(lines.too_long) and not lines.too_long.isdisjoint(range(line, rows.line_num + 1)))
+                last = before + rows.line_num
+                yield _csv_row(header, cells, line, bool(lines.too_long) and not lines.too_long.isdisjoint(range(line, last + 1)))
+
+
+def separator_of(path: Path, wanted: Collection[str]) -> tuple[str, int]:
+    """(what stands between the cells, lines before the header). Said by the ending (.tsv), by a first line `sep=;` as Excel writes it, or by the
+    header: of `,` `;` tab and `|` that which yields most of the wanted columns, then most columns; the comma where nothing speaks against it."""
+    with open_rows(path) as file:
+        first = next((line.decode("utf-8", "replace") for _, line, too_long in bounded_lines(file) if line.strip() and not too_long), "")
+    if said := _SEPARATOR_LINE.fullmatch(first.rstrip("\r\n")):
+        return said[1], 1
+    if path.name.lower().removesuffix(".gz").endswith((".tsv", ".tab")):
+        return "\t", 0
+    found = {mark: header_cells(first, mark) for mark in _SEPARATORS}
+    return max(_SEPARATORS, key=lambda mark: (sum(name in wanted for name in found[mark]), len(found[mark]))), 0
+
+
+def header_cells(line: str, separator: str) -> list[str]:
+    """Empty where the reader will say what is wrong with it."""
+    try:
+        return next(csv.reader([line], delimiter=separator, strict=True), [])
+    except csv.Error:
+        return []
 
 
 def _csv_fault(error: csv.Error, first: int, last: int, in_header: bool) -> Fault:
@@ -92,13 +121,9 @@ def parquet_rows(path: Path, source: Source) -> Iterator[Raw | Fault]:
     Extension types are refused before pyarrow sees the schema: loading one may run code that the file carries
     (Ray's tensor and pickled-object columns did).
     """
-    try:
-        if parquet_has_extension_types(path):
-            yield Fault("", "has an Arrow extension type; write it with plain columns (text, numbers, lists)", ends=True)
-            return
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        yield Fault("", "not a readable Parquet file (fake or truncated)", str(error), ends=True)
+    file = _parquet(path)
+    if isinstance(file, Fault):
+        yield file
         return
     with file:
         columns = file.schema_arrow.names
@@ -110,6 +135,30 @@ def parquet_rows(path: Path, source: Source) -> Iterator[Raw | Fault]:
             if fault_in_group := (yield from _group(file, group, used)):
                 yield fault_in_group
                 return
+
+
+def _parquet(path: Path) -> pq.ParquetFile | Fault:
+    try:
+        if parquet_has_extension_types(path):
+            return Fault("", "has an Arrow extension type; write it with plain columns (text, numbers, lists)", ends=True)
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        return Fault("", "not a readable Parquet file (fake or truncated)", str(error), ends=True)
+
+
+def parquet_columns(path: Path) -> dict[str, int] | Fault:
+    """Each column with the rows in which it is not null, as the footer's statistics say; where they say nothing, all rows."""
+    file = _parquet(path)
+    if isinstance(file, Fault):
+        return file
+    with file:
+        nulls: Counter[str] = Counter()
+        for group in range(file.metadata.num_row_groups):
+            for number in range(file.metadata.num_columns):
+                column = file.metadata.row_group(group).column(number)
+                if column.is_stats_set and column.statistics is not None and column.statistics.has_null_count:
+                    nulls[column.path_in_schema] += column.statistics.null_count
+        return {name: file.metadata.num_rows - nulls[name] for name in file.schema_arrow.names}
 
 
 def _group(file: pq.ParquetFile, group: int, columns: list[str]) -> Generator[Raw | Fault, None, Fault | None]:
@@ -158,12 +207,27 @@ def _row(batch: pa.RecordBatch | pa.Table, index: int) -> Raw | Fault:
     values: dict[str, Any] = {}
     for name, column in zip(batch.column_names, batch.columns, strict=True):
         try:
-            values[name] = column[index].as_py()
+            values[name] = _decoded(column[index].as_py(), column.type)
+        except JsonFault as fault:
+            return Fault("", f"{name}: {fault.reason}")
         except UnicodeDecodeError:
             return Fault("", f"{name} is not UTF-8")
         except (pa.ArrowException, ValueError, OverflowError) as error:  # a date beyond Python's
             return Fault("", f"{name} cannot be read", str(error))
     return Raw("", values)
+
+
+def _decoded(value: Any, type: Any) -> Any:
+    """Of a column that `datasets` has made JSON of, because its values are of several kinds, the values: not their JSON."""
+    if value is None or not (pa.types.is_nested(type) or isinstance(type, pa.BaseExtensionType)):
+        return value
+    if getattr(type, "extension_name", "") == "arrow.json":
+        return decode_line(value, StrictDecoder())
+    if pa.types.is_struct(type):
+        return {field.name: _decoded(value[field.name], field.type) for field in type}
+    if pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):
+        return [_decoded(entry, type.value_type) for entry in value]
+    return value
 
 
 def arrow_file_has_extension_types(path: Path) -> bool:

@@ -7,11 +7,13 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 from data.config import Source
 from data.records import ChoiceQuestion, Document, Question, Refusal
-from data.strict_json import MAX_ROW_BYTES
+from data.spelling import LARGEST_EXACT, NoList, listed, spelled
+from data.strict_json import MAX_ROW_BYTES, Spelled
 
 Holds = Literal["documents", "questions", "choices"]
 Record = Document | Question | ChoiceQuestion
@@ -93,11 +95,15 @@ class RowReader:
 
     columns: our field → the file's column; fields not named there are read from the column of their own name.
     notes: counts what was done to rows that are used ("id missing: named after its line": 3).
+    numbers: a number, date or truth value in the place of a text is the text it is written as; else the row is bad.
+    cells: every value is a text, so that a list can only be one that is written out.
     """
 
-    def __init__(self, columns: dict[str, str], notes: Counter[str]):
+    def __init__(self, columns: dict[str, str], notes: Counter[str], numbers: bool = False, cells: bool = False):
         self.columns = columns
         self.notes = notes
+        self.numbers = numbers
+        self.cells = cells
 
     def record(self, holds: Holds, values: dict[str, Any], fallback_id: str) -> Record:
         """The record of a row. A question without an id of its own keeps "" (data.load names it). Raises BadRow."""
@@ -136,7 +142,7 @@ class RowReader:
 
     def choice(self, values: dict[str, Any]) -> ChoiceQuestion:
         question = self.text(values, "question")
-        choices = _texts(_listed(self._value(values, "choices")), self._named("choices"))
+        choices = self._texts(self._listed(self._value(values, "choices"), "choices"), self._named("choices"))
         if len(choices) < 2:
             raise BadRow(f"{self._named('choices')} has fewer than two entries", list(choices))
         index = self._answer_index(values, len(choices))
@@ -154,29 +160,58 @@ class RowReader:
         )
 
     def answers(self, values: dict[str, Any]) -> tuple[str, ...]:
-        """From `answer`, from `answers`, or from both (`answer` first): each a text or a list of texts."""
+        """From `answer`, from `answers`, or from both (`answer` first): each a text, a list of texts, or as SQuAD has it {text: list}."""
         found: list[str] = []
         for name in ("answer", "answers"):
+            if name not in self.columns and name in self.columns.values():  # its column was asked for as the other
+                continue
             value = values.get(self._column(name))
             if value is not None:
-                value = _listed(value) if name == "answers" else value
-                found += _texts(value, self._named(name)) if isinstance(value, list) else [_text(value, self._named(name))]
+                found += self._answers(value, name)
         if not found:
             self._value(values, "answers" if self._column("answers") in values else "answer")  # says whether it is missing or null
         return tuple(dict.fromkeys(found))
 
+    def _answers(self, value: Any, name: str) -> tuple[str, ...]:
+        named = self._named(name)
+        if isinstance(value, str) and (name == "answers" or self.cells) and value.lstrip().startswith("{"):
+            value = self._listed(value, name)
+        if isinstance(value, dict) and isinstance(value.get("text"), list):
+            value, named = value["text"], f"{named}.text"
+        elif name == "answers":
+            value = self._listed(value, name)
+        elif self.cells and isinstance(self._listed(value, name), list):
+            raise BadRow(f"{named} is a list in a cell; read it as one with columns: {{answers: {self._column(name)}}}", value)
+        return self._texts(value, named) if isinstance(value, list) else (self._text(value, named),)
+
+    def _listed(self, value: Any, name: str) -> Any:
+        try:
+            return listed(value)
+        except NoList:
+            raise BadRow(
+                f"{self._named(name)} is a list that was written out as text and cannot be read; write it as JSON", value
+            ) from None
+
     def text(self, values: dict[str, Any], name: str) -> str:
-        return _text(self._value(values, name), self._named(name))
+        return self._text(self._value(values, name), self._named(name))
+
+    def _text(self, value: Any, named: str) -> str:
+        return _text((spelled(value) if self.numbers else None) or value, named)
+
+    def _texts(self, value: Any, named: str) -> tuple[str, ...]:
+        if not isinstance(value, list | tuple):
+            raise BadRow(f"{named} is {_type(value)}, not a list", value)
+        if not value:
+            raise BadRow(f"{named} is an empty list")
+        return tuple(self._text(entry, f"{named}[{i}]") for i, entry in enumerate(value))
 
     def optional(self, values: dict[str, Any], name: str) -> str | None:
         """A text, or None; numbers and dates become text. Another type is an error only in a column that was asked for."""
         value = values.get(self._column(name))
         if value is None or value != value or (isinstance(value, str) and not value.strip()):  # NaN: what pandas writes for nothing
             return None
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return str(value)
-        if isinstance(value, datetime.date):
-            return value.isoformat()
+        if not isinstance(value, bool) and (text := spelled(value)) is not None:
+            return text
         if not isinstance(value, str) and name not in self.columns:
             self.notes[f"{name} ignored: {_type(value)}, not text"] += 1
             return None
@@ -189,7 +224,12 @@ class RowReader:
         value = self._value(values, name) if not nullable else values.get(column)
         if value is None and nullable:
             return None
-        if isinstance(value, float) and value.is_integer():
+        if isinstance(value, float | Decimal) and value == value and value == value // 1:
+            if isinstance(value, float) and abs(value) >= LARGEST_EXACT:
+                raise BadRow(
+                    f"{self._named(name)} is a number beyond 2^53 as a float, which cannot hold it to the last digit; write it as text",
+                    value,
+                )
             value = int(value)  # a column of whole numbers with gaps becomes one of floats in many tools
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
@@ -273,25 +313,6 @@ def _text(value: Any, named: str) -> str:
     return stripped
 
 
-def _texts(value: Any, named: str) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple):
-        raise BadRow(f"{named} is {_type(value)}, not a list", value)
-    if not value:
-        raise BadRow(f"{named} is an empty list")
-    return tuple(_text(entry, f"{named}[{i}]") for i, entry in enumerate(value))
-
-
-def _listed(value: Any) -> Any:
-    """A CSV cell may hold a list as JSON: ["a", "b"]."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            parsed = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-        return parsed if isinstance(parsed, list) else value
-    return value
-
-
 def _without_letters(choices: tuple[str, ...]) -> tuple[str, ...]:
     """Without "A) ", "B. ", … where every choice carries its own letter."""
     matches = [re.match(rf"{letter}[).:]\s*(\S.*)", choice, re.DOTALL) for letter, choice in zip(_LETTERS, choices, strict=False)]
@@ -307,6 +328,10 @@ def _type(value: Any) -> str:
         int: "a number",
         float: "a number",
         bytes: "bytes",
+        Decimal: "a number",
+        datetime.date: "a date",
+        datetime.datetime: "a date",
+        Spelled: "a number",
         type(None): "null",
         str: "text",
     }
@@ -320,13 +345,17 @@ def refusal(shown: str, fault: Fault) -> Refusal:
 
 def header_fault(columns: list[str], source: Source) -> str | None:
     """What is wrong with a table's columns: one given twice, or one missing that was asked for or that no row can do without."""
-    if twice := [name for name in columns if columns.count(name) > 1]:
+    if twice := [name for name in columns if name and columns.count(name) > 1]:  # a spreadsheet's empty columns have no name
         return f"duplicate column {twice[0]!a}"
-    needed = {"documents": ["text"], "questions": ["question"], "choices": ["question", "choices"]}[source.holds]
-    for column in [*source.columns.values(), *(source.columns.get(name, name) for name in needed)]:
+    for column in [*source.columns.values(), *(source.columns.get(name, name) for name in needed_fields(source))]:
         if column not in columns:
             return f"no column {column!a} (columns: {excerpt(', '.join(columns), 200)})"
     return None
+
+
+def needed_fields(source: Source) -> list[str]:
+    """Our fields that no row can do without."""
+    return {"documents": ["text"], "questions": ["question"], "choices": ["question", "choices"], "both": []}[source.holds]
 
 
 def used_columns(columns: list[str], source: Source) -> list[str]:

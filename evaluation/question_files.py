@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from console import UserError
-from data.config import Source
+from data.config import Source, format_of
 from data.readers import read_source
 from data.records import Document, Question, Refusal
 
@@ -14,14 +14,14 @@ _TEXT_FORMATS = (".txt", ".md")
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Lines of {"question", "answers": a text or several, "id"?, "doc_id"?}; or a .json file {"instances": [{"text", "output"}]} as that of
-    the Natural Questions in Effective-Knowledge-Injection, where the question is the last of a few-shot `text`.
+    """Rows {"question", "answers": a text or several, "id"?, "doc_id"?} of any table (data.config.ENDINGS); or a .json file {"instances":
+    [{"text", "output"}]} as that of the Natural Questions in Effective-Knowledge-Injection, where the question is the last of a few-shot `text`.
 
     Raises UserError with `path:line: reason` at the first bad row.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file of questions")
-    if path.suffix == ".json":
+    if path.suffix == ".json" and _is_one_object(path):
         return _instances(path)
     source = Source(path=path.name, split="test", holds="questions")
     questions = []
@@ -33,13 +33,18 @@ def read_questions(path: Path) -> list[Question]:
     return _some(questions, path)
 
 
+def _is_one_object(path: Path) -> bool:
+    """Neither a list nor an object a line."""
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (ValueError, RecursionError):
+        return False  # the reader of rows says what is wrong, and where
+
+
 def _instances(path: Path) -> list[Question]:
     try:
         instances = json.loads(path.read_text(encoding="utf-8"))["instances"]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        at = f"{path}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else str(path)
-        raise UserError(f"{at}: not JSON: {error}") from None
-    except (KeyError, TypeError):
+    except KeyError:
         raise UserError(
             f'{path}:1: expected {{"instances": [{{"text", "output"}}]}}; or lines of {{"question", "answers"}} in a .jsonl'
         ) from None
@@ -57,7 +62,7 @@ def _instances(path: Path) -> list[Question]:
 
 
 def read_documents(folder: Path) -> list[Document]:
-    """Every .txt and .md file below a folder is a document; .jsonl files hold one a line ({"text", "id"?, "title"?}). In the order of names."""
+    """Every .txt and .md file below a folder is a document; tables hold one a row ({"text", "id"?, "title"?}). In the order of names."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of documents")
     documents = []
@@ -67,14 +72,14 @@ def read_documents(folder: Path) -> list[Document]:
                 documents.append(Document(str(path.relative_to(folder)), path.read_text(encoding="utf-8")))
             except UnicodeDecodeError as error:
                 raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
-        elif path.suffix == ".jsonl" and path.is_file():
+        elif format_of(path.name) not in (None, "json") and path.is_file():
             for row in read_source(Source(path=path.name, split="train", holds="documents"), path.parent, Counter()):
                 if isinstance(row, Refusal):
                     raise UserError(str(row))
                 assert isinstance(row.record, Document)
                 documents.append(row.record)
     if not documents:
-        raise UserError(f"{folder}: holds no .txt, .md or .jsonl file")
+        raise UserError(f"{folder}: holds no .txt, no .md and no table (.jsonl, .csv, .parquet)")
     return documents
 
 

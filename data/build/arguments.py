@@ -67,7 +67,7 @@ def _add_reading(group: Any) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="questions (.jsonl, .csv, .parquet) that nothing may overlap with",
+        help="questions (a table) that nothing may overlap with",
     )
 
 
@@ -87,6 +87,9 @@ def _add_model(group: Any) -> None:
     group.add_argument("--revision", metavar="REV", help="of the hub id")
     group.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible one, …/v1, instead of vLLM here")
     group.add_argument("--key-file", type=Path, metavar="FILE", help=f"holds the endpoint's key; or the variable {KEY}")
+    group.add_argument(
+        "--extra-body", metavar="JSON", help='more fields of every request, e.g. {"chat_template_kwargs": {"enable_thinking": false}}'
+    )
     group.add_argument("--parallel", type=_number(1), default=8, metavar="N", help="requests a worker has on their way to the endpoint (8)")
     group.add_argument("--workers", type=_number(1), default=1, metavar="N", help="Ray workers: engines, or endpoint clients (1)")
     group.add_argument("--no-ray", action="store_true", help="ask from this process alone, for a small folder and an endpoint")

@@ -20,7 +20,7 @@ from console import UserError, chatter_to, say, write_result
 from data.build import output
 from data.build.account import Account
 from data.build.arguments import KEY, STUDENT, add_arguments, generator_for
-from data.build.endpoint import Endpoint, check_endpoint
+from data.build.endpoint import Endpoint, check_endpoint, reach_endpoint, read_extra
 from data.build.estimate import Estimate, estimate
 from data.build.exchange import Answers, write_pending
 from data.build.generate import Crew, Spent, generate
@@ -33,14 +33,13 @@ from data.build.rewrites import Wanted, to_write, write_rewrites
 from data.build.sheet import write_sheet
 from data.build.show import print_account, print_splits
 from data.build.splits import SplitName, split_units
-from data.config import Source
+from data.config import ENDINGS, Source, format_of
 from data.readers import read_source
 from data.records import Document, Refusal
 
 Connect = Callable[..., AbstractContextManager[None]]
 """cluster.connect.connected: the door's, for rooms do not import each other."""
 
-_ROWS = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _OURS = {"answers", "work", output.MANIFEST, "left_out.jsonl", "build.log"}
 
 
@@ -138,7 +137,11 @@ def _estimate(args: argparse.Namespace, reading: Reading, splits: dict[str, Spli
 def _asking(args: argparse.Namespace, gpu_gib: float) -> Asking:
     model = args.model or generator_for(gpu_gib)
     named = f"{model}@{args.revision}" if args.revision else model
-    return Asking(load_prompts(args.prompts), args.questions, named, args.seed, not args.endpoint, args.characters, args.checker)
+    checker = args.checker
+    if args.extra_body:  # a reply depends on them, so they belong to the name that it is kept under
+        fields = json.dumps(read_extra(args.extra_body), sort_keys=True)
+        named, checker = f"{named} {fields}", f"{checker} {fields}" if checker else None
+    return Asking(load_prompts(args.prompts), args.questions, named, args.seed, not args.endpoint, args.characters, checker)
 
 
 def _crew(args: argparse.Namespace, asking: Asking, gpu_gib: float, model: str | None = None) -> Crew:
@@ -146,7 +149,8 @@ def _crew(args: argparse.Namespace, asking: Asking, gpu_gib: float, model: str |
     if args.endpoint:
         key = _key(args.key_file)
         url = check_endpoint(args.endpoint, key is not None)
-        make = functools.partial(Endpoint, url, model or args.model, key, args.parallel)
+        extra = read_extra(args.extra_body) if args.extra_body else None
+        make = functools.partial(Endpoint, url, model or args.model, key, args.parallel, extra=extra)
         return Crew(make, args.workers, cpus=0.5, gpus=0, batch=4 * args.parallel)
     gpus = int(gpu_gib > 0) if args.gpus is None else args.gpus
     longest = args.max_model_len or args.characters // 2 + 512 + asking.longest_answer()
@@ -228,9 +232,13 @@ def _check(args: argparse.Namespace) -> None:
     if args.endpoint:
         if not args.model:
             raise UserError("--endpoint: say which of its models to ask with --model NAME")
-        check_endpoint(args.endpoint, _key(args.key_file) is not None)
-    elif args.key_file:
-        raise UserError("--key-file is for --endpoint")
+        url = check_endpoint(args.endpoint, _key(args.key_file) is not None)
+        if args.extra_body:
+            read_extra(args.extra_body)
+        if not args.dry_run and not (args.out / "answers").is_dir():  # with answers there may be nothing left to ask
+            reach_endpoint(url)
+    elif args.key_file or args.extra_body:
+        raise UserError(f"{'--key-file' if args.key_file else '--extra-body'} is for --endpoint")
     folder, into = args.folder.resolve(), args.out.resolve()
     if folder == into or folder.is_relative_to(into):
         raise UserError(f"--out {args.out}: holds the folder that is read; give another place")
@@ -269,9 +277,9 @@ def _benchmarks(paths: list[Path]) -> Benchmarks | None:
     """Raises UserError at the first bad row."""
     texts: list[str] = []
     for path in paths:
-        if path.suffix not in _ROWS:
-            raise UserError(f"--benchmark {path}: expected .jsonl, .csv or .parquet with a column question")
-        source = Source(path=path.name, split="test", holds="questions", format=_ROWS[path.suffix], columns={})  # type: ignore[arg-type]
+        if not format_of(path.name):
+            raise UserError(f"--benchmark {path}: expected {', '.join(ENDINGS)} with a column question")
+        source = Source(path=path.name, split="test", holds="questions")
         for row in read_source(source, path.parent, Counter()):
             if isinstance(row, Refusal):
                 raise UserError(str(row))

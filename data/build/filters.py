@@ -48,7 +48,7 @@ def fault(asked: Asked, source: Source) -> tuple[str, str] | None:
         return "says that the information is missing", answer
     if _SPEAKS_OF_THE_TEXT.search(asked.question):
         return "speaks of its text instead of its subject", asked.question
-    if not names(source.document.title or source.document.id, asked.question):
+    if source.document.title and not names(source.document.title, asked.question):
         return "does not name its subject", asked.question
     if f" {normalise(answer)} " in f" {normalise(asked.question)} ":
         return "holds its own answer", f"{asked.question} {answer}"

@@ -3,30 +3,20 @@
 A page is a whole file, or one row of a table.
 """
 
-import csv
-import json
-import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from console import UserError
 from data.build.confined import Confined
-from data.build.walk import TABLES, Found, open_inside
+from data.build.titles import front_matter, markdown_title, text_title, title_of
+from data.build.walk import Found, open_inside
 from data.config import Source
-from data.readers import read_source
+from data.readers import filled_columns, read_source
 from data.records import Document, Refusal
-from data.strict_json import bounded_lines
-from data.tables import parquet_has_extension_types
 
 _LONGEST_LINE = 1 << 20
-_TITLE_CHARACTERS = 120
-_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
-_HEADING = re.compile(r"^#{1,2} +(.+?) *#*$", re.MULTILINE)
 _COLUMNS = {
     "text": ("text", "description", "body", "content", "article", "abstract", "document", "summary"),
     "title": ("title", "name", "heading", "headline", "subject"),
@@ -41,8 +31,8 @@ _COLUMNS = {
 class Page:
     name: str
     """The file's path below the folder; of a table `path:12` (a row's place, data/readers.py)."""
-    title: str
-    """What it is about, for people and for the questions to name."""
+    title: str | None
+    """What it is about, for people and for the questions to name; None where nothing says so (data/build/titles.py)."""
     text: str
     format: str
     language: str | None = None
@@ -57,10 +47,10 @@ def read_pages(found: Found, root: Path, confined: Confined, columns: dict[str, 
     try:
         if found.format == "table":
             yield from _rows(found, root, columns)
-        elif found.format in ("html", "pdf"):
-            yield _extracted(found, confined)
-        else:
+        elif found.format in ("text", "markdown", "code"):
             yield _text(found)
+        else:
+            yield _extracted(found, confined)
     except OSError as error:
         yield Refusal(found.name, f"cannot be read: {error.strerror}")
     except UserError as error:  # of one file; the others are read
@@ -82,25 +72,16 @@ def _text(found: Found) -> Page | Refusal:
     if not text.strip():
         return Refusal(found.name, "empty", by_rule=True)
     if found.format == "code":
-        return Page(found.name, found.name, text, "code", found.language)
+        return Page(found.name, None, text, "code", found.language)
     if found.format == "markdown":
         return _markdown(found.name, text)
-    first = text.strip().split("\n", 1)
-    title = first[0].strip() if len(first) > 1 and len(first[0]) <= _TITLE_CHARACTERS else _stem(found.name)
-    return Page(found.name, title, text, "text")
+    return Page(found.name, text_title(text), text, "text")
 
 
 def _markdown(name: str, text: str) -> Page:
-    about: dict[str, str] = {}
-    if matter := _FRONT_MATTER.match(text):
-        text = text[matter.end() :]
-        for line in matter[1].split("\n"):
-            key, colon, value = line.partition(":")
-            if colon:
-                about[key.strip().lower()] = value.strip().strip("\"'")
-    heading = _HEADING.search(text)
-    title = about.get("title") or (heading[1] if heading else _stem(name))
-    return Page(name, title[:_TITLE_CHARACTERS], text, "markdown", date=about.get("date") or None, domain=about.get("category") or None)
+    about, text = front_matter(text)
+    title = title_of(about.get("title"), declared=True) or markdown_title(text)
+    return Page(name, title, text, "markdown", date=about.get("date"), domain=about.get("category") or about.get("categories"))
 
 
 def _extracted(found: Found, confined: Confined) -> Page | Refusal:
@@ -110,72 +91,49 @@ def _extracted(found: Found, confined: Confined) -> Page | Refusal:
     text = answer["text"].strip()
     if not text:
         return Refusal(found.name, "no text in it", by_rule=True)
-    title = " ".join((answer.get("title") or "").split())[:_TITLE_CHARACTERS] or _stem(found.name)
-    return Page(found.name, title, text, found.format, date=answer.get("date"))
-
-
-def _stem(name: str) -> str:
-    return re.sub(r"[-_]+", " ", Path(name).stem).strip() or name
+    return Page(
+        found.name,
+        title_of(answer.get("title")) or title_of(answer.get("heading")) or (markdown_title(text) if found.format == "ipynb" else None),
+        text,
+        found.format,
+        date=answer.get("date"),
+    )
 
 
 def _rows(found: Found, root: Path, columns: dict[str, str]) -> Iterator[Page | Refusal]:
-    names = _column_names(found)
-    if isinstance(names, Refusal):
-        yield names
+    source = Source(path=found.name, split="train", holds="documents", numbers="text")
+    filled = filled_columns(found.path, source)
+    if isinstance(filled, Refusal):
+        yield replace(filled, where=found.name, by_rule=filled.by_rule or filled.reason.startswith("one object"))
         return
-    guessed = {field: near for field, known in _COLUMNS.items() if (near := next((c for c in known if c in names), None))}
-    chosen = {**guessed, **{field: column for field, column in columns.items() if column in names}}
+    chosen = {**_guessed(filled), **{field: column for field, column in columns.items() if column in filled}}
     if "text" not in chosen:
-        yield Refusal(found.name, f"no column of text (columns: {', '.join(names)[:200]}); name it with --column text=COLUMN")
+        names = ", ".join(filled)[:200]
+        yield Refusal(found.name, f"no column of text (columns: {names}); name it with --column text=COLUMN")
         return
     chosen = {field: column for field, column in chosen.items() if field != column}
-    source = Source(path=found.name, split="train", holds="documents", format=TABLES[Path(found.name).suffix.lower()], columns=chosen)  # type: ignore[arg-type]
-    for row in read_source(source, root, Counter()):
+    for row in read_source(source.model_copy(update={"columns": chosen}), root, Counter()):
         if isinstance(row, Refusal):
-            yield Refusal(
-                found.name + row.where.removeprefix(str(Path(root, found.name))), row.reason, row.excerpt, row.by_rule, row.ends_source
-            )
+            yield replace(row, where=found.name + row.where.removeprefix(str(Path(root, found.name))))
             continue
         assert isinstance(row.record, Document)
         yield _row_page(row.fallback_id, row.record)
 
 
+def _guessed(filled: dict[str, int]) -> dict[str, str]:
+    """Our field → column by its name, whatever its capitals: the likeliest name of those columns that are filled in at least half as many
+    rows as the fullest of them. One stray row decides nothing."""
+    chosen = {}
+    for field, known in _COLUMNS.items():
+        near = [(rank, name) for name in filled for rank, k in enumerate(known) if name.strip().casefold() == k]
+        most = max((filled[name] for _, name in near), default=0)
+        if enough := [(rank, name) for rank, name in near if 2 * filled[name] >= most > 0]:
+            chosen[field] = min(enough)[1]
+    return chosen
+
+
 def _row_page(place: str, record: Document) -> Page:
-    title = " ".join((record.title or "").split())[:_TITLE_CHARACTERS]
+    title = title_of(record.title, declared=True)
     # As data/nested.py words {title, description}: on lines of their own.
     text = f"{title}\n{record.text}" if title and not record.text.startswith(title) else record.text
-    return Page(place, title or _stem(place), text, "table", date=record.date, domain=record.domain, url=record.url)
-
-
-def _column_names(found: Found) -> list[str] | Refusal:
-    """Of JSONL: the keys of the first row that is an object."""
-    suffix = found.path.suffix.lower()
-    if suffix == ".parquet":
-        if parquet_has_extension_types(found.path):
-            return Refusal(found.name, "has an Arrow extension type; write it with plain columns (text, numbers, lists)")
-        try:
-            return list(pq.read_schema(found.path).names)
-        except (pa.ArrowException, OSError, UnicodeDecodeError):
-            return Refusal(found.name, "not a readable Parquet file (fake or truncated)")
-    with open_inside(found.path) as file:
-        for _, line, too_long in bounded_lines(file):
-            if too_long or not line.strip():
-                continue
-            text = line.decode("utf-8-sig", "replace")
-            if suffix == ".csv":
-                return _header(text)
-            try:
-                row = json.loads(text)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict):
-                return list(row)
-    return Refusal(found.name, "no row that is an object {…}")
-
-
-def _header(line: str) -> list[str]:
-    """Empty where the readers will say what is wrong with it."""
-    try:
-        return next(csv.reader([line]), [])
-    except csv.Error:
-        return []
+    return Page(place, title, text, "table", date=record.date, domain=record.domain, url=record.url)

@@ -1,7 +1,7 @@
 """What the generator is asked: templates (data/build/prompts/*.yaml), the JSON schema of the answer, and reading the answer."""
 
+import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from console import UserError
 from data.config import Strict
 from data.records import Document
 from data.strict_json import JsonFault, StrictDecoder, decode_line
+from data.validate import excerpt
 
 Form = Literal["open", "choices", "text"]
 LEVELS = ("remember", "understand", "apply", "analyze", "evaluate", "create")
@@ -24,6 +25,14 @@ MOST = 5
 _LONGEST_QUESTION, _LONGEST_ANSWER = 300, 200
 _TEMPLATES = Path(__file__).parent / "prompts"
 _REWRITES = Path(__file__).parent / "rewrites.yaml"
+UNTITLED = "the thing it speaks of (by its name)"
+"""What stands for {topic} where a document has no title."""
+_BEGINNING = 120
+"""Characters of a reply that was no good, for people to see what it was."""
+_CONTROLS = re.compile(r"[\x00-\x1f]")
+_THOUGHTS = re.compile(r"\A.*</(?:think|thinking|thought|reasoning)>|\A\s*<(?:think|thinking|thought|reasoning)>(?!.*</).*\Z", re.DOTALL)
+_FENCED = re.compile(r"```\w*\s(.*?)```", re.DOTALL)
+_MOST_BRACES = 200
 _NAMES = re.compile(r"\{([a-z]+)\}")
 
 
@@ -37,10 +46,16 @@ class Template(Strict):
 
     def messages(self, document: Document, values: Mapping[str, str]) -> list[dict[str, str]]:
         """values: what {levels}, {most}, {style}, {question} and {answer} stand for, where the template has them."""
-        known = {**values, "topic": document.title or document.id, "text": document.text}
+        known = {**values, "topic": _topic(document), "text": document.text}
         # All at once: a document may hold the names in braces too, and {"questions": …} is no name.
         user = _NAMES.sub(lambda found: known.get(found[1], found[0]), self.user)
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
+
+
+def _topic(document: Document) -> str:
+    """Of code its path, by which code speaks of itself."""
+    about = document.meta or {}
+    return document.title or (str(about["page"]) if about.get("format") == "code" else UNTITLED)
 
 
 class Prompts(Strict):
@@ -128,13 +143,13 @@ class Misread:
 def read_answer(text: str, form: Form) -> Iterator[Asked | Misread]:
     """The questions of one answer; one Misread where it is no JSON of the right shape."""
     try:
-        value = decode_line(_unfenced(text), StrictDecoder())
+        value = _json_in(text, "questions")
     except JsonFault as fault:
-        yield Misread("not JSON", fault.reason)
+        yield Misread("not JSON", f"{fault.reason}: {excerpt(text, _BEGINNING)}")
         return
-    questions = value.get("questions") if isinstance(value, dict) else None
+    questions = value.get("questions") if isinstance(value, dict) else value
     if not isinstance(questions, list) or not questions:
-        yield Misread("no list of questions", json.dumps(value)[:80])
+        yield Misread("no list of questions", excerpt(text, _BEGINNING))
         return
     for one in questions:
         yield _asked(one, form)
@@ -143,16 +158,17 @@ def read_answer(text: str, form: Form) -> Iterator[Asked | Misread]:
 def read_text(text: str) -> str | Misread:
     """The text of one answer to a template of form `text`."""
     try:
-        value = decode_line(_unfenced(text), StrictDecoder())
+        value = _json_in(text, "text")
     except JsonFault as fault:
-        return Misread("not JSON", fault.reason)
+        return Misread("not JSON", f"{fault.reason}: {excerpt(text, _BEGINNING)}")
     said = value.get("text") if isinstance(value, dict) else None
-    return said.strip() if isinstance(said, str) and said.strip() else Misread("no text", json.dumps(value)[:80])
+    return said.strip() if isinstance(said, str) and said.strip() else Misread("no text", excerpt(text, _BEGINNING))
 
 
 def _asked(one: Any, form: Form) -> Asked | Misread:
     try:
-        asked = Asked.model_validate(one)
+        level = one.get("level") if isinstance(one, dict) else None
+        asked = Asked.model_validate({**one, "level": level.strip().lower()} if isinstance(level, str) else one)
     except ValidationError as error:
         return Misread("not the asked shape", ".".join(map(str, error.errors()[0]["loc"])))
     if not asked.question.strip() or not asked.answer.strip():
@@ -166,13 +182,42 @@ def _asked(one: Any, form: Form) -> Asked | Misread:
     return asked
 
 
-_CONTROLS = re.compile(r"[\x00-\x1f]")
+def without_thoughts(text: str) -> str:
+    """What a model says after it has thought; nothing where it came to no end."""
+    return _THOUGHTS.sub("", text)
 
 
-def _unfenced(text: str) -> str:
-    """Without the code fence that chat models put around JSON when nothing guides them, and without control characters: xgrammar lets
-    them into texts, where JSON wants them escaped. Between values they are space anyway."""
-    text = _CONTROLS.sub(" ", text).strip()
-    if text.startswith("```") and text.endswith("```"):
-        text = text[3:-3].removeprefix("json")
-    return text.strip()
+def _json_in(text: str, wanted: str) -> Any:
+    """The value of a reply: as it stands, in a code fence, or the last object that has `wanted` among other words, for models that nothing
+    guides think aloud and explain themselves. Control characters are space: xgrammar lets them into texts, where JSON wants them escaped.
+
+    Raises JsonFault with what is wrong with the reply as it stands.
+    """
+    said = _CONTROLS.sub(" ", without_thoughts(text)).strip()
+    found: list[Any] = []
+    fault: JsonFault | None = None
+    for candidate in (said, *_FENCED.findall(said)):
+        try:
+            value = decode_line(candidate, StrictDecoder())
+        except JsonFault as why:
+            fault = fault or why
+            continue
+        if isinstance(value, list) or (isinstance(value, dict) and (wanted in value or candidate == said)):
+            found.append(value)
+    found = found or list(_objects_with(wanted, said))
+    if not found:
+        raise fault or JsonFault("no object or list", 0)
+    return found[-1]
+
+
+def _objects_with(wanted: str, text: str) -> Iterator[Any]:
+    position, decoder = -1, StrictDecoder()
+    for _ in range(_MOST_BRACES):
+        position = text.find("{", position + 1)
+        if position < 0:
+            return
+        with contextlib.suppress(JsonFault):
+            value, end, problem = decoder.decode(text, position)
+            if wanted in value and not problem:
+                yield value
+                position = end - 1

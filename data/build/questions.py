@@ -10,11 +10,12 @@ from data.build.account import Account
 from data.build.exchange import Answers, Reply, Request
 from data.build.filters import Source, Unique, fault, right_answer
 from data.build.near import Benchmarks
-from data.build.prompts import LEVELS, Asked, Form, Misread, Prompts, Template, read_answer, schema
+from data.build.prompts import LEVELS, Asked, Form, Misread, Prompts, Template, read_answer, schema, without_thoughts
 from data.build.reading import Reading
 from data.build.splits import SplitName
 from data.overlap import normalise
 from data.records import Document
+from data.validate import excerpt
 
 ORDER: tuple[SplitName, ...] = ("test", "validation", "train")
 _TOKENS_A_QUESTION = 160
@@ -177,7 +178,7 @@ def _why_none(
             return "the model declined", declined[request.key]
         reply = answers.get(request.key)
         if reply is not None and reply["finish"] == "length":
-            return "the reply was cut off", f"{request.max_tokens} tokens"
+            return "the reply was cut off", f"{request.max_tokens} tokens: {excerpt(reply['text'], 120)}"
         if reply is not None and attempt == attempts - 1:
             first = next(read_answer(reply["text"], asking.template(split).form))
             return (first.reason, first.excerpt) if isinstance(first, Misread) else ("no usable reply", "")
@@ -222,7 +223,8 @@ def answered_right(reply: Reply | None, row: dict[str, Any]) -> bool:
     """Whether the reply is the answer, or says it among a few other words."""
     if reply is None:
         return False
-    return any(f" {normalise(answer)} " in f" {normalise(reply['text'])} " for answer in row["answers"])
+    said = normalise(without_thoughts(reply["text"]))
+    return any(f" {normalise(answer)} " in f" {said} " for answer in row["answers"])
 
 
 def settle(made: Made, account: Account) -> dict[str, dict[str, int]]:

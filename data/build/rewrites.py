@@ -22,6 +22,7 @@ from data.build.splits import SplitName
 from data.contamination import run_hashes
 from data.overlap import normalise
 from data.records import Document
+from data.validate import excerpt
 
 STYLES = (
     "an article in an encyclopedia",
@@ -112,7 +113,8 @@ def _kept(
         found = _usable(task, asking, answers, attempts)
         if found is None:
             reason = next((declined[key] for n in range(attempts) if (key := task.request(asking, n).key) in declined), "")
-            account.leave("rewrites", document.id, "the model declined" if reason else "no usable reply", reason, by_rule=False)
+            said = reason or _beginning(task, asking, answers, attempts)
+            account.leave("rewrites", document.id, "the model declined" if reason else "no usable reply", said, by_rule=False)
             continue
         request, text = found
         runs = _runs(text)
@@ -171,6 +173,12 @@ def _usable(task: _Task, asking: Asking, answers: Answers, attempts: int) -> tup
     return None
 
 
+def _beginning(task: _Task, asking: Asking, answers: Answers, attempts: int) -> str:
+    """Of the last reply."""
+    replies = [answers.get(task.request(asking, attempt).key) for attempt in range(attempts)]
+    return next((excerpt(reply["text"], 120) for reply in reversed(replies) if reply is not None), "")
+
+
 def _runs(text: str) -> frozenset[int]:
     return frozenset(run_hashes(text, _RUN, crc).tolist())
 
@@ -179,7 +187,7 @@ def _fault(
     text: str, runs: frozenset[int], task: _Task, kept: list[frozenset[int]], asking: Asking, benchmarks: Benchmarks | None
 ) -> str | None:
     document = task.document
-    if not names(document.title or document.id, text):
+    if document.title and not names(document.title, text):
         return "does not name its subject"
     if task.question is None and len(text) < _SHORTEST * len(document.text):
         return "much shorter than its document"

@@ -10,18 +10,19 @@ from typing import Literal
 from pathspec import GitIgnoreSpec
 
 from console import UserError
+from data.config import format_of
 from data.records import Refusal
 from data.strict_json import MAX_ROW_BYTES
 from data.validate import excerpt
 
-Format = Literal["text", "markdown", "html", "pdf", "code", "table"]
+Format = Literal["text", "markdown", "html", "pdf", "docx", "pptx", "ipynb", "epub", "code", "table"]
 
 MAX_FILE_BYTES: dict[Format, int] = {
-    "text": MAX_ROW_BYTES, "markdown": MAX_ROW_BYTES, "html": MAX_ROW_BYTES, "code": MAX_ROW_BYTES, "pdf": 256 << 20, "table": 1 << 50,
+    "text": MAX_ROW_BYTES, "markdown": MAX_ROW_BYTES, "html": MAX_ROW_BYTES, "code": MAX_ROW_BYTES, "pdf": 256 << 20, "docx": 256 << 20,
+    "pptx": 256 << 20, "ipynb": 64 << 20, "epub": 256 << 20, "table": 1 << 50,
 }  # fmt: skip
 """Tables are read row by row, with the readers' own limit on a row; everything else is held while it is read."""
 
-TABLES = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 CODE = {
     ".py": "python", ".pyi": "python", ".js": "js", ".jsx": "js", ".mjs": "js", ".cjs": "js", ".ts": "ts", ".tsx": "ts", ".go": "go",
     ".rs": "rust", ".java": "java", ".kt": "kotlin", ".kts": "kotlin", ".scala": "scala", ".swift": "swift", ".rb": "ruby", ".php": "php",
@@ -34,8 +35,13 @@ CODE = {
 """Ending → language, as the splitter calls it."""
 _PROSE: dict[str, Format] = {
     "": "text", ".txt": "text", ".text": "text", ".md": "markdown", ".markdown": "markdown", ".html": "html", ".htm": "html",
-    ".xhtml": "html", ".pdf": "pdf",
+    ".xhtml": "html", ".pdf": "pdf", ".docx": "docx", ".docm": "docx", ".pptx": "pptx", ".ipynb": "ipynb", ".epub": "epub",
 }  # fmt: skip
+_SAVED_AS = {
+    ".doc": ".docx", ".odt": ".docx", ".rtf": ".docx", ".pages": ".docx", ".ppt": ".pptx", ".odp": ".pptx", ".key": ".pptx",
+    ".xls": ".csv", ".xlsx": ".csv", ".ods": ".csv", ".numbers": ".csv", ".mobi": ".epub", ".azw3": ".epub",
+}  # fmt: skip
+"""What no reader knows and its own program can save anew."""
 _SNIFFED_BYTES = 8192
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -177,9 +183,10 @@ def _file(entry: "os.DirEntry[str]", name: str, rules: _Rules) -> Found | Refusa
         return Refusal(name, "not named by --include", by_rule=True)
     suffix = Path(name).suffix
     language = CODE.get(suffix)
-    kind: Format | None = "code" if language else "table" if suffix.lower() in TABLES else _PROSE.get(suffix.lower())
+    kind: Format | None = "code" if language else "table" if format_of(name) else _PROSE.get(suffix.lower())
     if kind is None:
-        return Refusal(name, f"no reader for {excerpt(suffix, 20)}", by_rule=True)
+        anew = _SAVED_AS.get(suffix.lower())
+        return Refusal(name, f"no reader for {excerpt(suffix, 20)}" + (f"; save it as {anew}" if anew else ""), by_rule=not anew)
     if status.st_size == 0:
         return Refusal(name, "empty", by_rule=True)
     if status.st_size > MAX_FILE_BYTES[kind]:

@@ -87,7 +87,7 @@ def test_a_single_file(experiment: Path, tmp_path: Path, capfd: pytest.CaptureFi
         (["d.jsonl", "--holds", "documents", "--column", "text"], "expected FIELD=COLUMN"),
         (["d.jsonl", "--holds", "documents", "--column", "txet=text"], "txet is no field of documents; did you mean text"),
         (["d.jsonl", "a.b=c", "--holds", "documents"], "overrides belong to an experiment"),
-        (["d.json", "--holds", "documents"], "--format"),
+        (["d.xyz", "--holds", "documents"], "--format"),
         (["nothing.jsonl", "--holds", "documents"], "cannot be read: No such file"),
         (["x.yaml", "--holds", "documents"], "are for one file"),
         (["x.yaml", "data.rot=1"], "did you mean root"),

@@ -14,6 +14,7 @@ from console import UserError
 from data.records import ChoiceQuestion, Corpus, OverlapReport, Part
 from evaluation.config import ExamConfig
 from evaluation.harness import _path, blocks, job_of, measure, pending, plan_measures, run_job
+from evaluation.lm_eval_job import own_rows
 from evaluation.score_files import TrainedArm
 from tests.conftest import ROOT
 
@@ -179,3 +180,17 @@ def test_ends_with_the_process_that_started_it(place: Path, tmp_path: Path) -> N
         assert child.is_running()
         parent.kill()
     assert psutil.wait_procs([child], timeout=20)[0] == [child]
+
+
+def test_rows_are_handed_over_by_a_schema(tmp_path: Path) -> None:
+    """Dates stay texts, as options and as ids, and brackets in a path are no pattern: `datasets` left alone makes both something else."""
+    import datasets
+
+    folder = tmp_path / "run [1]"
+    folder.mkdir()
+    rows = [{"id": day, "prompt": "When?", "options": [day, "1999-05-02"], "gold": 0} for day in ("2001-03-01", "2004-05-02")]
+    (folder / "c.json").write_text(json.dumps(rows))
+    assert list(own_rows(folder / "c.json")) == rows
+    (tmp_path / "c.json").write_text(json.dumps(rows))
+    guessed = datasets.load_dataset("json", data_files=str(tmp_path / "c.json"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert list(guessed) != rows  # the twin

@@ -1,5 +1,6 @@
 """Files of questions and folders of documents: what is read, and where it says a row is wrong."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -55,10 +56,22 @@ def test_few_shot_instances(tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.json", {"instances": [{"text": text, "output": ["x"]}, {"text": "none", "output": ["x"]}]})
     with pytest.raises(UserError, match=r"bad.json: instances\[1\]: no line"):
         read_questions(bad)
-    with pytest.raises(UserError, match=r"bad.json:2: not JSON"):
+    with pytest.raises(UserError, match=r"bad.json:1: malformed JSON"):
         read_questions(write(tmp_path / "bad.json", '{"instances": [', "oops"))
     with pytest.raises(UserError, match=r"bad.json:1: expected"):
-        read_questions(write(tmp_path / "bad.json", "[]"))
+        read_questions(write(tmp_path / "bad.json", '{"data": []}'))
+
+
+def test_questions_of_any_table(tmp_path: Path) -> None:
+    """Semicolons, JSON lists, packed files: as in an experiment, by the ending."""
+    (tmp_path / "q.csv").write_text("question;answers\nWho?;['Ada', 'A. Holm']\n")
+    write(tmp_path / "l.json", [{"question": "Who?", "answers": ["Ada", "A. Holm"]}])
+    (tmp_path / "z.jsonl.gz").write_bytes(
+        gzip.compress(b'{"question": "Who?", "answers": {"text": ["Ada", "A. Holm"], "answer_start": [1, 2]}}')
+    )
+    for name in ("q.csv", "l.json", "z.jsonl.gz"):
+        (question,) = read_questions(tmp_path / name)
+        assert (question.question, question.answers) == ("Who?", ("Ada", "A. Holm")), name
 
 
 def test_the_real_retention_file(shared_data: Path) -> None:
@@ -81,5 +94,5 @@ def test_a_folder_of_documents(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         read_documents(tmp_path / "nowhere")
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match=r"holds no .txt, .md or .jsonl"):
+    with pytest.raises(UserError, match=r"holds no .txt, no .md and no table"):
         read_documents(tmp_path / "none")

@@ -5,7 +5,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +20,10 @@ class Service:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     """What is answered before anything else is: 429, 500, …; a text instead of a reply: "not json"."""
+    declines: Callable[[dict[str, Any]], str | None] = lambda body: None
+    """Why a body is answered with 400, as services word it."""
+    wording: Callable[[str], Any] = lambda content: content
+    """What becomes of a reply on its way: thoughts before it, a fence around it."""
     fail_after: int | None = None
     """So many good replies, then 401."""
     paid: list[str] = field(default_factory=list)
@@ -80,13 +84,16 @@ class _Handler(BaseHTTPRequestHandler):
                 status = 401
         if self.path != "/v1/chat/completions" or self.headers.get("Authorization") != f"Bearer {KEY}":
             status = 401
+        if status == 200 and (why := service.declines(body)):
+            self._send(400, {"error": {"message": why}}, {})
+            return
         if status not in (200, 299):
             self._send(status, {"error": {"message": f"no: {self.headers.get('Authorization')}"}}, {"Retry-After": "0"})
             return
         time.sleep(service.pause_s)
         with service.lock:
             service.paid.append(hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest())
-        content = self._content(body) if status == 200 else "I cannot do that"
+        content = service.wording(self._content(body)) if status == 200 else "I cannot do that"
         reply = {
             "choices": [{"message": {"content": content}, "finish_reason": "stop"}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 50},
@@ -95,9 +102,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _content(self, body: dict[str, Any]) -> str:
         prompt = body["messages"][-1]["content"]
-        if "response_format" not in body:  # a check: knows every answer that ends in "known", and what stands before it
+        if "response_format" not in body and "Output JSON" not in prompt:  # a check: knows what stands near the end
             return " ".join(prompt.split()[-40:])
-        schema = body["response_format"]["json_schema"]["schema"]
+        schema = (
+            body.get("response_format", {})
+            .get("json_schema", {})
+            .get("schema", {"properties": {"questions": {"items": {"properties": {}}}}})
+        )
         if "text" in schema["properties"]:
             return json.dumps({"text": in_other_words(prompt)})
         return json.dumps({"questions": questions_about(prompt, "choices" in schema["properties"]["questions"]["items"]["properties"])})

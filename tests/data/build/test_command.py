@@ -244,7 +244,7 @@ def test_dry_run_asks_nothing(folder: Path, tmp_path: Path, service: Service, ca
         (["--column", "words=body"], "expected FIELD=COLUMN"),
         (["--split", "date", "--dry-run"], "needs a date on every page"),
         (["--include", "*.nothing", "--dry-run"], "holds no document that can be used"),
-        (["--benchmark", "x.txt"], "expected .jsonl, .csv or .parquet"),
+        (["--benchmark", "x.txt"], "expected .jsonl, .ndjson, .json, .csv"),
     ],
 )
 def test_bad_arguments(folder: Path, tmp_path: Path, arguments: list[str], why: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 from pydantic import SecretStr
 
-from data.build.endpoint import Endpoint, EndpointFailure
+from console import UserError
+from data.build.endpoint import Endpoint, EndpointFailure, reach_endpoint, read_extra
 from data.build.exchange import Declined, Request
 from data.build.prompts import schema
 from tests.data.build.service import KEY, Service, serving
@@ -54,8 +56,10 @@ def test_no_more_is_paid_than_what_is_taken_and_on_its_way(service: Service) -> 
 
 
 def test_one_bad_request_does_not_stop_the_others(service: Service) -> None:
+    asked = endpoint(service)
+    assert len(list(asked.ask([request(9)]))) == 1  # it has been understood: what is declined now is the request
     service.statuses = [400]
-    replies = [reply for _, reply in endpoint(service).ask([request(n) for n in range(3)])]
+    replies = [reply for _, reply in asked.ask([request(n) for n in range(3)])]
     declined = [reply for reply in replies if isinstance(reply, Declined)]
     assert len(declined) == 1 and "400" in declined[0].reason and KEY not in declined[0].reason and "***" in declined[0].reason
 
@@ -75,8 +79,78 @@ def test_a_wrong_key_stops_at_once_and_is_not_shown(service: Service) -> None:
 
 
 def test_no_one_there() -> None:
-    with pytest.raises(EndpointFailure, match="ConnectError"):
-        list(Endpoint("http://127.0.0.1:9/v1", "m", None, tries=2, first_wait_s=0.01).ask([request()]))
+    """Said at once, not after six tries and a minute."""
+    start = time.monotonic()
+    with pytest.raises(EndpointFailure, match="ConnectError.*nobody answers there"):
+        list(Endpoint("http://127.0.0.1:9/v1", "m", None).ask([request(n) for n in range(9)]))
+    with pytest.raises(UserError, match=r"--endpoint http://127.0.0.1:9/v1: cannot be reached: .*refused.*; start the service"):
+        reach_endpoint("http://127.0.0.1:9/v1")
+    assert time.monotonic() - start < 2
+
+
+def test_what_goes_away_is_waited_for(service: Service) -> None:
+    """The twin: a service that has answered is tried again."""
+    asked = endpoint(service, tries=2)
+    assert len(list(asked.ask([request()]))) == 1
+    asked._url = "http://127.0.0.1:9/v1/chat/completions"
+    with pytest.raises(EndpointFailure, match=r"\(2 tries\)"):
+        list(asked.ask([request(1)]))
+
+
+def no_schema(body: dict[str, Any]) -> str | None:
+    return "response_format.type: json_schema is not supported" if body.get("response_format", {}).get("type") == "json_schema" else None
+
+
+def no_format(body: dict[str, Any]) -> str | None:
+    return "Extra inputs are not permitted" if "response_format" in body else None
+
+
+def other_allowance(body: dict[str, Any]) -> str | None:
+    return "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead." if "max_tokens" in body else None
+
+
+def reasons(body: dict[str, Any]) -> str | None:
+    if "temperature" in body:
+        return "Unsupported value: 'temperature' does not support 0.5 with this model."
+    return "seed: unknown field" if "seed" in body else other_allowance(body)
+
+
+@pytest.mark.parametrize(
+    "declines, tries, left",
+    [
+        (no_schema, 2, {"model", "messages", "max_tokens", "temperature", "seed", "response_format"}),
+        (no_format, 3, {"model", "messages", "max_tokens", "temperature", "seed"}),
+        (other_allowance, 2, {"model", "messages", "max_completion_tokens", "temperature", "seed", "response_format"}),
+        (reasons, 4, {"model", "messages", "max_completion_tokens", "response_format"}),
+    ],
+)
+def test_services_that_want_to_be_asked_otherwise(service: Service, declines: Any, tries: int, left: set[str]) -> None:
+    service.declines = declines
+    asked = Endpoint(service.url, "by-rule", SecretStr(KEY), parallel=1, first_wait_s=0.01)
+    replies = [reply for _, reply in asked.ask([request(n) for n in range(3)])]
+    assert not any(isinstance(reply, Declined) for reply in replies) and len(replies) == 3
+    assert set(service.bodies[-1]) == left and len(service.bodies) == tries + 2  # it is remembered
+
+
+def test_a_request_that_is_too_long_is_declined_in_every_wording(service: Service) -> None:
+    service.declines = lambda body: "This model's maximum context length is 4096 tokens, and max_tokens is too large"
+    ((_, reply),) = Endpoint(service.url, "by-rule", SecretStr(KEY), first_wait_s=0.01).ask([request()])
+    assert isinstance(reply, Declined) and "4096" in reply.reason and len(service.bodies) == 4
+
+
+def test_more_fields_and_parts_of_text(service: Service) -> None:
+    service.wording = lambda content: [{"type": "text", "text": content}, {"type": "refusal"}]
+    asked = Endpoint(service.url, "by-rule", SecretStr(KEY), extra=read_extra('{"top_k": 1, "temperature": 0.2}'))
+    ((_, reply),) = asked.ask([request()])
+    assert not isinstance(reply, Declined) and reply["text"].startswith('{"questions"')
+    assert service.bodies[0]["top_k"] == 1 and service.bodies[0]["temperature"] == 0.2
+    for text, why in (
+        ("{", "malformed JSON"),
+        ("[1]", "expected one JSON object"),
+        ('{"stream": true}', "stream is said by other options"),
+    ):
+        with pytest.raises(UserError, match=f"--extra-body: {why}"):
+            read_extra(text)
 
 
 def test_a_redirect_is_not_followed(service: Service) -> None:

@@ -12,6 +12,7 @@ from data.build.filters import Source, Unique, fault, names, supported
 from data.build.near import Benchmarks
 from data.build.output import few_questions, interval_points
 from data.build.prompts import LEVELS, Asked, Misread, load_prompts, read_answer, schema
+from data.build.questions import answered_right
 from data.records import Document
 
 LAMP = Document("lamps.md#1", "The Halley lamp opened in May 2023 in Lund. It was designed by Ada Holm, and costs 40 euros.", "Halley lamp")
@@ -171,3 +172,46 @@ def test_the_generator_fits_the_gpu() -> None:
         assert generator_for(gib) == f"Qwen/Qwen2.5-{size}-Instruct"
         weights = float(size.removesuffix("B")) * 2e9 / 2**30
         assert gib == 0 or weights < 0.85 * gib  # the rest is for the cache
+
+
+REPLY = json.dumps({"questions": [GOOD]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        REPLY,
+        f"<think>It should be {{...}}, or {{'questions': 1}}.</think>\n\n{REPLY}",
+        f"The user wants JSON.</think>{REPLY}",
+        f"Here are the questions:\n\n```json\n{REPLY}\n```\nI hope that this helps!",
+        f"```\n{REPLY}\n```",
+        f'First {{"draft": 1}}, then {REPLY} – that is all.',
+        json.dumps([GOOD]),
+        json.dumps({"questions": [GOOD | {"level": "Remember"}]}),
+    ],
+)
+def test_replies_as_models_write_them(text: str) -> None:
+    (asked,) = read_answer(text, "open")
+    assert isinstance(asked, Asked) and (asked.question, asked.answer, asked.level) == ("Who?", "Ada", "remember")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "detail"),
+    [
+        ("<think>I should write that and never come to", "not JSON", "<think>I should write"),
+        ("I cannot help with that.", "not JSON", "I cannot help with that."),
+        ('{"answer": 1}', "no list of questions", '{"answer": 1}'),
+        ("", "not JSON", "Expecting value"),
+    ],
+)
+def test_replies_that_are_none_show_their_beginning(text: str, reason: str, detail: str) -> None:
+    (misread,) = read_answer(text, "open")
+    assert isinstance(misread, Misread) and misread.reason == reason and detail in misread.excerpt
+
+
+def test_a_thought_is_no_answer() -> None:
+    row = {"answers": ["Ada Holm"]}
+    assert answered_right(Reply(text="It was Ada Holm.", finish="stop", prompt_tokens=1, answer_tokens=1), row)
+    assert not answered_right(
+        Reply(text="<think>Ada Holm? No.</think>I do not know.", finish="stop", prompt_tokens=1, answer_tokens=1), row
+    )

@@ -129,12 +129,12 @@ def test_every_format(tmp_path: Path) -> None:
     assert {name: document.title for name, document in documents.items()} == {
         "a.md": "Of A",
         "b.html": "Of B",
-        "c.py": "c.py",
+        "c.py": None,
         "d.txt": "Of D",
         "e.parquet:row group 0, row 1": "Of E",
         "f.csv:2": "Of F",
-        "g.jsonl:1": "g",
-        "h.pdf": "h",
+        "g.jsonl:1": None,
+        "h.pdf": None,
     }
     page = documents["b.html"].text
     assert page.startswith("Of B\n\n# Head") and "alert" not in page and "menu" not in page and "p{" not in page

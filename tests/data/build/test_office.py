@@ -1,0 +1,92 @@
+"""Word, PowerPoint, notebooks and e-books in data build: what they say, and what is said of broken ones."""
+
+from pathlib import Path
+
+from data.build.confined import Confined
+from data.build.pages import Page, read_pages
+from data.build.walk import find_files
+from data.records import Refusal
+from tests.data.build import office_files as office
+
+ROW = "<w:tr>{}</w:tr>"
+
+
+def cell(text: str, merge: str = "") -> str:
+    merged = f'<w:tcPr><w:vMerge w:val="{merge}"/></w:tcPr>' if merge else ""
+    return f"<w:tc>{merged}{office.paragraph(text)}</w:tc>"
+
+
+WORD = office.docx(
+    office.paragraph("Crane handbook", "Title")
+    + office.paragraph("Lifting", "heading1")
+    + f"<w:p>{office.run('It lifts 10')}{office.run('30', 'superscript')}{office.run(' of H')}{office.run('2', 'subscript')}{office.run('O')}</w:p>"
+    + f"<w:tbl>{ROW.format(cell('berth') + cell('tonnes'))}{ROW.format(cell('seven', 'restart') + cell('forty'))}"
+    + f"{ROW.format(cell('', 'continue') + cell('fifty'))}</w:tbl>"
+)
+SLIDES = office.pptx([("Cranes of Port Ebba", "They are old\nThey are heavy"), ("Berths", "Seven of them")])
+BOOK = office.ipynb(
+    [("markdown", ["# Tides of Port Ebba\n", "High at noon."]), ("code", "def tide():\n    return 3"), ("raw", "x"), ("code", "")]
+)
+NOVEL = office.epub({"one": "<h1>One</h1><p>The crane lifts 10<sup>3</sup> kg.</p>", "two": "<p>The end of it.</p>"})
+
+
+def read(folder: Path) -> dict[str, Page | Refusal]:
+    with Confined() as confined:
+        found = list(find_files(folder, [], []))
+        read = [page for one in found for page in ([one] if isinstance(one, Refusal) else read_pages(one, folder, confined, {}))]
+    return {page.where if isinstance(page, Refusal) else page.name: page for page in read}
+
+
+def test_what_they_say(tmp_path: Path) -> None:
+    for name, content in {"a.docx": WORD, "b.pptx": SLIDES, "c.ipynb": BOOK, "d.epub": NOVEL}.items():
+        (tmp_path / name).write_bytes(content)
+    found = read(tmp_path)
+    assert {name: page.title for name, page in found.items() if isinstance(page, Page)} == {
+        "a.docx": "Crane handbook", "b.pptx": "Cranes of Port Ebba", "c.ipynb": "Tides of Port Ebba", "d.epub": "The port",
+    }  # fmt: skip
+    texts = {name: page.text for name, page in found.items() if isinstance(page, Page)}
+    assert "# Lifting\n\nIt lifts 10³⁰ of H₂O" in texts["a.docx"] and texts["a.docx"].endswith("| seven | forty |\n| seven | fifty |")
+    assert texts["b.pptx"] == (
+        "## Cranes of Port Ebba\n\nThey are old\nThey are heavy\n\nSay that it is old.\n\n"
+        "## Berths\n\nSeven of them\n\n| berth | tonnes |\n| --- | --- |\n| seven | forty |"
+    )
+    assert texts["c.ipynb"] == "# Tides of Port Ebba\nHigh at noon.\n\n```python\ndef tide():\n    return 3\n```"
+    assert texts["d.epub"] == "# One\n\nThe crane lifts 10³ kg.\n\nThe end of it."
+    assert found["a.docx"].date == "2024-05-01" and found["d.epub"].date == "1998-03-01"  # type: ignore[union-attr]
+
+
+BOMB = bytearray(office.zipped({"word/document.xml": b"0"}))
+BOMB[BOMB.index(b"PK\x01\x02") + 24 : BOMB.index(b"PK\x01\x02") + 28] = (600 << 20).to_bytes(4, "little")  # as its table of contents says
+LOCKED = office.zipped(
+    {
+        "META-INF/container.xml": '<container><rootfiles><rootfile full-path="b.opf"/></rootfiles></container>',
+        "META-INF/encryption.xml": '<encryption><CipherReference URI="a.xhtml"/></encryption>',
+        "b.opf": '<package><manifest><item id="a" href="a.xhtml" media-type="application/xhtml+xml"/></manifest><spine><itemref idref="a"/></spine></package>',
+        "a.xhtml": b"\x00\x01",
+    }
+)
+
+
+def test_broken_ones(tmp_path: Path) -> None:
+    cases: list[tuple[str, bytes | bytearray, str]] = [
+        ("a.docx", WORD[:-200], "no whole zip archive (cut off, or another kind of file)"),
+        ("b.docx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "encrypted, or of an old kind under a new name; save it anew without a password"),
+        ("c.docx", SLIDES, "not a readable DOCX: "),
+        ("d.docx", BOMB, "unpacks to more than 512 MB or 20,000 parts (a zip bomb?)"),
+        ("e.docx", office.docx(""), "no text in it"),
+        ("f.pptx", WORD, "not a readable PPTX: "),
+        ("g.pptx", b"no zip", "no whole zip archive (cut off, or another kind of file)"),
+        ("h.ipynb", BOOK[:-9], "not a notebook"),
+        ("i.ipynb", b'{"worksheets": []}', "of Jupyter before 2015; open and save it once"),
+        ("j.ipynb", b"[1, 2]", "not a notebook"),
+        ("k.epub", office.zipped({"mimetype": "application/epub+zip"}), "not a readable EPUB: "),
+        ("l.epub", LOCKED, "locked against copying (DRM)"),
+        ("m.xlsx", b"PK", "no reader for .xlsx; save it as .csv"),
+        ("n.doc", b"\xd0\xcf\x11\xe0", "no reader for .doc; save it as .docx"),
+    ]
+    for name, content, _ in cases:
+        (tmp_path / name).write_bytes(content)
+    found = read(tmp_path)
+    for name, _, reason in cases:
+        one = found[name]
+        assert isinstance(one, Refusal) and one.reason.startswith(reason), one

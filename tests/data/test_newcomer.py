@@ -1,0 +1,96 @@
+"""What somebody new to it gives by mistake: refused within two seconds, in one line that says where, why, and what to do.
+
+Time of processors, this process's and its children's, so that a busy machine changes nothing.
+"""
+
+import gzip
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from console import door
+from data.__main__ import main
+from tests.data.bad_input import parquet_bytes
+from tests.data.build import office_files as office
+
+ROW = {"question": "Who?", "answer": "Ada"}
+LINE = json.dumps(ROW) + "\n"
+CHECK = ("--holds", "questions")
+
+FILES: list[tuple[str, bytes | str, tuple[str, ...], str]] = [
+    ("frage.csv", "frage;antwort\nWer?;Ada\n", CHECK, r"frage.csv:1: no column 'question' \(columns: frage, antwort\)"),
+    ("excel.csv", "question;answer\nWho?;café\n".encode("cp1252"), CHECK, r"excel.csv:2: not UTF-8"),
+    ("excel.csv", "question,answer\nWho, and when?,Ada\n", CHECK, r"excel.csv:2: 3 fields where the header has 2"),
+    ("book.xlsx", b"PK\x03\x04", CHECK, r"book.xlsx: say how it is written with --format"),
+    ("list.jsonl", json.dumps([ROW], indent=1), CHECK, r"list.jsonl:1: malformed JSON"),
+    ("dict.json", json.dumps({"data": [ROW]}, indent=1), CHECK, r"dict.json: one object over several lines; expected one list of objects"),
+    ("python.json", str([ROW]), CHECK, r"python.json:1: malformed JSON: Expecting property name"),
+    ("cut.jsonl.gz", gzip.compress(LINE.encode() * 99)[:-12], CHECK, r"cut.jsonl.gz: cannot be unpacked: Compressed file ended"),
+    ("renamed.csv.gz", LINE, CHECK, r"renamed.csv.gz: cannot be unpacked: Not a gzipped file"),
+    ("packed.parquet.gz", b"\x1f\x8b", CHECK, r"packed.parquet.gz: say how it is written"),
+    ("pandas.csv", "question,answers\nWho?,\"['Ada' ... 'Eva']\"\n", CHECK, r"pandas.csv:2: answers is a list that was written out as text"),
+    ("pandas.csv", "question,answer\nWho?,\"['Ada', 'A.']\"\n", CHECK, r"columns: \{answers: answer\}"),
+    ("numbers.jsonl", '{"question": "When?", "answer": 1998}\n', CHECK, r"numbers.jsonl:1: answer is a number, .*say numbers: text where"),
+    ("squad.jsonl", '{"question": "q", "answers": {"text": [], "answer_start": []}}\n', CHECK, r"squad.jsonl:1: answers.text is an empty list"),
+    ("floats.parquet", parquet_bytes(pa.table({"question": ["q"], "answer": ["a"], "doc_id": [2.0**53]})), CHECK, r"doc_id is a number beyond 2\^53"),
+    ("both.json", json.dumps([ROW]), ("--holds", "both"), r"both.json: holds: both needs format interleaved or wiki_pages"),
+    ("q.jsonl", LINE, ("--holds", "questions", "--column", "anwser=a"), r"anwser is no field of questions; did you mean answer"),
+    ("a.parquet", "question,answer\n", CHECK, r"a.parquet: not a readable Parquet file"),
+    ("text.tsv", "question,answer\nWho?,Ada\n", CHECK, r"text.tsv:1: no column 'question' \(columns: question,answer\)"),
+]  # fmt: skip
+FOLDERS: list[tuple[str, bytes | str, tuple[str, ...], str]] = [
+    ("a.docx", b"\xd0\xcf\x11\xe0", (), r"holds no document that can be used \(1 files: 1 encrypted, or of an old kind"),
+    ("a.pptx", office.zipped({"a": "b"}), (), r"1 not a readable PPTX"),
+    ("a.epub", b"PK", (), r"1 no whole zip archive"),
+    ("a.ipynb", "{}", (), r"1 not a notebook"),
+    ("a.xlsx", b"PK", (), r"1 no reader for .xlsx"),
+    ("a.html", b"<meta charset=x-unknown><p>text", (), r"1 an encoding that nobody knows"),
+    ("a.csv", "a;b\n1;2\n", (), r"1 no column of text"),
+    ("a.json", json.dumps({"name": "package"}, indent=1), (), r"1 one object over several lines"),
+    ("a.md", "# A\n\n" + "words of it " * 20, ("--column", "inhalt=text"), r"--column inhalt=text: expected FIELD=COLUMN with text, title"),
+    ("a.md", "# A\n\n" + "words of it " * 20, ("--endpoint", "http://127.0.0.1:9/v1", "--model", "m"), r"--endpoint .*: cannot be reached"),
+    ("a.md", "# A\n\n" + "words of it " * 20, ("--endpoint", "http://127.0.0.1:9/v1", "--model", "m", "--extra-body", "{a: 1}"), r"--extra-body: malformed JSON"),
+    ("a.md", "# A\n\n" + "words of it " * 20, ("--extra-body", "{}"), r"--extra-body is for --endpoint"),
+]  # fmt: skip
+
+
+def told(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[str, float]:
+    """(what is said, seconds of processors); exit code 2, one line of error, no traceback."""
+    before = sum(os.times()[:4])
+    with pytest.raises(SystemExit) as stop:
+        door(lambda _: main(arguments))
+    took = sum(os.times()[:4]) - before
+    said = capfd.readouterr()
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert stop.value.code == 2 and len(errors) == 1 and "Traceback" not in said.err, said.err
+    return errors[0], took
+
+
+@pytest.mark.parametrize(("name", "content", "arguments", "reason"), FILES)
+def test_files_of_records(
+    name: str, content: bytes | str, arguments: tuple[str, ...], reason: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    from_here = ["check", str(tmp_path / name), *arguments]
+    said, took = told(from_here, capfd)
+
+    assert re.search(reason, said), said
+    assert took < 2 and len(said) < 700
+
+
+@pytest.mark.parametrize(("name", "content", "arguments", "reason"), FOLDERS)
+def test_folders_to_build_from(
+    name: str, content: Any, arguments: tuple[str, ...], reason: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    dry = [] if "--endpoint" in arguments else ["--dry-run"]
+    said, took = told(["build", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *dry, *arguments], capfd)
+
+    assert re.search(reason, said), said
+    assert took < 2 and not (tmp_path / "out").exists()

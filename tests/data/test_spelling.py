@@ -1,0 +1,317 @@
+"""Tables as people have them: any ending, any separator, packed or not; lists and numbers as other programs write them, read or refused."""
+
+import datetime
+import gzip
+import json
+import subprocess
+import sys
+from collections import Counter
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from console import UserError
+from data.config import DataConfig, Source, format_of
+from data.load import load_corpus
+from data.readers import read_source
+from data.records import Refusal
+from data.spelling import NoList, listed, spelled
+from data.strict_json import StrictDecoder, decode_line
+from data.tables import arrow_rows
+from data.validate import Raw, Row
+from tests.conftest import ROOT
+from tests.data.bad_input import save_dataset
+from tests.data.reading import read, records, refusals, write_parquet
+
+
+def told(folder: Path, content: bytes | str, name: str, holds: str = "questions", **more: Any) -> list[Row | Refusal]:
+    """As a source without a format."""
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    source = Source.model_validate({"path": name, "split": "train", "holds": holds, **more})
+    return list(read_source(source, folder, Counter()))
+
+
+# --- lists in cells -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("['a', 'b']", ["a", "b"]),
+        ("['a' 'b']", ["a", "b"]),  # numpy's; Python would read 'ab'
+        ("['a'\n 'b c' \"d'e\"]", ["a", "b c", "d'e"]),
+        ("['it\\'s', \"so\"]", ["it's", "so"]),
+        ("array(['a', 'b'], dtype=object)", ["a", "b"]),
+        ("[np.str_('a'), np.str_('b')]", ["a", "b"]),
+        ('["a", "b"]', ["a", "b"]),
+        ("[1, 2]", [1, 2]),
+        ('{"text": ["a"], "answer_start": [3]}', {"text": ["a"], "answer_start": [3]}),
+        ("{'text': ['a'], 'answer_start': [3]}", {"text": ["a"], "answer_start": [3]}),
+        ("[sic] he said", "[sic] he said"),  # texts
+        ("[1 of 3]", "[1 of 3]"),
+        ("{x: 1}", "{x: 1}"),
+        ("a ['b']", "a ['b']"),
+    ],
+)
+def test_lists_as_others_write_them(text: str, value: Any) -> None:
+    assert listed(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "['a' ... 'z']",
+        "['a', 'b'",
+        "['a''b']",
+        "['a', None]",
+        "[nan, 'a']",
+        "['a' nan]",
+        "[1 2 3]",
+        "['a'] and ['b']",
+        "{'text': array(['a'], dtype=object), 'answer_start': array([3])}",
+    ],
+)
+def test_lists_that_are_not_whole_are_refused(text: str) -> None:
+    with pytest.raises(NoList):
+        listed(text)
+
+
+def test_answers_and_choices_in_cells(tmp_path: Path) -> None:
+    rows = told(tmp_path, "question,answers\nq1,\"['a', 'b']\"\nq2,\"['a' 'b']\"\nq3,plain\nq4,\"['a' ... 'z']\"\n", "a.csv")
+    assert [record.answers for record in records(rows)] == [("a", "b"), ("a", "b"), ("plain",)]
+    assert [one.reason for one in refusals(rows)] == ["answers is a list that was written out as text and cannot be read; write it as JSON"]
+    [choice] = records(told(tmp_path, "question,choices,answer\nq,\"['x' 'y']\",B\n", "c.csv", "choices"))
+    assert choice.choices == ("x", "y")
+    [refused] = refusals(told(tmp_path, "question,answer\nq,\"['a', 'b']\"\n", "b.csv"))
+    assert refused.reason == "answer is a list in a cell; read it as one with columns: {answers: answer}"
+    [record] = records(told(tmp_path, "question,answer\nq,\"['a', 'b']\"\n", "b.csv", columns={"answers": "answer"}))
+    assert record.answers == ("a", "b")
+    [code] = records(told(tmp_path, json.dumps({"question": "What does it print?", "answer": "['a', 'b']"}), "a.jsonl"))
+    assert code.answers == ("['a', 'b']",)  # the twin: JSON has lists of its own, so that this is a text
+
+
+def test_answers_as_squad_has_them(tmp_path: Path) -> None:
+    row = {"question": "q", "answers": {"text": ["a", "b", "a"], "answer_start": [1, 2, 3]}}
+    assert [r.answers for r in records(told(tmp_path, json.dumps(row), "a.jsonl"))] == [("a", "b")]
+    write_parquet(tmp_path / "p.parquet", {"question": ["q"], "answers": [row["answers"]]})
+    assert [r.answers for r in records(told(tmp_path, (tmp_path / "p.parquet").read_bytes(), "p.parquet"))] == [("a", "b")]
+    none = {"question": "q", "answers": {"text": [], "answer_start": []}}
+    assert refusals(told(tmp_path, json.dumps(none), "b.jsonl"))[0].reason == "answers.text is an empty list"
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (decode_line("1.50", StrictDecoder()), "1.50"),  # a price, as it was written
+        (decode_line("1e3", StrictDecoder()), "1e3"),
+        (3, "3"),
+        (2**63 + 1, "9223372036854775809"),
+        (3.0, "3"),
+        (0.1, "0.1"),
+        (Decimal("12.50"), "12.50"),
+        (Decimal("1E+3"), "1000"),
+        (True, "true"),
+        (datetime.date(2001, 3, 1), "2001-03-01"),
+        (datetime.datetime(2001, 3, 1), "2001-03-01"),
+        (datetime.datetime(2001, 3, 1, 4, 5), "2001-03-01T04:05:00"),
+        (float("nan"), None),
+        (Decimal("NaN"), None),
+        ("x", None),
+        ([1], None),
+    ],
+)
+def test_values_as_texts(value: Any, text: str | None) -> None:
+    assert spelled(value) == text
+
+
+def test_numbers_are_texts_by_declaration_only(tmp_path: Path) -> None:
+    rows = '{"question": "How much?", "answer": 1.50}\n{"question": "Since when?", "answers": [1998, "in 1998"]}\n{"question": "Old?", "answer": true}'
+    reasons = ["answer is a number, not text", "answers[0] is a number, not text", "answer is true or false, not text"]
+    assert [one.reason for one in refusals(told(tmp_path, rows, "a.jsonl"))] == reasons
+    found = records(told(tmp_path, rows, "a.jsonl", numbers="text"))
+    assert [record.answers for record in found] == [("1.50",), ("1998", "in 1998"), ("true",)]
+    days = pa.array([datetime.date(2001, 3, 1)])
+    write_parquet(
+        tmp_path / "p.parquet", {"question": ["q"], "answer": pa.array([Decimal("12.50")]), "answers": pa.array([["x"]]), "day": days}
+    )
+    content = (tmp_path / "p.parquet").read_bytes()
+    assert refusals(told(tmp_path, content, "p.parquet"))[0].reason == "answer is a number, not text"
+    assert records(told(tmp_path, content, "p.parquet", numbers="text"))[0].answers == ("12.50", "x")
+    dated = told(tmp_path, content, "p.parquet", numbers="text", columns={"answer": "day"})
+    assert records(dated)[0].answers == ("2001-03-01", "x")
+
+
+def test_ids_to_the_last_digit(tmp_path: Path) -> None:
+    """2^53 + 1 is no float: whole numbers and decimals are read exactly, floats of that size refused, for two may have become one."""
+    big = 2**53 + 1
+    exact = {"id": pa.array([big, 2**53]), "text": ["one", "two"]}
+    write_parquet(tmp_path / "a", exact)
+    assert [r.id for r in records(read(tmp_path, (tmp_path / "a").read_bytes(), format="parquet"))] == [str(big), str(2**53)]
+    write_parquet(tmp_path / "b", {**exact, "id": pa.array([Decimal(big), Decimal(7)], pa.decimal128(38, 0))})
+    assert [r.id for r in records(read(tmp_path, (tmp_path / "b").read_bytes(), format="parquet"))] == [str(big), "7"]
+    write_parquet(tmp_path / "c", {**exact, "id": pa.array([float(big), 7.0])})
+    rows = read(tmp_path, (tmp_path / "c").read_bytes(), format="parquet")
+    assert [r.id for r in records(rows)] == ["7"] and refusals(rows)[0].reason.startswith("id is a number beyond 2^53 as a float")
+    [row] = records(read(tmp_path, f'{{"id": {big}, "text": "one"}}'))
+    assert row.id == str(big)
+    [refused] = refusals(read(tmp_path, f'{{"id": {big}.0, "text": "one"}}'))
+    assert "2^53" in refused.reason
+
+
+# --- endings, separators, packing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("a.jsonl", "jsonl"), ("a.NDJSON", "jsonl"), ("a.json", "json"), ("a.csv", "csv"), ("a.tsv.gz", "csv"), ("a.b.parquet", "parquet"),
+        ("a.jsonl.gz", "jsonl"), ("a.parquet.gz", None), ("a.txt.gz", None), ("a", None), ("csv", None), ("a.gz", None),
+    ],
+)  # fmt: skip
+def test_the_format_is_the_ending(name: str, format: str | None) -> None:
+    assert format_of(name) == format
+    assert Source(path=name, split="train", holds="documents").format == (format or "jsonl")
+    assert Source(path=name, split="train", holds="documents", format="csv").format == "csv"
+
+
+GOOD = [("q1", "a, b"), ("q2", "c; d")]
+CSV = 'question{0}answer\nq1{0}"a, b"\nq2{0}"c; d"\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", CSV.format(",")),
+        ("a.csv", CSV.format(";")),
+        ("a.csv", CSV.format("\t")),
+        ("a.csv", CSV.format("|")),
+        ("a.csv", "sep=;\r\n" + CSV.format(";")),
+        ("a.csv", ("\ufeff" + CSV.format(";")).encode()),
+        ("a.csv", CSV.format("\t").encode("utf-16")),  # Excel's "Unicode text"
+        ("a.tsv", CSV.format("\t")),
+        ("a.csv.gz", gzip.compress(CSV.format(";").encode())),
+        ("a.jsonl.gz", gzip.compress(b"".join(json.dumps({"question": q, "answer": a}).encode() + b"\n" for q, a in GOOD))),
+        ("a.json", json.dumps([{"question": q, "answer": a} for q, a in GOOD], indent=1)),
+        ("a.json", "".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in GOOD)),
+        ("a.json.gz", gzip.compress(json.dumps([{"question": q, "answer": a} for q, a in GOOD]).encode())),
+        ("a.ndjson", "".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in GOOD)),
+    ],
+)
+def test_one_table_in_every_coat(name: str, content: str | bytes, tmp_path: Path) -> None:
+    rows = told(tmp_path, content, name)
+    assert [(record.question, record.answers[0]) for record in records(rows)] == GOOD and not refusals(rows)
+
+
+def test_headers_as_people_write_them(tmp_path: Path) -> None:
+    rows = told(tmp_path, "question , answer,,\nWho?,Ada,,\n", "a.csv")  # spaces, and a spreadsheet's empty columns
+    assert [record.answers for record in records(rows)] == [("Ada",)]
+    rows = told(tmp_path, "question,answer,answer\nWho?,Ada,Eva\n", "b.csv")
+    assert refusals(rows)[0].reason == "duplicate column 'answer'"  # the twin
+
+
+def test_the_separator_is_what_yields_the_columns(tmp_path: Path) -> None:
+    [row] = records(told(tmp_path, "question,answer;note\nq,a\n", "a.csv", columns={"answer": "answer;note"}))
+    assert row.answers == ("a",)
+    rows = told(tmp_path, "text\none; two\n", "b.csv", "documents")
+    assert [record.text for record in records(rows)] == ["one; two"]
+    rows = told(tmp_path, "question;answer\nq;a;b\n", "c.csv")
+    assert refusals(rows)[0].reason == "3 fields where the header has 2"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jsonl.gz", gzip.compress(b'{"question": "q", "answer": "a"}\n' * 999)[:-20], "cannot be unpacked: Compressed file ended"),
+        ("a.jsonl.gz", b"no gzip at all", "cannot be unpacked: Not a gzipped file"),
+        ("a.json.gz", gzip.compress(b"[]")[:-9] + b"123456789", "cannot be unpacked: "),
+        ("a.csv.gz", b"\x1f\x8b\x08\x00", "cannot be unpacked: "),
+        ("a.csv", b"\xff\xfeq\x00u\x00\x00\xd8x\x00", "begins as UTF-16 and is none: "),
+        ("a.json", '{\n "data": []\n}', "one object over several lines; expected one list of objects"),
+        ("a.json", "[{]", "malformed JSON"),
+    ],
+)
+def test_damaged_tables(name: str, content: str | bytes, reason: str, tmp_path: Path) -> None:
+    *_, last = told(tmp_path, content, name)
+    assert isinstance(last, Refusal) and last.reason.startswith(reason) and last.ends_source, last
+
+
+# --- what other libraries make of a table ---------------------------------------------------------------------------
+
+
+def test_columns_that_became_json_are_values_again() -> None:
+    """`datasets` makes JSON source of a column with texts and numbers; as text it would train `"one"` with its quotation marks."""
+    mixed = pa.ExtensionArray.from_storage(pa.json_(), pa.array(['"one"', "5", "null", "{"]))
+    inside = pa.ListArray.from_arrays([0, 2, 2, 2, 2], pa.ExtensionArray.from_storage(pa.json_(), pa.array(['"x"', "3"])))
+    rows = list(arrow_rows(pa.table({"text": mixed, "answers": inside})))
+    assert [row.values for row in rows if isinstance(row, Raw)] == [
+        {"text": "one", "answers": ["x", 3]}, {"text": 5, "answers": []}, {"text": None, "answers": []},
+    ]  # fmt: skip
+    assert not isinstance(rows[3], Raw) and rows[3].reason.startswith("text: malformed JSON")
+
+
+def test_splits_of_saved_data_sets_and_names_of_configurations(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        save_dataset(folder / split, pa.table({"id": [f"{split}-1"], "text": [f"of {split}"]}))
+        (folder / split / "dataset_info.json").write_text(json.dumps({"splits": {split: {"name": split}}}))
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation"]}))
+
+    def texts(**more: Any) -> list[str]:
+        sources = [{"path": "d", "split": "train", "holds": "documents", "format": "huggingface", **more}]
+        return [
+            d.text for d in load_corpus(DataConfig.model_validate({"root": str(tmp_path), "sources": sources}), 0).part("train").documents
+        ]
+
+    assert texts() == ["of train"] and texts(hub_split="validation") == ["of validation"]
+    for more, reason in (
+        ({"hub_split": "dev"}, "d: has no split dev, only train, validation; name one with hub_split: train"),
+        ({"configuration": "en"}, "d: configuration is of a hub data set, and this is a saved one"),
+        ({"format": "csv", "hub_split": "dev"}, "configuration and hub_split are of format huggingface, not csv"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            texts(**more)
+
+
+HUB = """
+import json, os, pathlib, shutil, sys
+from collections import Counter
+folder = pathlib.Path(sys.argv[1])
+os.environ |= {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+import datasets
+for name in ("en", "sv"):
+    files = {}
+    for split in ("train", "validation"):
+        files[split] = str(folder / f"{name}-{split}.jsonl")
+        rows = [{"id": "1", "question": f"{name} {split}?", "answer": "one"}, {"id": "2", "question": f"{name} {split}!", "answer": 5}]
+        pathlib.Path(files[split]).write_text("".join(json.dumps(row) + "\\n" for row in rows))
+    made = datasets.load_dataset_builder("json", name, data_files=files, cache_dir=str(folder / "datasets"))
+    made.download_and_prepare()
+    cached = folder / "datasets" / "owner___name" / name / "0.0.0" / "abc"  # as a data set of the hub lies in the library's cache
+    shutil.copytree(made.cache_dir, cached)
+    for file in cached.glob("json-*"):
+        file.rename(cached / file.name.replace("json-", "name-"))
+from data.config import Source
+from data.readers import read_source
+for more in ({"configuration": "sv", "hub_split": "validation"}, {"configuration": "en", "numbers": "text"}, {}):
+    source = Source(path="owner/name", split="train", holds="questions", format="huggingface", **more)
+    try:
+        print([str(row) if not hasattr(row, "record") else (row.record.question, *row.record.answers) for row in read_source(source, None, Counter())])
+    except Exception as error:
+        print(error)
+"""
+
+
+def test_configurations_and_splits_of_the_hub(tmp_path: Path) -> None:
+    """From the library's own cache, without a network; a column of texts and numbers has become JSON there."""
+    done = subprocess.run([sys.executable, "-c", HUB, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    said = done.stdout.strip().splitlines()
+    assert said[0] == "[('sv validation?', 'one'), 'owner/name:row 2: answer is a number, not text: 5']", done.stderr[-2000:]
+    assert said[1] == "[('en train?', 'one'), ('en train!', '5')]"
+    assert "not loaded: " in said[2] and "configuration: NAME" in said[2]
