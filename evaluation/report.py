@@ -176,8 +176,8 @@ def _differences(rows: Mapping[str, list[dict[str, Any]]], compare_to: str, resa
 def _baselines(exam: Exam, corpus: Corpus) -> dict[str, Any]:
     """EM of answers that need no knowledge: the commonest of training, and the best that any constant could do."""
     golds = [question.answers for name, question in exam.questions if name == "test"]
-    learnt = commonest_answer([question.answers for question in corpus.part("train").questions], golds)
-    best = commonest_answer(golds, golds)
+    learnt = commonest_answer([question.answers for question in corpus.part("train").questions], golds, exam.numbers)
+    best = commonest_answer(golds, golds, exam.numbers)
     return {
         "commonest_train_answer": asdict(learnt) if learnt else None,
         "commonest_exam_answer": asdict(best) if best else None,
@@ -193,7 +193,7 @@ def _overlap(exam: Exam, corpus: Corpus) -> dict[str, Any]:
         "exam_questions": len(test),
         "also_in_training": len(_leaked(corpus) & {question.id for question in test}),
         "with_document": len(linked),
-        "answer_in_document": int(sum(recall(texts[q.doc_id], q.answers) for q in linked if q.doc_id is not None)),
+        "answer_in_document": int(sum(recall(texts[q.doc_id], q.answers, exam.numbers) for q in linked if q.doc_id is not None)),
         "policy": corpus.overlap.policy if corpus.overlap else None,
         "dropped": corpus.overlap.dropped if corpus.overlap else {},
     }

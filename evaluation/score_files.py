@@ -22,7 +22,7 @@ from console import UserError
 from data.config import Stage
 from data.templates import exam_template
 
-SCORE_FORMAT = 2
+SCORE_FORMAT = 3
 """Raised by hand whenever scoring, prompting or the files change."""
 
 SCHEMA = pa.schema(
