@@ -17,8 +17,10 @@ from cluster.connect import connected, gpus_here
 from cluster.plan import question_of
 from cluster.setups import Offer, offer
 from console import EXIT_BAD_INPUT, RunError, UserError, chatter_to, write_result
+from data.model_config import positions_in
 from data.plan_report import read_records
 from experiment import Experiment, load_experiment, located
+from trainer.config import ModelConfig
 
 _EXAMPLES = """examples:
   RAY_ADDRESS=HEAD:6379 python -m cluster preflight experiments/wiki2023_qwen_7b.yaml runs=/shared/runs data.root=/shared/film
@@ -147,7 +149,7 @@ def _model_and_data(experiment: Experiment, nodes: Nodes) -> Iterator[Line]:
     if folder is None:
         yield Line("model", True, "made on the spot, with its tokenizer")
     elif model.name and Path(model.name).is_dir():
-        yield _model_folder(Path(model.name), nodes)
+        yield _model_folder(model, nodes)
     else:
         yield Line("model", True, f"{model.name}: the hub gives it; its weights come to {experiment.folder / 'hub'} when training starts")
     for name, further in experiment.models.items():
@@ -157,23 +159,20 @@ def _model_and_data(experiment: Experiment, nodes: Nodes) -> Iterator[Line]:
             yield Line("model", False, f"models.{name}: {str(error).removeprefix('model.name: ')}")
             continue
         is_folder = bool(further.name and Path(further.name).is_dir())
-        yield (
-            _model_folder(Path(further.name or ""), nodes)
-            if is_folder
-            else Line("model", True, f"models.{name}: {place}: the hub gives it")
-        )
+        yield (_model_folder(further, nodes) if is_folder else Line("model", True, f"models.{name}: {place}: the hub gives it"))
     try:
         yield _data(experiment, folder)
     except UserError as error:
         yield Line("data", False, str(error))
 
 
-def _model_folder(folder: Path, nodes: Nodes) -> Line:
+def _model_folder(model: ModelConfig, nodes: Nodes) -> Line:
     from cluster import probe
     from trainer.model_check import check_model_folder
 
+    folder = Path(model.name or "")
     try:
-        check_model_folder(folder)
+        check_model_folder(folder, model.resize_embeddings)
     except UserError as error:
         return Line("model", False, str(error))
     for node, there in nodes.ask(probe.is_folder, str(folder.resolve())):
@@ -193,7 +192,7 @@ def _data(experiment: Experiment, model_folder: Path | None) -> Line:
 
     tokenizer = load_tokenizer(str(model_folder))
     config = json.loads((model_folder / "config.json").read_text())
-    if len(tokenizer) > config.get("vocab_size", len(tokenizer)):
+    if not experiment.model.resize_embeddings and len(tokenizer) > config.get("vocab_size", len(tokenizer)):
         text = f"the tokenizer has {len(tokenizer)} tokens and the model knows {config['vocab_size']}: they do not belong together"
         return Line("data", False, text)
     encoder = Encoder(tokenizer)
@@ -202,7 +201,7 @@ def _data(experiment: Experiment, model_folder: Path | None) -> Line:
     unknown = sum(item.count(tokenizer.unk_token_id) for item in ids) / max(1, total) if tokenizer.unk_token_id is not None else 0.0
     if unknown > _MOST_UNKNOWN:
         return Line("data", False, f"{unknown:.1%} of the tokens are unknown to the tokenizer: it is not made for these texts")
-    holds = min(experiment.trainer.row_tokens, config.get("max_position_embeddings") or 2**31)
+    holds = min(experiment.trainer.row_tokens, positions_in(config) or 2**31)
     longest = max(map(len, ids), default=0)
     if longest > holds and experiment.trainer.long_documents == "refuse":
         return Line(

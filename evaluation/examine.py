@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console import progress, say
+from data.model_config import positions_in
 from data.records import Document
 from data.templates import Wording
 from data.tokens import Encoder, load_tokenizer
@@ -136,11 +137,7 @@ def positions(path: str, revision: str | None) -> int | None:
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False).to_dict()
-    for part in (config, config.get("text_config") or {}):
-        for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length"):
-            if isinstance(part.get(key), int):
-                return int(part[key])
-    return None
+    return positions_in(config)
 
 
 def _finite(value: float | None) -> float | None:

@@ -68,6 +68,7 @@ def main(argv: list[str] | None) -> int:
     arguments = _arguments(argv)
     experiment = load_experiment(arguments.experiment, arguments.overrides)
     with located(arguments.experiment):
+        _check_models(experiment)
         if arguments.final is not None:
             return _final(experiment, arguments)
         chosen = _chosen(experiment, arguments.update)
@@ -142,6 +143,14 @@ def _chosen(experiment: Experiment, update: str | None) -> Experiment:
     if update not in experiment.updates:
         raise UserError(f"--update {update}: the experiment has no such update; it has {', '.join(experiment.updates) or 'none'}")
     return experiment.rounds()[list(experiment.updates).index(update)]
+
+
+def _check_models(experiment: Experiment) -> None:
+    """What the models' names and files show within a second, before libraries are imported that take many."""
+    from trainer.model_check import check_named
+
+    for place, model in [("model.name", experiment.model), *((f"models.{name}.name", model) for name, model in experiment.models.items())]:
+        check_named(place, model)
 
 
 def _dry_run(experiment: Experiment, as_json: bool) -> None:

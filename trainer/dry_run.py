@@ -8,6 +8,7 @@ from data.config import DataConfig, Merge, Stage
 from data.lengths import count_lengths
 from data.plan_report import arms_report, read_what_is_new
 from trainer.config import ModelConfig
+from trainer.model_check import check_model_folder
 
 
 def dry_run(data: DataConfig, model: ModelConfig, arms: dict[str, list[Stage]], seed: int, since: Path | None = None) -> dict[str, Any]:
@@ -15,6 +16,8 @@ def dry_run(data: DataConfig, model: ModelConfig, arms: dict[str, list[Stage]], 
 
     `since`: records of the run that the arms start from.
     """
+    if model.name and Path(model.name).is_dir():
+        check_model_folder(Path(model.name), model.resize_embeddings)
     arms, catalogue, _, origin = read_what_is_new(data, seed, arms, since)
     lengths = count_lengths(catalogue, model.name, model.revision, model.tiny.vocab_size if model.tiny else None)
     plans = compile_arms(arms, catalogue, seed, lengths.of)

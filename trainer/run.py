@@ -15,6 +15,7 @@ from data.catalogue import Catalogue, catalogue_of, digest_records
 from data.changes import EARLIER, RECORDS, Changes, changes_since, fit_stages, read_earlier, untrained, write_records
 from data.config import DataConfig, Stage
 from data.load import load_corpus
+from data.model_config import positions_in
 from data.plan import Plan
 from data.records import Corpus
 from data.templates import exam_template, wording_of
@@ -24,6 +25,7 @@ from trainer.graph import graph_lines
 from trainer.hub import fetch_model
 from trainer.mirror import Mirror
 from trainer.model_check import check_model_folder
+from trainer.model_tensors import check_tokens, embedding_rows
 from trainer.old_stages import is_rounded, set_aside_rounded, warn_of_rounded_parent
 from trainer.parent import Parent, check_same_model, find_parent
 from trainer.prepare import Job, check_lengths, initial_identity, make_jobs
@@ -31,6 +33,9 @@ from trainer.sources import refuse_changed_data
 from trainer.starts import find_models
 from trainer.store import StageStore, write_json
 from trainer.worker_settings import Precision
+
+_SCANNED = 2**24
+"""Tokens looked at together: a memory-mapped store is larger than memory."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def prepare(
         check_same_model(parent, model, describe_model(folder, model))
     catalogue = catalogue_of(corpus)
     model_folder = str(parent.hf) if parent else resolve_model(folder, model, catalogue, seed)
-    check_model_folder(Path(model_folder))
+    tensors = check_model_folder(Path(model_folder))
     _check_adapters(arms, model_folder, trainer.zero_stage)
     tokenizer = load_tokenizer(model_folder)
     encoder = Encoder(tokenizer)
@@ -105,6 +110,7 @@ def prepare(
     with progress() as bar:
         task = bar.add_task("tokens", total=len(catalogue))
         store = write_store(tokens_folder, catalogue, encoder, lambda n: bar.advance(task, n))
+    check_tokens(_largest_token(store), embedding_rows(tensors), model_folder)
     longest = min(trainer.row_tokens, _positions(model_folder))
     split_documents = check_lengths(store, catalogue, longest, trainer.long_documents)
     for wording, place in wordings(arms).items():
@@ -112,6 +118,7 @@ def prepare(
             write_wordings(tokens_folder, catalogue, tokenizer, [wording])
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
+        check_tokens(_largest_token(store.worded(wording)), embedding_rows(tensors), model_folder)
         check_lengths(store.worded(wording), catalogue, longest, trainer.long_documents)
     precision: Precision = ("bf16" if has_gpu else "fp32") if trainer.precision == "auto" else trainer.precision
     if precision == "bf16" and trainer.zero_stage == 0:
@@ -189,9 +196,14 @@ def describe_model(folder: Path, model: ModelConfig) -> Path | None:
 def resolve_model(folder: Path, model: ModelConfig, catalogue: Catalogue, seed: int) -> str:
     """A local folder with config, tokenizer and safetensors: the user's, the hub's snapshot, or a tiny one made now."""
     if model.name:
-        if Path(model.name).is_dir():
-            return str(Path(model.name).resolve())
-        return fetch_model(model, folder / "hub" / model.name.replace("/", "--"))  # beside the run, where every node can read it
+        place = Path(model.name)
+        if not place.is_dir():
+            place = Path(fetch_model(model, folder / "hub" / model.name.replace("/", "--")))  # beside the run, where every node can read it
+        if model.resize_embeddings:
+            from trainer.resize import resized
+
+            place = resized(place, folder / "model")
+        return str(place.resolve())
     from data.tiny_tokenizer import texts_for_tokenizer
     from trainer.model import make_tiny_model
 
@@ -269,7 +281,11 @@ def plan_of(prepared: Prepared, job: Job) -> Plan:
 
 def _positions(model_folder: str) -> int:
     config = json.loads((Path(model_folder) / "config.json").read_text())
-    return int(config.get("max_position_embeddings") or 2**31)
+    return int(positions_in(config) or 2**31)
+
+
+def _largest_token(store: TokenStore) -> int:
+    return max((int(store.tokens[start : start + _SCANNED].max()) for start in range(0, len(store.tokens), _SCANNED)), default=0)
 
 
 def _fingerprint(records: dict[Any, Any]) -> str:
