@@ -14,6 +14,7 @@ from console import UserError, door, out, say, write_result
 from data.build.command import add_build
 from data.build.show import add_show
 from data.config import DataConfig, Source
+from data.golds import unreachable
 from data.load import load_corpus
 from data.plan_command import Planned, add_plan, plan_arms
 from data.records import Corpus, Intake, OverlapReport, Part
@@ -65,6 +66,7 @@ def _planned(file: str, overrides: list[str]) -> Planned:
             tiny.vocab_size if tiny else None,
             experiment.trainer.row_tokens,
             experiment.base_records,
+            experiment.exam.answer_tokens,
         )
 
 
@@ -96,16 +98,19 @@ def _check(args: argparse.Namespace) -> None:
         if args.holds or args.format or args.column:
             raise UserError("--holds, --format and --column are for one file of records; an experiment says them in data.sources")
         experiment = load_experiment(args.file, args.overrides)
-        config, seed = experiment.data, experiment.seed
+        config, seed, answer_tokens = experiment.data, experiment.seed, experiment.exam.answer_tokens
         if args.quarantine:
             config = config.model_copy(update={"bad_rows": "quarantine"})
     else:
-        config, seed = _single_file(args), 0
+        config, seed, answer_tokens = _single_file(args), 0, 0
     corpus = load_corpus(config, seed, args.quarantine)
+    golds = unreachable(corpus.part("test").questions, answer_tokens)
     if args.json:
-        write_result(json.dumps(account(corpus), ensure_ascii=False, indent=2))
+        write_result(json.dumps({**account(corpus), "unreachable": golds.as_dict()}, ensure_ascii=False, indent=2))
     else:
         _print(corpus)
+        if line := golds.in_words():
+            out.print(line, markup=False, soft_wrap=True)
     if args.quarantine and any(intake.refused for intake in corpus.intakes):
         say(f"rows that are not used: {args.quarantine}")
 

@@ -10,6 +10,7 @@ from console import UserError
 from data.catalogue import Catalogue
 from data.config import Stage
 from data.orders import Items
+from data.records import Question
 from data.templates import Wording, wording_of
 from data.tiny_tokenizer import make_tokenizer, texts_for_tokenizer
 from data.tokens import Encoder, load_tokenizer, record_batches
@@ -25,6 +26,8 @@ class Lengths:
 
     of: Callable[[Stage], Items | None]
     """(items,) as the stage words them; None without data."""
+    answer: Callable[[Question], int] | None
+    """Tokens of a question's first answer; None where they are estimated."""
     note: str
     """How they were counted, for people."""
 
@@ -33,12 +36,12 @@ def count_lengths(catalogue: Catalogue, name: str | None, revision: str | None, 
     """Counted with the model's tokenizer where it is on this machine (`name`), or with a tiny model's own; else estimated."""
     if not catalogue.records:
         declared = catalogue.declared_tokens
-        return Lengths(lambda stage: declared, "not counted without data" if declared is None else "as declared in data.tokens_each")
+        return Lengths(lambda stage: declared, None, "not counted without data" if declared is None else "as declared in data.tokens_each")
     try:
         tokenizer = _tokenizer(catalogue, name, revision, tiny_vocab_size)
     except UserError:
         estimate = np.fromiter(map(tokens_estimated, texts_for_tokenizer(catalogue.records)), dtype=np.int64)
-        return Lengths(lambda stage: estimate, f"estimated (one for {BYTES_A_TOKEN} bytes of UTF-8; {name} is not on this machine)")
+        return Lengths(lambda stage: estimate, None, f"estimated (one for {BYTES_A_TOKEN} bytes of UTF-8; {name} is not on this machine)")
     counted: dict[Wording, Items] = {}
 
     def of(stage: Stage) -> Items:
@@ -49,7 +52,8 @@ def count_lengths(catalogue: Catalogue, name: str | None, revision: str | None, 
             counted[wording] = np.fromiter(lengths, dtype=np.int64, count=len(catalogue))
         return counted[wording]
 
-    return Lengths(of, "counted")
+    plain = Encoder(tokenizer)
+    return Lengths(of, lambda question: len(plain.gold(question)), "counted")
 
 
 def _tokenizer(catalogue: Catalogue, name: str | None, revision: str | None, tiny_vocab_size: int | None) -> "PreTrainedTokenizerFast":

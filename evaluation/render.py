@@ -8,6 +8,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from data.golds import unreachable_in_words
+
 MISSING = "missing"
 
 HOW_TO_READ = """\
@@ -110,6 +112,8 @@ def baseline_lines(report: dict[str, Any]) -> list[str]:
     lines.append(shared + _clean_scores(report))
     if overlap["with_document"]:
         lines.append(f"{overlap['answer_in_document']} of {overlap['with_document']} answers stand in their document word for word.")
+    if golds := unreachable_in_words(report.get("unreachable")):
+        lines.append(f"{golds}.")
     return lines
 
 

@@ -19,6 +19,7 @@ From evaluation/findings.py and adaptive.py, whose functions say what is in them
     leakage         test questions and answers that stand in training; EM on the clean ones
     adaptive        retrieving only where the model is unsure: EM against the share of questions that were looked up
     side_effects    by arm: rise of the log-probability of new answers after unrelated questions
+    unreachable     test questions that no model can answer as they are scored: by reason their ids (data/golds.py)
     learning        by arm: EM and document loss after each stage, with the steps and tokens until then
     retrieval       the knowledge base: embedder, passages, share that the embedder could not read whole; null without retrieval
 """
@@ -103,6 +104,7 @@ def build_report(
         "adaptive": adaptive(scores),
         "side_effects": findings.side_effects(scores, resamples, seed),
         "learning": findings.learning({arm.name: arm.entry.get("stages") or [] for arm in arms}, by_stage, totals or {}),
+        "unreachable": next((score.about["unreachable"] for score in scores.values() if score.about.get("unreachable")), None),
         "retrieval": next((score.about["retrieval"] for score in scores.values() if score.about.get("retrieval")), None),
         "versions": versions(),
     }

@@ -158,7 +158,9 @@ def _dry_run(experiment: Experiment, as_json: bool) -> None:
 
     if experiment.updates:
         say(f"updates ({', '.join(experiment.updates)}) can be planned when the round before is trained: --dry-run --update NAME")
-    planned = dry_run(experiment.data, experiment.model, experiment.curricula(), experiment.seed, experiment.base_records)
+    planned = dry_run(
+        experiment.data, experiment.model, experiment.curricula(), experiment.seed, experiment.base_records, experiment.exam.answer_tokens
+    )
     merged = {name: merge.model_dump(mode="json") for name, merge in experiment.merges().items()}
     report = {"experiment": experiment.name, **planned, **({"merged": merged} if merged else {})}
     if as_json:
