@@ -20,6 +20,14 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _node(text: str) -> yaml.Node | None:
+    return _Loader(text).get_single_node()
+
+
+def _value(text: str) -> Any:
+    return _Loader(text).get_single_data()
+
+
 class ExperimentError(UserError):
     """`path:line: key: reason`, or `override a.b=c: key: reason`."""
 
@@ -27,9 +35,9 @@ class ExperimentError(UserError):
 def parse(text: str, path: Path) -> tuple[yaml.Node | None, Any]:
     """The file as nodes, which know their lines, and as values."""
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = _node(text)
         _refuse_large(node, path)
-        return node, yaml.load(text, Loader=_Loader)
+        return node, _value(text)
     except RecursionError:
         raise ExperimentError(f"{path}: nested too deep; an experiment has a handful of levels") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that Python does not hold
@@ -67,7 +75,7 @@ def _refuse_large(root: yaml.Node | None, path: Path) -> None:
 
 def line_of(path: str | Path, key: str | tuple[str | int, ...]) -> int:
     """1-based line of the deepest part of `key` ("arms.mine.stages.0", or its parts where one has a dot) that the file holds."""
-    node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    node = _node(Path(path).read_text(encoding="utf-8"))
     parts = tuple(int(part) if part.isdecimal() else part for part in key.split(".")) if isinstance(key, str) else key
     return line_at(node, parts)
 
@@ -122,7 +130,7 @@ def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     if not equals or not all(part.strip() for part in key.split(".")):
         raise ExperimentError(f"override {override}: expected key=value, e.g. trainer.zero_stage=3")
     try:
-        return tuple(key.strip().split(".")), yaml.load(value, Loader=_Loader)
+        return tuple(key.strip().split(".")), _value(value)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ExperimentError(f"override {short(override)}: the value is not YAML") from None
 

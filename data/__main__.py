@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from rich.table import Table
-
 from cluster.connect import connected, gpu_gib_here
 from console import UserError, door, out, say, write_result
 from data.build.command import add_build
@@ -175,6 +173,8 @@ def _linkage(part: Part) -> dict[str, Any]:
 
 
 def _print(corpus: Corpus) -> None:
+    from rich.table import Table  # not above: a Python without it is told so by console
+
     sources = Table("source", "read", "used", "bad", "by rule", "notes", title="Rows")
     for intake in corpus.intakes:
         row = _source_account(intake)

@@ -14,7 +14,7 @@ from data.records import Question
 from data.templates import Wording, wording_of
 from data.tiny_tokenizer import make_tokenizer, texts_for_tokenizer
 from data.tokens import Encoder, load_tokenizer, record_batches
-from data.words import BYTES_A_TOKEN, tokens_estimated
+from data.words import BYTES_A_TOKEN, TOKENS_A_WORD, tokens_estimated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -41,7 +41,11 @@ def count_lengths(catalogue: Catalogue, name: str | None, revision: str | None, 
         tokenizer = _tokenizer(catalogue, name, revision, tiny_vocab_size)
     except UserError:
         estimate = np.fromiter(map(tokens_estimated, texts_for_tokenizer(catalogue.records)), dtype=np.int64)
-        return Lengths(lambda stage: estimate, None, f"estimated (one for {BYTES_A_TOKEN} bytes of UTF-8; {name} is not on this machine)")
+        return Lengths(
+            lambda stage: estimate,
+            None,
+            f"estimated ({TOKENS_A_WORD} a word, one for {BYTES_A_TOKEN} bytes beyond ASCII; {name} is not on this machine)",
+        )
     counted: dict[Wording, Items] = {}
 
     def of(stage: Stage) -> Items:

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from math import ceil
 
 import regex
 
@@ -24,8 +25,8 @@ _CHARACTER = regex.compile(rf"(?V1){_LETTER}\p{{M}}*+")
 _TOKEN = regex.compile(rf"(?V1){_LETTER}\p{{M}}*+|[[[^\p{{P}}\p{{Z}}\p{{C}}]{_HIDDEN}]--{_LETTER}]+")
 """A word of `normalise` in a text as it is written."""
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
-BYTES_A_TOKEN = 4
-"""Of UTF-8, about what byte-level tokenizers need in any script: English 1.4 tokens a word, Russian half a token a letter, Chinese ¾ a character."""
+TOKENS_A_WORD, BYTES_A_TOKEN = 1.4, 4
+"""Of ASCII by words, of everything else by bytes of UTF-8: Russian half a token a letter, Chinese and Hindi ¾ a character."""
 
 
 class _Seen(dict[int, int | None]):
@@ -124,4 +125,5 @@ def _words_of(token: str) -> list[str]:
 
 def tokens_estimated(text: str) -> int:
     """Of a text that no tokenizer is at hand for."""
-    return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_A_TOKEN)
+    ascii_only = text.encode("ascii", "ignore")
+    return ceil(TOKENS_A_WORD * len(ascii_only.split()) + (len(text.encode("utf-8", "surrogatepass")) - len(ascii_only)) / BYTES_A_TOKEN)

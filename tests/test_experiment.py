@@ -182,3 +182,10 @@ def test_two_arms_of_one_name_are_refused() -> None:
 def test_an_arm_of_another_model_and_base_stages_exclude_one_another() -> None:
     with pytest.raises(ExperimentError, match="arms.sum.model: the stages under base make the model of all arms"):
         load_experiment(DEMO, [TRAINED, "models.other={name: x}", "arms.sum={model: other, preset: cpt}"])
+
+
+def test_compare_to_names_an_arm(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(GOOD)
+    with pytest.raises(ExperimentError, match="exam.compare_to: no arm is called 'pitt'; did you mean pit"):
+        load_experiment(tmp_path / "x.yaml", ["exam.compare_to=pitt"])
+    assert load_experiment(tmp_path / "x.yaml", ["exam.compare_to=base"]).exam.compare_to == "base"

@@ -3,12 +3,11 @@
 import argparse
 import json
 import os
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from console import RunError, UserError, chatter_to, door, say, write_result
+from console import RunError, UserError, chatter_to, door, run_child, say, write_result
 from experiment import Experiment, load_experiment, located
 
 _ABOUT = """\
@@ -86,13 +85,13 @@ def main(argv: list[str] | None) -> int:
             for flag, given in (("--no-ray", arguments.no_ray), ("--insecure", arguments.insecure), ("--as-written", arguments.as_written))
             if given
         ]
-        if code := subprocess.run([*command, *flags]).returncode:
+        if code := run_child([*command, *flags]):
             return code
     if arguments.dry_run or arguments.no_exam:
         return 0
     flags = [flag for flag, given in (("--json", arguments.json), ("--insecure", arguments.insecure)) if given]
     command = [sys.executable, "-m", "evaluation", arguments.experiment, *arguments.overrides, *flags]
-    return subprocess.run(command).returncode  # the rooms meet on disk; same Ray cluster where RAY_ADDRESS names one
+    return run_child(command)  # the rooms meet on disk; same Ray cluster where RAY_ADDRESS names one
 
 
 def _final(experiment: Experiment, arguments: argparse.Namespace) -> int:
@@ -125,14 +124,15 @@ def _gc(argv: list[str]) -> int:
     parser.add_argument("--unfinished", action="store_true", help="also stages under way, with their checkpoints")
     parser.add_argument("--delete", action="store_true", help="delete; without it nothing is touched")
     arguments = parser.parse_intermixed_args(argv)
-    folder = load_experiment(arguments.experiment, arguments.overrides).folder
+    experiment = load_experiment(arguments.experiment, arguments.overrides)
+    folder = experiment.folder
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such run")
     from trainer.retention import collect
     from trainer.run import locked
 
     with locked(folder):
-        collect(folder, arguments.keep_best, arguments.unfinished, arguments.delete)
+        collect(folder, arguments.keep_best, arguments.unfinished, arguments.delete, experiment.curricula())
     return 0
 
 
@@ -234,7 +234,7 @@ def _train(experiment: Experiment, no_ray: bool, insecure: bool, as_written: boo
                 except RunError as error:
                     raise RunError(f"{error} (details: {log}; what is committed stays)") from error
                 finally:  # arms that are complete can be examined, whatever became of the others
-                    run.write_arms(experiment.folder, experiment.name, prepared)
+                    run.write_arms(experiment.folder, experiment.name, prepared, experiment.model)
             if merges := experiment.merges():
                 from trainer.merge import merge_arms
 

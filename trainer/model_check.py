@@ -39,15 +39,22 @@ def check_named(place: str, model: ModelConfig) -> None:
     """UserError "place: reason" where model.name is meant as a folder and is none, or is one whose files show faults within a second."""
     if model.name is None:
         return
-    path = Path(model.name)
+    check_name(place, model.name)
+    if Path(model.name).is_dir():
+        check_files(Path(model.name), model.resize_embeddings)
+
+
+def check_name(place: str, name: str) -> None:
+    """UserError where it is neither a folder nor what a model of the hub could be called."""
+    path = Path(name)
     if path.is_dir():
-        check_files(path, model.resize_embeddings)
-    elif path.exists():
-        raise UserError(f"{place}: {model.name} is a file; give the folder with config.json, tokenizer and safetensors")
-    elif "://" in model.name:
-        raise UserError(f"{place}: {model.name} is an address; give the model as OWNER/NAME, or a folder")
-    elif not _HUB_ID.fullmatch(model.name):
-        raise UserError(f"{place}: there is no folder {model.name}, and no model of the hub is called so (OWNER/NAME); mend the path")
+        return
+    if path.exists():
+        raise UserError(f"{place}: {name} is a file; give the folder with config.json, tokenizer and safetensors")
+    if "://" in name:
+        raise UserError(f"{place}: {name} is an address; give the model as OWNER/NAME, or a folder")
+    if not _HUB_ID.fullmatch(name):
+        raise UserError(f"{place}: there is no folder {name}, and no model of the hub is called so (OWNER/NAME); mend the path")
 
 
 def check_files(folder: Path, grown: bool = False) -> dict[str, Header]:

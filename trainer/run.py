@@ -29,7 +29,7 @@ from trainer.model_tensors import check_tokens, embedding_rows
 from trainer.old_stages import is_rounded, set_aside_rounded, warn_of_rounded_parent
 from trainer.parent import Parent, check_same_model, find_parent
 from trainer.prepare import Job, check_lengths, initial_identity, make_jobs
-from trainer.sources import refuse_changed_data
+from trainer.sources import name_of, refuse_another_experiment, refuse_changed_data
 from trainer.starts import find_models
 from trainer.store import StageStore, write_json
 from trainer.worker_settings import Precision
@@ -90,6 +90,7 @@ def prepare(
     `models`: further models by name, `starts`: the arms that start from one of them (trainer/starts.py). `when_read` is called
     when the records are in memory and sound.
     """
+    refuse_another_experiment(folder, data, model)
     parent = find_parent(base_run) if base_run else None
     whole = corpus = load_corpus(data, seed, folder / "refused.jsonl")
     if when_read:
@@ -223,7 +224,7 @@ def pending(folder: Path, prepared: Prepared) -> list[Job]:
     return [job for job in prepared.jobs if store.manifest(job.key) is None]
 
 
-def write_arms(folder: Path, name: str, prepared: Prepared) -> None:
+def write_arms(folder: Path, name: str, prepared: Prepared, model: ModelConfig | None = None) -> None:
     """arms.json: what the exam reads: every arm whose stages are all committed, the base first.
 
     An arm's cost counts its own stages, not the base's.
@@ -249,7 +250,8 @@ def write_arms(folder: Path, name: str, prepared: Prepared) -> None:
             "plan_hashes": plan_hashes,
             "template": exam_template([stage_of[key] for key in keys]),
         }
-    write_json(folder / "arms.json", {"experiment": name, "records_sha256": prepared.corpus.fingerprint(), "arms": arms})
+    origin = {"model": name_of(model)} if model else {}
+    write_json(folder / "arms.json", {"experiment": name, **origin, "records_sha256": prepared.corpus.fingerprint(), "arms": arms})
     write_records(folder / RECORDS, prepared.whole)
     if prepared.parent:
         shutil.copyfile(prepared.parent.records, folder / EARLIER)
