@@ -1,13 +1,23 @@
 """What people see: progress on stderr, results on stdout, library chatter in a log file; errors in one line."""
 
+import errno
 import mmap
 import os
 import re
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import dropwhile
 from pathlib import Path
+from types import FrameType
+
+if _lacking := [name for name in ("rich", "pydantic", "yaml", "numpy") if find_spec(name) is None]:
+    # Before anything of ours or theirs is imported: a Python beside the environment would end in a traceback.
+    sys.stderr.write(f"error: {sys.executable}: has no {_lacking[0]}; run .venv/bin/python, which `make setup` makes, or activate .venv\n")
+    sys.exit(2)
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -52,10 +62,22 @@ def secrets() -> list[str]:
     return sorted((value for _, value in named if len(value) >= _FEWEST_CHARACTERS), key=len, reverse=True)
 
 
+_IN_ADDRESS = re.compile(
+    r"(?<=://)[^\s/@]*:[^\s/@]+(?=@)|(?<=[?&;])[\w.-]*(?:secret|passw|token|key|signature|sig)[\w.-]*=[^\s&;'\"]+", re.IGNORECASE
+)
+"""A user's password before the host of an address, or a value behind ? or & whose name says that it is secret."""
+
+
+def masked(text: str) -> str:
+    """Without the environment's secrets and those inside addresses (a mirror's s3://key:secret@bucket)."""
+    for secret in secrets():
+        text = text.replace(secret, "***")
+    return _IN_ADDRESS.sub(lambda found: re.sub(r"(?<=[:=]).+", "***", found[0], count=1), text)
+
+
 def say(message: str) -> None:
     """One plain line of progress, without the secrets that an error may have quoted."""
-    for secret in secrets():
-        message = message.replace(secret, "***")
+    message = masked(message)
     err.print(message, markup=False, soft_wrap=True)
 
 
@@ -136,12 +158,17 @@ def chatter_to(log: Path) -> Iterator[None]:
 
 def mask(log: Path) -> None:
     """Overwrites secrets that a library has printed, in place: others may still write to the file's end."""
-    if not log.stat().st_size or not (hidden := [secret.encode() for secret in secrets()]):
+    if not log.stat().st_size:
         return
+    hidden = [secret.encode() for secret in secrets()]
     with log.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
         for secret in hidden:
             while (at := content.find(secret)) >= 0:
                 content[at : at + len(secret)] = b"*" * len(secret)
+        pattern = re.compile(_IN_ADDRESS.pattern.encode(), re.IGNORECASE)
+        for found in list(pattern.finditer(content)):
+            begin = found.start() + 1 + re.search(rb"[:=]", found[0]).start()  # type: ignore[union-attr]
+            content[begin : found.end()] = b"*" * (found.end() - begin)
 
 
 class _Note(ProgressColumn):
@@ -164,11 +191,54 @@ def progress() -> Progress:
     )
 
 
+_REMEDIES = {
+    errno.EACCES: "give another folder (runs=…, --out …), or the rights to write there",
+    errno.EPERM: "give another folder (runs=…, --out …), or the rights to write there",
+    errno.EROFS: "give a folder that can be written to (runs=…, --out …)",
+    errno.ENOTDIR: "a file is in the way; give another folder",
+    errno.EISDIR: "a folder is in the way; give another name",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOENT: "mend the path",
+    errno.EEXIST: "a file is in the way; give another name",
+    errno.ELOOP: "mend the link",
+}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def _system_line(error: OSError) -> tuple[str, int]:
+    """One line and the exit code for what the file system refused."""
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    reason = error.strerror or str(error).splitlines()[0]
+    if error.errno in _FULL:
+        return (
+            f"{place}{reason}; free space there (`python -m trainer gc` lists what a run no longer needs); what is committed stays",
+            EXIT_FAILED,
+        )
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{place}{reason}{f'; {remedy}' if remedy else ''}", EXIT_BAD_INPUT if remedy else EXIT_FAILED
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise StoppedByRequest("stopped as asked; what is committed stays, and the same command goes on from there")
+
+
+def run_child(command: list[str]) -> int:
+    """A command of ours in a process of its own; its exit code. SIGTERM is passed on, and the child's own end waited for."""
+    with subprocess.Popen(command) as child:
+        before = signal.signal(signal.SIGTERM, lambda signum, frame: child.send_signal(signum))
+        try:
+            code = child.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return EXIT_STOPPED if code == -signal.SIGTERM else code
+
+
 def door(main: Callable[[list[str] | None], int | None]) -> None:
     """Runs a command: exit code 2 and one line for bad input, 1 for failed work, 130 for Ctrl-C, 75 for an end on SIGTERM.
 
     STUDYHALL_TRACEBACK=1 shows the traceback as well.
     """
+    signal.signal(signal.SIGTERM, _stop)  # ends as an exception does: engines, clusters and locks are let go on the way
     try:
         sys.exit(main(None) or 0)
     except KeyboardInterrupt:
@@ -182,3 +252,12 @@ def door(main: Callable[[list[str] | None], int | None]) -> None:
             raise
         say(f"error: {error}")
         sys.exit(EXIT_BAD_INPUT if isinstance(error, UserError) else EXIT_FAILED)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(EXIT_FAILED)
+    except OSError as error:
+        if os.environ.get("STUDYHALL_TRACEBACK") or error.errno is None:
+            raise
+        line, code = _system_line(error)
+        say(f"error: {line}")
+        sys.exit(code)

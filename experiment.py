@@ -80,7 +80,9 @@ class Experiment(Strict):
         for name in self.arms:
             self.stages(name)
         self._models_are_known()
-        self.merges()
+        compared = ["base", *(name for name, arm in self.arms.items() if not arm.merge), *self.merges()]
+        if "compare_to" in self.exam.model_fields_set and self.exam.compare_to not in compared:
+            raise ValueError(f"exam.compare_to: no arm is called {self.exam.compare_to!r}{_suggestion(self.exam.compare_to, compared)}")
         if self.updates:
             self.rounds()
         if "wordings" in self.exam.looks and self.data.bios is None:

@@ -1,5 +1,6 @@
 """An experiment's file as YAML that knows its lines, and overrides of its values; what the values mean is experiment.py's."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,23 @@ from console import UserError
 _MOST_VALUES = 100_000
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 3e-5 (no dot) and 2.5e10 (no sign) for texts; people, and YAML 1.2, mean numbers."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+0123456789.")
+)
+
+
+def _node(text: str) -> yaml.Node | None:
+    return _Loader(text).get_single_node()
+
+
+def _value(text: str) -> Any:
+    return _Loader(text).get_single_data()
+
+
 class ExperimentError(UserError):
     """`path:line: key: reason`, or `override a.b=c: key: reason`."""
 
@@ -17,9 +35,9 @@ class ExperimentError(UserError):
 def parse(text: str, path: Path) -> tuple[yaml.Node | None, Any]:
     """The file as nodes, which know their lines, and as values."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = _node(text)
         _refuse_large(node, path)
-        return node, yaml.safe_load(text)
+        return node, _value(text)
     except RecursionError:
         raise ExperimentError(f"{path}: nested too deep; an experiment has a handful of levels") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that Python does not hold
@@ -57,7 +75,7 @@ def _refuse_large(root: yaml.Node | None, path: Path) -> None:
 
 def line_of(path: str | Path, key: str | tuple[str | int, ...]) -> int:
     """1-based line of the deepest part of `key` ("arms.mine.stages.0", or its parts where one has a dot) that the file holds."""
-    node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    node = _node(Path(path).read_text(encoding="utf-8"))
     parts = tuple(int(part) if part.isdecimal() else part for part in key.split(".")) if isinstance(key, str) else key
     return line_at(node, parts)
 
@@ -112,19 +130,9 @@ def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     if not equals or not all(part.strip() for part in key.split(".")):
         raise ExperimentError(f"override {override}: expected key=value, e.g. trainer.zero_stage=3")
     try:
-        return tuple(key.strip().split(".")), _yaml_value(value)
+        return tuple(key.strip().split(".")), _value(value)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ExperimentError(f"override {short(override)}: the value is not YAML") from None
-
-
-def _yaml_value(text: str) -> Any:
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        try:
-            return float(value)  # YAML 1.1 takes 3e-5 (no dot) for a string
-        except ValueError:
-            return value
-    return value
 
 
 def set_value(values: dict[str, Any], keys: tuple[str, ...], value: Any, override: str) -> None:

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass, replace
 
+import yaml
+
 from console import UserError
 from trainer.flops import peak_flops
 
@@ -25,27 +27,49 @@ class Chip:
     """Host memory per GPU of the usual machines, where nothing else is said."""
     efficiency: float
     """Share of the peak that matrix products reach: the one fitted number (benchmarks/cost_model.py)."""
+    told_flops: float | None = None
+    """Of a chip that the user describes."""
 
     @property
     def peak_flops(self) -> float:
         """Dense bf16, FLOPs a second."""
-        peak = peak_flops(self.name)
+        peak = self.told_flops or peak_flops(self.name)
         assert peak is not None
         return peak
 
 
-# Data sheets: NVIDIA A100 (40 and 80 GB SXM), H100 SXM, H200 SXM. Networks: 1600 Gb/s a node of A100s, 8 × 400 Gb/s one of H100s.
-# H200 takes the H100's fitted efficiency: same cores, no published rows of its own.
+_FITTED_A100, _FITTED_H100 = 0.708, 0.544
+_PCIE4 = 32e9
+"""GPUs without links of their own talk over PCIe 4.0 × 16."""
+
+# Data sheets: NVIDIA A100 (40 and 80 GB SXM), H100 SXM, H200 SXM, HGX H20, HGX B200 (180 GB a GPU, 2.25 dense PFLOPS, NVLink 5: 1.8 TB/s both
+# ways), GH200 (96 GB HBM3; its CPU brings 480 GB), L40S, A10; NVIDIA's Ada and GA102 whitepapers for GeForce RTX 4090 and 3090 (bf16 products
+# with fp32 sums, dense: 165.2 and 71); AMD Instinct MI300X (1,307 dense TFLOPS, seven links of 128 GB/s both ways). Memory is what drivers show.
+# Networks: 1600 Gb/s a node of A100s, 8 × 400 Gb/s one of H100s and later, 100 Gb/s where cards stand in ordinary servers.
+# Only A100 and H100 have published rows to be fitted to; all others take the H100's efficiency, the lower of the two.
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("A100-40G", 39.4 * GIB, 1.555e12, 300e9, 200e9, 144 * GIB, 0.708),
-        Chip("A100-80G", 79.1 * GIB, 2.039e12, 300e9, 200e9, 144 * GIB, 0.708),
-        Chip("H100", 79.1 * GIB, 3.35e12, 450e9, 400e9, 240 * GIB, 0.544),
-        Chip("H200", 139.8 * GIB, 4.8e12, 450e9, 400e9, 240 * GIB, 0.544),
+        Chip("A100-40G", 39.4 * GIB, 1.555e12, 300e9, 200e9, 144 * GIB, _FITTED_A100),
+        Chip("A100-80G", 79.1 * GIB, 2.039e12, 300e9, 200e9, 144 * GIB, _FITTED_A100),
+        Chip("H100", 79.1 * GIB, 3.35e12, 450e9, 400e9, 240 * GIB, _FITTED_H100),
+        Chip("H200", 139.8 * GIB, 4.8e12, 450e9, 400e9, 240 * GIB, _FITTED_H100),
+        Chip("H20", 95.1 * GIB, 4.0e12, 450e9, 400e9, 240 * GIB, _FITTED_H100),
+        Chip("GH200", 94.5 * GIB, 4.0e12, 450e9, 400e9, 480e9, _FITTED_H100),
+        Chip("B200", 178.4 * GIB, 8.0e12, 900e9, 400e9, 240 * GIB, _FITTED_H100),
+        Chip("MI300X", 191.5 * GIB, 5.3e12, 448e9, 400e9, 240 * GIB, _FITTED_H100),
+        Chip("L40S", 44.4 * GIB, 864e9, _PCIE4, 12.5e9, 96 * GIB, _FITTED_H100),
+        Chip("A10", 22.0 * GIB, 600e9, _PCIE4, 12.5e9, 64 * GIB, _FITTED_H100),
+        Chip("RTX-4090", 23.5 * GIB, 1.008e12, _PCIE4, 12.5e9, 64 * GIB, _FITTED_H100),
+        Chip("RTX-3090", 23.5 * GIB, 936e9, _PCIE4, 12.5e9, 64 * GIB, _FITTED_H100),
     )
 }
-_ALSO = {"A100": "A100-80G", "H100-80G": "H100", "A800": "A100-80G", "H200-141G": "H200"}
+_ALSO = {
+    "A100": "A100-80G", "H100-80G": "H100", "A800": "A100-80G", "H200-141G": "H200", "H20-96G": "H20", "GH200-96G": "GH200", "B200-180G": "B200",
+    "MI300X-192G": "MI300X", "L40S-48G": "L40S", "A10-24G": "A10", "4090": "RTX-4090", "RTX4090": "RTX-4090", "3090": "RTX-3090", "RTX3090": "RTX-3090",
+}  # fmt: skip
+MOST_GPUS = 16384
+"""More is a slip of the finger; and a step's items would not go round."""
 
 
 @dataclass(frozen=True)
@@ -81,24 +105,62 @@ class Hardware:
 
 
 def parse_gpus(text: str) -> tuple[int, Chip]:
-    """ "16xH100" → (16, H100). UserError for what is not of that form, or not known."""
-    match = re.fullmatch(r"(?:(\d+)\s*[x×*]\s*)?([\w-]+)", text.strip(), re.IGNORECASE)
-    if not match or match[1] == "0":
+    """ "16xH100" → (16, H100); "8x{name: X, memory: 24, tflops: 165, bandwidth: 1008}" of any other. UserError for what is neither."""
+    match = re.fullmatch(r"(?:(\d+)\s*[x×*]\s*)?(\{.*\}|[\w-]+)", text.strip(), re.IGNORECASE)
+    if not match or not int(match[1] or 1):
         raise UserError(f"--gpus {text}: expected a number and a kind, e.g. 16xH100 or 1xA100-80G")
-    wanted = match[2].upper().removeprefix("NVIDIA-")
+    count = int(match[1] or 1)
+    if count > MOST_GPUS:
+        raise UserError(f"--gpus {text}: plans go up to {MOST_GPUS:,} GPUs")
+    if match[2].startswith("{"):
+        return count, _described(match[2], text)
+    wanted = re.sub(r"^(NVIDIA|AMD|GEFORCE|INSTINCT)[-_]", "", match[2].upper()).replace("_", "-")
     wanted = re.sub(r"GB$", "G", wanted)
     chip = CHIPS.get(_ALSO.get(wanted, wanted))
     if chip is None:
-        raise UserError(f"--gpus {text}: nothing is known of {match[2]}; known: {', '.join(CHIPS)}")
-    return int(match[1] or 1), chip
+        raise UserError(
+            f"--gpus {text}: nothing is known of {match[2]}; known: {', '.join(CHIPS)}; describe any other: "
+            "--gpus '8x{name: X, memory: 24, tflops: 165, bandwidth: 1008}' (GiB, dense bf16 TFLOPS, GB/s)"
+        )
+    return count, chip
+
+
+_DESCRIBED = {"memory": GIB, "tflops": 1e12, "bandwidth": 1e9, "link": 1e9}
+"""What is told of a chip, and in which units."""
+
+
+def _described(text: str, whole: str) -> Chip:
+    """A chip from its data sheet: memory in GiB, dense bf16 TFLOPS, bandwidth of the memory in GB/s; link: GB/s one way between GPUs of a node."""
+    try:
+        told = yaml.safe_load(text)
+    except yaml.YAMLError:
+        told = None
+    if not isinstance(told, dict) or (unknown := sorted(map(str, set(told) - {"name", *_DESCRIBED}))):
+        what = f"{unknown[0]} is unknown" if isinstance(told, dict) else "not of the form {key: value, …}"
+        raise UserError(f"--gpus {whole}: {what}; expected e.g. 8x{{name: X, memory: 24, tflops: 165, bandwidth: 1008}}")
+    values: dict[str, float] = {}
+    for key, unit in _DESCRIBED.items():
+        value = told.get(key, _PCIE4 / unit if key == "link" else None)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+            raise UserError(
+                f"--gpus {whole}: {key}: {'missing' if value is None else f'{value!r} is no number above 0'}; give GiB, TFLOPS and GB/s"
+            )
+        values[key] = value * unit
+    name = str(told.get("name", "GPU"))
+    return Chip(name, values["memory"], values["bandwidth"], values["link"], 12.5e9, 64 * GIB, _FITTED_H100, values["tflops"])
+
+
+_FAMILIES = {"4090": "RTX-4090", "3090": "RTX-3090", **{name: name for name in ("GH200", "H200", "H100", "H20", "B200", "MI300X", "L40S")}}
 
 
 def chip_of_device(name: str, memory_bytes: float) -> Chip | None:
     """The chip behind a driver's device name ("NVIDIA A100-SXM4-80GB"), or None."""
-    family = next((known for known in ("H200", "H100", "A100", "A800") if known in name), None)
-    if family in ("A100", "A800"):
+    words = set(re.split(r"[^A-Z0-9]+", name.upper()))
+    if words & {"A100", "A800"}:
         return CHIPS["A100-40G" if memory_bytes < 50 * GIB else "A100-80G"]
-    return CHIPS.get(family or "")
+    if "A10" in words:
+        return CHIPS["A10"]
+    return next((CHIPS[chip] for family, chip in _FAMILIES.items() if family in words), None)
 
 
 def make_hardware(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cluster.guard import check_open_door, check_version, secure_own_ray
-from console import RunError, say
+from console import RunError, UserError, say
 
 
 @contextmanager
@@ -102,15 +102,29 @@ def _start(cpus_needed: float, insecure: bool) -> None:
     # Workers import the rooms from this checkout, whatever their working directory; in a submitted job it is the job's own copy.
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     env_vars = {"PYTHONPATH": root, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, math.ceil(cpus_needed)),
-        include_dashboard=False,
-        object_store_memory=int(os.environ.get("STUDYHALL_OBJECT_STORE_MB", "400"))
-        * 2**20,  # rows are small; Ray's default is 30 % of the memory
-        runtime_env={"env_vars": env_vars},
-        log_to_driver=True,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, math.ceil(cpus_needed)),
+            include_dashboard=False,
+            object_store_memory=_object_store_mb() * 2**20,
+            runtime_env={"env_vars": env_vars},
+            log_to_driver=True,
+        )
+    except Exception as error:  # Ray has no class for "did not come up"
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise RunError(
+            f"Ray did not come up on this machine: {type(error).__name__}: {reason}; its own logs: /tmp/ray/session_latest/logs; it needs space in "
+            "/tmp and /dev/shm (STUDYHALL_OBJECT_STORE_MB=100 needs less), or train without it: --no-ray"
+        ) from None
+
+
+def _object_store_mb() -> int:
+    """Rows are small; Ray's default is 30 % of the memory."""
+    text = os.environ.get("STUDYHALL_OBJECT_STORE_MB", "400")
+    if not text.isdecimal() or int(text) < 75:
+        raise UserError(f"STUDYHALL_OBJECT_STORE_MB={text}: expected a number of megabytes, 75 or more")
+    return int(text)
 
 
 def _knock(address: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from console import UserError
 from trainer.config import ModelConfig, TinyModel
 from trainer.flops import matmul_parameters
+from trainer.model_check import check_name
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def shape_of(model: ModelConfig) -> ModelShape:
     if model.tiny:
         return tiny_shape(model.tiny)
     assert model.name is not None
+    check_name("model.name", model.name)
     if Path(model.name).is_dir():
         return read_shape(Path(model.name) / "config.json")
     if model.name in _KNOWN:

@@ -19,6 +19,7 @@ from cluster.setups import Offer, offer
 from console import EXIT_BAD_INPUT, RunError, UserError, chatter_to, write_result
 from data.plan_report import read_records
 from experiment import Experiment, load_experiment, located
+from trainer.config import ModelConfig
 
 _EXAMPLES = """examples:
   RAY_ADDRESS=HEAD:6379 python -m cluster preflight experiments/wiki2023_qwen_7b.yaml runs=/shared/runs data.root=/shared/film
@@ -147,7 +148,7 @@ def _model_and_data(experiment: Experiment, nodes: Nodes) -> Iterator[Line]:
     if folder is None:
         yield Line("model", True, "made on the spot, with its tokenizer")
     elif model.name and Path(model.name).is_dir():
-        yield _model_folder(Path(model.name), nodes)
+        yield _model_folder(model, nodes)
     else:
         yield Line("model", True, f"{model.name}: the hub gives it; its weights come to {experiment.folder / 'hub'} when training starts")
     for name, further in experiment.models.items():
@@ -157,24 +158,21 @@ def _model_and_data(experiment: Experiment, nodes: Nodes) -> Iterator[Line]:
             yield Line("model", False, f"models.{name}: {str(error).removeprefix('model.name: ')}")
             continue
         is_folder = bool(further.name and Path(further.name).is_dir())
-        yield (
-            _model_folder(Path(further.name or ""), nodes)
-            if is_folder
-            else Line("model", True, f"models.{name}: {place}: the hub gives it")
-        )
+        yield (_model_folder(further, nodes) if is_folder else Line("model", True, f"models.{name}: {place}: the hub gives it"))
     try:
         yield _data(experiment, folder)
     except UserError as error:
         yield Line("data", False, str(error))
 
 
-def _model_folder(folder: Path, nodes: Nodes) -> Line:
+def _model_folder(model: ModelConfig, nodes: Nodes) -> Line:
     from cluster import probe
     from trainer.model_check import check_model_folder
     from trainer.text_model import check_text_model
 
+    folder = Path(model.name or "")
     try:
-        check_model_folder(folder)
+        check_model_folder(folder, model.resize_embeddings)
         check_text_model(folder)
     except UserError as error:
         return Line("model", False, str(error))
@@ -196,7 +194,7 @@ def _data(experiment: Experiment, model_folder: Path | None) -> Line:
 
     tokenizer = load_tokenizer(str(model_folder))
     known = text_config(model_folder).vocab_size
-    if len(tokenizer) > known:
+    if not experiment.model.resize_embeddings and len(tokenizer) > known:
         text = f"the tokenizer has {len(tokenizer)} tokens and the model knows {known}: they do not belong together"
         return Line("data", False, text)
     encoder = Encoder(tokenizer)

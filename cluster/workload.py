@@ -10,9 +10,10 @@ from cluster.speed import StepLoad
 from console import UserError
 from data.arms import Node, stage_graph
 from data.orders import Items
+from data.packing import num_pieces
 from data.plan import Plan
 from data.plan_command import Planned, plan_arms
-from data.plan_report import packing_fill
+from data.plan_report import packing_fill, sampled_steps
 from experiment import Experiment
 
 _SAMPLED_STEPS = 8  # packed of each stage, for every number of ranks and length of rows
@@ -43,11 +44,19 @@ class StageWork:
 
     def load(self, num_gpus: int, row_tokens: int) -> StepLoad:
         """A step as the trainer packs it for so many ranks, averaged over steps at equal distances."""
+        num_gpus = min(num_gpus, self._most_pieces(row_tokens))  # more of them have no work, and the fullest one has the same
         if (num_gpus, row_tokens) not in self._loads:
             packed = packing_fill(self.plan, self.lengths, num_gpus, row_tokens, _SAMPLED_STEPS)
             fullest = self.tokens / self.steps / num_gpus * packed["busiest"]
             self._loads[num_gpus, row_tokens] = StepLoad(fullest, packed["micro_steps"], self.attended)
         return self._loads[num_gpus, row_tokens]
+
+    def _most_pieces(self, row_tokens: int) -> int:
+        return max(num_pieces(self.lengths[self.plan.step(n)], row_tokens) for n in self._sampled)
+
+    @cached_property
+    def _sampled(self) -> list[int]:
+        return sampled_steps(self.plan, _SAMPLED_STEPS)
 
     @cached_property
     def _loads(self) -> dict[tuple[int, int], StepLoad]:

@@ -7,13 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from rich.table import Table
-
 from cluster.connect import connected, gpu_gib_here
 from console import UserError, door, out, say, write_result
 from data.build.command import add_build
 from data.build.show import add_show
 from data.config import DataConfig, Format, Source, format_of
+from data.golds import unreachable
 from data.load import load_corpus
 from data.plan_command import Planned, add_plan, plan_arms
 from data.records import Corpus, Intake, OverlapReport, Part
@@ -63,6 +62,7 @@ def _planned(file: str, overrides: list[str]) -> Planned:
             tiny.vocab_size if tiny else None,
             experiment.trainer.row_tokens,
             experiment.base_records,
+            experiment.exam.answer_tokens,
         )
 
 
@@ -97,16 +97,19 @@ def _check(args: argparse.Namespace) -> None:
                 "--holds, --format, --column and --numbers are for one file of records; an experiment says them in data.sources"
             )
         experiment = load_experiment(args.file, args.overrides)
-        config, seed = experiment.data, experiment.seed
+        config, seed, answer_tokens = experiment.data, experiment.seed, experiment.exam.answer_tokens
         if args.quarantine:
             config = config.model_copy(update={"bad_rows": "quarantine"})
     else:
-        config, seed = _single_file(args), 0
+        config, seed, answer_tokens = _single_file(args), 0, 0
     corpus = load_corpus(config, seed, args.quarantine)
+    golds = unreachable(corpus.part("test").questions, answer_tokens)
     if args.json:
-        write_result(json.dumps(account(corpus), ensure_ascii=False, indent=2))
+        write_result(json.dumps({**account(corpus), "unreachable": golds.as_dict()}, ensure_ascii=False, indent=2))
     else:
         _print(corpus)
+        if line := golds.in_words():
+            out.print(line, markup=False, soft_wrap=True)
     if args.quarantine and any(intake.refused for intake in corpus.intakes):
         say(f"rows that are not used: {args.quarantine}")
 
@@ -172,6 +175,8 @@ def _linkage(part: Part) -> dict[str, Any]:
 
 
 def _print(corpus: Corpus) -> None:
+    from rich.table import Table  # not above: a Python without it is told so by console
+
     sources = Table("source", "read", "used", "bad", "by rule", "notes", title="Rows")
     for intake in corpus.intakes:
         row = _source_account(intake)

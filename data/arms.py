@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from console import UserError
+from console import UserError, say
 from data.catalogue import Catalogue
 from data.config import Stage
 from data.orders import Items
@@ -27,6 +27,7 @@ def compile_arms(
     UserError names the stage as the experiment's file does ("arms.mine.stages.0: reason"), so that a command can add the line.
     """
     done: dict[str, Plan] = {}
+    told: dict[str, str] = {}
     plans: dict[str, list[Plan]] = {}
     for arm, stages in arms.items():
         plans[arm] = []
@@ -36,10 +37,32 @@ def compile_arms(
                 try:
                     lengths = lengths_of(stage) if stage.batch_tokens or stage.template == "chat" else None
                     done[identity] = compile_plan(stage, catalogue, seed, lengths)
+                    if why := odd_schedule(stage, done[identity].num_steps):
+                        told.setdefault(why, stage_place(arms, arm, n))
                 except UserError as error:
                     raise UserError(f"{stage_place(arms, arm, n)}: {error}") from None
             plans[arm].append(done[identity])
+    for why, place in told.items():
+        say(f"warning: {place}: {why}")
     return plans
+
+
+def odd_schedule(stage: Stage, num_steps: int) -> str | None:
+    """Why the stage's rate cannot go as it is written; None where it can. The last warm-up step is the first at the whole rate."""
+    if stage.warmup_steps > num_steps:
+        reached = stage.rate * num_steps / stage.warmup_steps
+        return (
+            f"warmup_steps {stage.warmup_steps:,} is longer than the stage of {num_steps:,} steps: the rate never comes beyond {reached:.3g} of "
+            f"{stage.rate:g}; lower it, or give warmup_share"
+        )
+    warmup_steps = stage.warmup_steps or round(stage.warmup_share * num_steps)
+    decay_steps = max(1, round(num_steps * stage.decay_share)) if stage.schedule == "wsd" else 0
+    if decay_steps and warmup_steps + decay_steps > num_steps:
+        return (
+            f"schedule wsd: warm-up ({warmup_steps:,} steps) and decay ({decay_steps:,}) are longer together than the stage of {num_steps:,} steps: "
+            "the decay begins before the rate is reached; lower one of them"
+        )
+    return None
 
 
 def stage_place(arms: Arms, arm: str, n: int) -> str:

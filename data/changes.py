@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from console import UserError
 from data.config import Mix, Stage
-from data.overlap import normalise
 from data.records import Corpus, Part, Question
+from data.words import normalise
 
 RECORDS_FORMAT = 1
 RECORDS = "records.jsonl"

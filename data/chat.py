@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from console import UserError
+from data.chat_render import TemplateFault, limited
 from data.records import Question
 
 if TYPE_CHECKING:
@@ -39,13 +40,13 @@ class Layout:
 
 def chat_layout(tokenizer: "PreTrainedTokenizerFast") -> Layout:
     """The layout of a tokenizer's chat template. UserError where there is none, or where the answer does not just continue the prompt."""
-    from jinja2 import TemplateError
-
+    asked, answered = {"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}
     try:
-        prompt = _rendered(tokenizer, [{"role": "user", "content": _QUESTION}], True)
-        whole = _rendered(tokenizer, [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}], False)
-    except (ValueError, TemplateError) as error:
-        why = "has no chat template" if not tokenizer.chat_template else f"has a chat template that fails ({str(error).splitlines()[0]})"
+        if not tokenizer.chat_template:
+            raise TemplateFault("there is none")
+        prompt, whole = limited(lambda: [_rendered(tokenizer, [asked], True), _rendered(tokenizer, [asked, answered], False)])
+    except TemplateFault as error:
+        why = "has no chat template" if not tokenizer.chat_template else f"has a chat template that fails ({error})"
         raise UserError(f"template chat: the model's tokenizer {why}; {_REMEDY}") from None
     learnt = whole[len(prompt) :]
     if prompt.count(_QUESTION) != 1 or not whole.startswith(prompt) or learnt.count(_ANSWER) != 1 or learnt.split(_ANSWER)[0].strip():

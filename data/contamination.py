@@ -2,7 +2,8 @@
 
 Thirteen words is the usual length (GPT-3, arXiv 2005.14165, appendix C). Trained are the splits train and replay; that the exam's
 own documents are trained is the point, so they do not count. Training texts are streamed past a table of the exam's runs:
-memory grows with the exam, not with the corpus. Runs compare by 64-bit hashes of their words, normalised as the exact comparison does.
+memory grows with the exam, not with the corpus. Runs compare by 64-bit hashes of their words, normalised as the exact comparison does. In scripts without spaces a character is a
+word (data/words.py): thirteen are about eight words, the least length that GPT-3's paper used.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.overlap import normalise
 from data.records import Corpus
 from data.validate import excerpt
+from data.words import normalise
 
 NUM_WORDS = 13
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)

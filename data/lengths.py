@@ -10,14 +10,14 @@ from console import UserError
 from data.catalogue import Catalogue
 from data.config import Stage
 from data.orders import Items
+from data.records import Question
 from data.templates import Wording, wording_of
 from data.tiny_tokenizer import make_tokenizer, texts_for_tokenizer
 from data.tokens import Encoder, load_tokenizer, record_batches
+from data.words import BYTES_A_TOKEN, TOKENS_A_WORD, tokens_estimated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-_TOKENS_A_WORD = 1.4
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,26 @@ class Lengths:
 
     of: Callable[[Stage], Items | None]
     """(items,) as the stage words them; None without data."""
+    answer: Callable[[Question], int] | None
+    """Tokens of a question's first answer; None where they are estimated."""
     note: str
     """How they were counted, for people."""
 
 
 def count_lengths(catalogue: Catalogue, name: str | None, revision: str | None, tiny_vocab_size: int | None) -> Lengths:
-    """Counted with the model's tokenizer where it is on this machine (`name`), or with a tiny model's own; else estimated from words."""
+    """Counted with the model's tokenizer where it is on this machine (`name`), or with a tiny model's own; else estimated."""
     if not catalogue.records:
         declared = catalogue.declared_tokens
-        return Lengths(lambda stage: declared, "not counted without data" if declared is None else "as declared in data.tokens_each")
+        return Lengths(lambda stage: declared, None, "not counted without data" if declared is None else "as declared in data.tokens_each")
     try:
         tokenizer = _tokenizer(catalogue, name, revision, tiny_vocab_size)
     except UserError:
-        words = np.fromiter((len(text.split()) for text in texts_for_tokenizer(catalogue.records)), dtype=np.int64)
-        estimate = np.ceil(words * _TOKENS_A_WORD).astype(np.int64)
-        return Lengths(lambda stage: estimate, f"estimated ({_TOKENS_A_WORD} a word; {name} is not on this machine)")
+        estimate = np.fromiter(map(tokens_estimated, texts_for_tokenizer(catalogue.records)), dtype=np.int64)
+        return Lengths(
+            lambda stage: estimate,
+            None,
+            f"estimated ({TOKENS_A_WORD} a word, one for {BYTES_A_TOKEN} bytes beyond ASCII; {name} is not on this machine)",
+        )
     counted: dict[Wording, Items] = {}
 
     def of(stage: Stage) -> Items:
@@ -51,7 +56,8 @@ def count_lengths(catalogue: Catalogue, name: str | None, revision: str | None, 
             counted[wording] = np.fromiter(lengths, dtype=np.int64, count=len(catalogue))
         return counted[wording]
 
-    return Lengths(of, "counted")
+    plain = Encoder(tokenizer)
+    return Lengths(of, lambda question: len(plain.gold(question)), "counted")
 
 
 def _tokenizer(catalogue: Catalogue, name: str | None, revision: str | None, tiny_vocab_size: int | None) -> "PreTrainedTokenizerFast":

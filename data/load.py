@@ -26,11 +26,12 @@ from typing import Any
 
 from console import UserError, say
 from data.config import Bios, DataConfig
-from data.overlap import Item, apply_policy, kind_of, normalise
+from data.overlap import Item, apply_policy, kind_of
 from data.readers import check_source, read_source
 from data.records import ChoiceQuestion, Corpus, Document, Intake, Part, Question, Refusal, Split
 from data.streamed import StreamedDocuments, read_streamed, text_key
 from data.validate import Record, Row, excerpt
+from data.words import normalise
 
 Streamed = dict[Split, StreamedDocuments]
 

@@ -4,7 +4,6 @@ Trained are the splits train and replay; the exam is the split test. The new doc
 trained; that one of them *also* stands among the train documents is what is reported.
 """
 
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Literal
 from console import UserError
 from data.records import ChoiceQuestion, Document, OverlapReport, Question, Split
 from data.validate import Record, excerpt
+from data.words import normalise
 
 Policy = Literal["refuse", "drop_from_train", "drop_from_exam", "allow"]
 _NUM_EXAMPLES = 5
@@ -31,26 +31,6 @@ class Item:
 class _Pair:
     exam: Item
     trained: list[Item]
-
-
-class _Squeeze(dict[int, int]):
-    """Punctuation, spaces and controls → one space; looked up once a character."""
-
-    def __missing__(self, code: int) -> int:
-        self[code] = 32 if unicodedata.category(chr(code))[0] in "PZC" else code
-        return self[code]
-
-
-_SQUEEZE = _Squeeze()
-
-
-def normalise(text: str) -> str:
-    """Lower case, punctuation and spaces squeezed to one space: what counts as the same text when train and exam are compared.
-
-    Symbols and accents stay: "C++" is not "C". A text of nothing but punctuation stays as it is.
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.translate(_SQUEEZE).split()) or folded.strip()
 
 
 def apply_policy(items: Iterable[Item], policy: Policy) -> tuple[OverlapReport, dict[int, str]]:

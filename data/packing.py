@@ -125,10 +125,19 @@ def _cut(lengths: npt.NDArray[np.int64], longest: int) -> tuple[npt.NDArray[np.i
     """(item, start, end) of all pieces, in the order of items."""
     if lengths.max(initial=0) <= longest:
         return np.arange(len(lengths)), np.zeros(len(lengths), dtype=np.int64), lengths
-    pieces = np.where(lengths > longest, -(-(lengths - 1) // (longest - 1)), 1)
+    pieces = _pieces(lengths, longest)
     item = np.repeat(np.arange(len(lengths)), pieces)
     start = (np.arange(len(item)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * (longest - 1)
     return item, start, np.minimum(start + longest, lengths[item])
+
+
+def _pieces(lengths: npt.NDArray[np.int64], longest: int) -> npt.NDArray[np.int64]:
+    return np.where(lengths > longest, -(-(lengths - 1) // (longest - 1)), 1)
+
+
+def num_pieces(lengths: npt.NDArray[np.int64], capacity: int) -> int:
+    """Of a step's items: so many ranks can have work."""
+    return int(_pieces(lengths, capacity).sum())
 
 
 def _deal(rows: list[Row], costs: list[float], world_size: int) -> list[list[Row]]:

@@ -16,6 +16,7 @@ from data.arms import Arms, compile_arms, stage_graph
 from data.catalogue import Catalogue
 from data.config import DataConfig
 from data.contamination import contamination
+from data.golds import unreachable, unreachable_in_words
 from data.lengths import Lengths, count_lengths
 from data.orders import Items
 from data.plan import Plan
@@ -48,6 +49,8 @@ class Planned:
     corpus: Corpus | None
     lengths: Lengths
     origin: str
+    answer_tokens: int | None = None
+    """Of the exam."""
 
 
 PlannedOf = Callable[[str, list[str]], Planned]
@@ -64,6 +67,7 @@ def plan_arms(
     tiny_vocab_size: int | None,
     row_tokens: int,
     since: Path | None = None,
+    answer_tokens: int | None = None,
 ) -> Planned:
     """Reads the records (or takes the declared counts), counts tokens and compiles every arm. UserError where that cannot be.
 
@@ -71,7 +75,9 @@ def plan_arms(
     """
     arms, catalogue, corpus, origin = read_what_is_new(data, seed, arms, since)
     lengths = count_lengths(catalogue, model_name, revision, tiny_vocab_size)
-    return Planned(name, row_tokens, arms, compile_arms(arms, catalogue, seed, lengths.of), catalogue, corpus, lengths, origin)
+    return Planned(
+        name, row_tokens, arms, compile_arms(arms, catalogue, seed, lengths.of), catalogue, corpus, lengths, origin, answer_tokens
+    )
 
 
 def add_plan(commands: Any, planned_of: PlannedOf) -> None:
@@ -139,8 +145,15 @@ def _whole(planned: Planned, world_size: int) -> dict[str, Any]:
         "graph": graph_report(graph),
         "shared": {"stages": graph.num_stages(), "steps": graph.num_steps(), "steps_if_every_arm_trained_alone": steps_apart},
         "overlap": _overlap(corpus) if corpus else None,
+        "unreachable": _unreachable(planned),
         "contamination": contamination(corpus).as_dict() if corpus else None,
     }
+
+
+def _unreachable(planned: Planned) -> dict[str, Any] | None:
+    if planned.corpus is None or planned.answer_tokens is None:
+        return None
+    return unreachable(planned.corpus.part("test").questions, planned.answer_tokens, planned.lengths.answer).as_dict()
 
 
 def _lengths_for_packing(planned: Planned, arm: str, n: int) -> Items:
@@ -236,6 +249,8 @@ def _show_whole(report: dict[str, Any]) -> None:
     out.print(tree, markup=False)
     shared = report["shared"]
     _say(f"{shared['stages']} stages, {shared['steps']:,} steps; every arm alone would take {shared['steps_if_every_arm_trained_alone']:,}")
+    if line := unreachable_in_words(report["unreachable"]):
+        _say(line)
     if report["contamination"]:
         _show_contamination(report["overlap"], report["contamination"])
 

@@ -12,7 +12,7 @@ from data.config import DataConfig, Stage
 from data.lengths import Lengths
 from data.load import load_corpus
 from data.orders import Items
-from data.packing import pack
+from data.packing import num_pieces, pack
 from data.plan import Plan, coverage
 from data.records import Corpus, Document
 from data.validate import excerpt
@@ -86,15 +86,22 @@ def in_words(counted: dict[str, dict[str, int]]) -> str:
     return ", ".join([*parts, "no test question"])
 
 
+def sampled_steps(plan: Plan, most: int) -> list[int]:
+    """Numbers of at most so many steps, at equal distances."""
+    return [int(n) for n in np.unique(np.linspace(0, plan.num_steps - 1, min(plan.num_steps, most)).astype(int))]
+
+
 def packing_fill(plan: Plan, lengths: Items, world_size: int, capacity: int, sampled: int = _SAMPLED_STEPS) -> dict[str, float]:
     """How full rows are and how even ranks, over at most `sampled` steps, taken at equal distances.
 
     fill: tokens in rows of `capacity`, filler not counted; tokens_per_rank: of a step, on average; busiest: the fullest rank over the mean.
     """
-    chosen = np.unique(np.linspace(0, plan.num_steps - 1, min(plan.num_steps, sampled)).astype(int))
+    chosen = sampled_steps(plan, sampled)
     tokens, rows, busiest = 0, 0, []
     for number in chosen:
-        grid = pack(lengths[plan.step(int(number))], world_size, capacity)
+        # Beyond a rank for every piece more ranks hold filler alone: packed for fewer, and counted for all.
+        step = lengths[plan.step(number)]
+        grid = pack(step, min(world_size, num_pieces(step, capacity)), capacity)
         ranks = [sum(len(p) for row in rows_of_rank for p in row if p.counts) for rows_of_rank in zip(*grid, strict=True)]
         tokens += sum(ranks)
         rows += len(grid) * world_size

@@ -133,7 +133,7 @@ def _examine_experiment(experiment: Experiment, insecure: bool) -> tuple[dict[st
     report |= {"about": experiment.about, "folder": str(folder), **collect(folder, arms, scores, exam, corpus, seed), **extras.blocks()}
     report["settings"].pop("sinks")  # an address may hold a password
     if changes is not None:
-        report["changes"] = changes_report(experiment.base_run or "", changes, scores, config.resamples, seed)
+        report["changes"] = changes_report(experiment.base_run or "", changes, scores, config.resamples, seed, config.numbers)
     return report, reasons, whole
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from data.changes import EARLIER, Changes, changes_since, read_earlier
 from data.records import Corpus
 from evaluation.score_files import Score
-from evaluation.scores import exact_match
+from evaluation.scores import Numbers, exact_match
 from evaluation.statistics import cluster_bootstrap, document_clusters
 
 CHANGE_SETS = ("new", "kept", "superseded")
@@ -24,19 +24,25 @@ def with_changes(corpus: Corpus, folder: Path, base_run: str | None) -> tuple[Co
     return moved, changes
 
 
-def changes_report(since: str, changes: Changes, scores: Mapping[str, Score], resamples: int, seed: int) -> dict[str, Any]:
+def changes_report(
+    since: str, changes: Changes, scores: Mapping[str, Score], resamples: int, seed: int, numbers: Numbers = "squad"
+) -> dict[str, Any]:
     """{"since", "documents", "removed", "exam_questions", "arms": {arm: {set: {"n", "em", "old_em"}}}}; old_em of superseded questions only."""
-    return {"since": since, **changes.as_dict(), "arms": {name: _arm(score, changes, resamples, seed) for name, score in scores.items()}}
+    return {
+        "since": since,
+        **changes.as_dict(),
+        "arms": {name: _arm(score, changes, resamples, seed, numbers) for name, score in scores.items()},
+    }
 
 
-def _arm(score: Score, changes: Changes, resamples: int, seed: int) -> dict[str, Any]:
+def _arm(score: Score, changes: Changes, resamples: int, seed: int, numbers: Numbers) -> dict[str, Any]:
     asked = [row for row in score.rows if row["set"] == "test" and (row.get("mode") or "closed") == "closed"]
     sets: dict[str, Any] = {}
     for name in CHANGE_SETS:
         if rows := [row for row in asked if changes.status.get(row["question_id"]) == name]:
             sets[name] = {"n": len(rows), "em": _share(rows, [row["em"] for row in rows], resamples, seed)}
     if rows := [row for row in asked if row["question_id"] in changes.old_answers]:
-        old = [exact_match(row["answer"], changes.old_answers[row["question_id"]]) for row in rows]
+        old = [exact_match(row["answer"], changes.old_answers[row["question_id"]], numbers) for row in rows]
         sets["superseded"]["old_em"] = _share(rows, old, resamples, seed)
     return sets
 

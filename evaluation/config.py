@@ -53,6 +53,9 @@ class ExamConfig(Strict):
     become as answers to unrelated questions."""
     answer_tokens: Annotated[int, Field(ge=1)] = 64
     """Longest answer."""
+    numbers: Literal["squad", "strict"] = "squad"
+    """How EM, recall and F1 read signs and points: `squad` drops punctuation, as its public script does, so that "1.5" is "15", "-5" is "5"
+    and "C++" is "C"; `strict` keeps what carries meaning in numbers and names."""
     train_questions: Annotated[int, Field(ge=0)] = 500
     """So many train questions are examined too (memorised?); all where there are fewer."""
     replay_questions: Annotated[int, Field(ge=0)] = 500

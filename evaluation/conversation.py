@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from console import say
+from console import UserError, say
+from data.chat_render import TemplateFault, limited
 from data.templates import question_prompt
 from data.tokens import Encoder, load_tokenizer
 from evaluation.benchmarks_config import ConversationConfig
@@ -64,7 +65,13 @@ def converse(arms: Sequence[TrainedArm], config: ConversationConfig, dtype: str,
 def as_chat(tokenizer: Any, request: str) -> list[int]:
     """In the model's own chat template; without one in the wording of training."""
     if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": request}], tokenize=False, add_generation_prompt=True)
+        asked = [{"role": "user", "content": request}]
+        try:
+            (text,) = limited(lambda: [str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))])
+        except TemplateFault as error:
+            raise UserError(
+                f"exam.conversation: the model's chat template fails ({error}); leave the prompts out, or mend the template"
+            ) from None
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return Encoder(tokenizer).prompt(request)
 

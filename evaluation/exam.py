@@ -17,7 +17,7 @@ from data.templates import document_text, question_prompt, question_text
 from evaluation.choices import open_questions
 from evaluation.config import ExamConfig
 from evaluation.prompts import Found, Look, Prompt, Tokens, make_looks, make_prompt
-from evaluation.scores import exact_match
+from evaluation.scores import Numbers, exact_match
 
 SetName = Literal["test", "train", "replay", "retention", "wordings"]
 SETS: tuple[SetName, ...] = ("test", "train", "replay", "retention", "wordings")
@@ -46,6 +46,7 @@ class Exam:
     """Names the knowledge base and how it is searched."""
     k: int = 3
     long_context: Literal["cut", "refuse"] = "cut"
+    numbers: Numbers = "squad"
 
     def fingerprint(self, template: str = "pit") -> str:
         """A hash of everything that decides what is asked and how; `template`: the wording that the arm was trained in."""
@@ -61,6 +62,8 @@ class Exam:
             facts.append([others, sources, solved, base, pairs, self.long_context])
         if template != "pit":
             facts.append(template)
+        if self.numbers != "squad":
+            facts.append({"numbers": self.numbers})
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def needs_retrieval(self) -> bool:
@@ -115,6 +118,7 @@ def build_exam(
         _knowledge_base(corpus, config),
         config.retrieval.k,
         config.long_context,
+        config.numbers,
     )
 
 

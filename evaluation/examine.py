@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console import progress, say
+from data.golds import unreachable
 from data.records import Document
 from data.templates import Wording
 from data.tokens import Encoder, load_tokenizer
@@ -120,6 +121,11 @@ def examine_one(
         "gpus": options.gpus,
         "seconds": round(seconds, 3),
         "modes": list(exam.modes),
+        "unreachable": unreachable(
+            [question for name, question in exam.questions if name == "test"],
+            exam.answer_tokens,
+            lambda question: len(encoder.gold(question)),
+        ).as_dict(),
         "retrieval": {**knowledge.about, "k": exam.k} if knowledge and exam.needs_retrieval() else None,
         "documents": [{"id": loss.id, "tokens": loss.tokens, "nll": _finite(loss.nll)} for loss in sitting.losses],
         "side_effects": [{**effect, "logprob": _finite(effect["logprob"])} for effect in sitting.side_effects],

@@ -36,7 +36,7 @@ class Generator:
         self._network = network(path)
 
     def _read(self, path: str) -> Any:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
         dtype = getattr(self._torch, self._options.dtype)
         revision = self._revision
@@ -45,6 +45,9 @@ class Generator:
         )
         if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
             model.set_attn_implementation("eager")  # torch's kernel would leave the soft cap out
+        model.generation_config = (
+            GenerationConfig()
+        )  # the model's own may ask for a penalty or for sampling: the exam is greedy, as vLLM's is
         return model.to(self._device).eval()
 
     def load(self, path: str) -> bool:

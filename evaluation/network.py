@@ -7,9 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+from data.model_config import positions_in
+
 # Keys of config.json that change nothing in the network; the engine's dtype is ours to choose.
 _INCIDENTAL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 
 _SCAN, _GONE, _NEVER = "vLLM's CPU build lacks Mamba's scan", "vLLM has dropped it", "vLLM has never had it"
 NOT_IN_VLLM: dict[str, tuple[Literal["CPUs", "anywhere"], str]] = {
@@ -55,7 +56,7 @@ def read_network(path: str, revision: str | None = None) -> Network:
     kinds = set(getattr(config, "layer_types", None) or ())
     return Network(
         str(getattr(config, "model_type", "")),
-        next((int(n) for key in _POSITIONS if isinstance(n := getattr(config, key, None), int)), None),
+        positions_in(config.to_dict() if hasattr(config, "to_dict") else vars(config)),
         (original or getattr(config, "original_max_position_embeddings", None)) if long else None,
         "sliding_attention" in kinds and len(kinds) > 1,
     )

@@ -14,7 +14,6 @@ What does not fit the model's positions is left out by one rule: whole pieces fr
 """
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +22,7 @@ from typing import Protocol
 from console import UserError
 from data.records import Document, Question
 from data.templates import document_text
+from data.words import spans, words
 from evaluation.scores import normalise
 
 
@@ -158,7 +158,7 @@ def other_answer(question: Question, others: Sequence[Question]) -> str | None:
 
 @cache
 def _words(question: Question) -> list[str]:
-    return question.question.lower().split()
+    return words(question.question)
 
 
 @cache
@@ -168,12 +168,10 @@ def _key(question: Question) -> str:
 
 def swap(text: str, golds: Sequence[str], other: str) -> str | None:
     """`text` with every gold answer in it replaced; None where none stands in it as whole words."""
-    wanted = sorted((gold.strip() for gold in golds if gold.strip()), key=len, reverse=True)
-    if not wanted:
-        return None
-    pattern = r"(?<!\w)(?:" + "|".join(map(re.escape, wanted)) + r")(?!\w)"
-    swapped, count = re.subn(pattern, lambda _: other, text, flags=re.IGNORECASE)
-    return swapped if count else None
+    made, at = "", 0
+    for start, end in spans(text, golds):
+        made, at = made + text[at:start] + other, end
+    return made + text[at:] if at else None
 
 
 def answer_third(text: str, golds: Sequence[str]) -> str | None:

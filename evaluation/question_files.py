@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from console import UserError
@@ -29,7 +30,7 @@ def read_questions(path: Path) -> list[Question]:
         if isinstance(row, Refusal):
             raise UserError(str(row))
         assert isinstance(row.record, Question)
-        questions.append(row.record)
+        questions.append(row.record if row.record.id else replace(row.record, id=row.fallback_id))
     return _some(questions, path)
 
 
@@ -77,10 +78,31 @@ def read_documents(folder: Path) -> list[Document]:
                 if isinstance(row, Refusal):
                     raise UserError(str(row))
                 assert isinstance(row.record, Document)
-                documents.append(row.record)
+                documents.append(_named(row.record, row.fallback_id, str(path.relative_to(folder))))
     if not documents:
         raise UserError(f"{folder}: holds no .txt, no .md and no table (.jsonl, .csv, .parquet)")
-    return documents
+    return _apart(documents)
+
+
+def _named(document: Document, fallback_id: str, place: str) -> Document:
+    """Rows without an id are named after the file's place below the folder: two files of one name are two files."""
+    return replace(document, id=place + fallback_id[fallback_id.index(":") :]) if document.id == fallback_id else document
+
+
+def _apart(documents: list[Document]) -> list[Document]:
+    """Two files may use one id for two documents: the later one is numbered."""
+    met: Counter[str] = Counter()
+    taken = {document.id for document in documents}
+    found = []
+    for document in documents:
+        id = document.id
+        while met[document.id] and id in taken:
+            met[document.id] += 1
+            id = f"{document.id} ({met[document.id]})"
+        met[document.id] = met[document.id] or 1
+        taken.add(id)
+        found.append(document if id == document.id else replace(document, id=id))
+    return found
 
 
 def _some(questions: list[Question], path: Path) -> list[Question]:

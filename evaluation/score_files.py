@@ -22,7 +22,7 @@ from console import UserError
 from data.config import Stage
 from data.templates import exam_template
 
-SCORE_FORMAT = 2
+SCORE_FORMAT = 3
 """Raised by hand whenever scoring, prompting or the files change."""
 
 SCHEMA = pa.schema(
@@ -99,7 +99,8 @@ def trained_arms(folder: Path) -> tuple[list[TrainedArm], str]:
     try:
         trained = json.loads(path.read_text(encoding="utf-8"))
         entries, records = trained["arms"], trained["records_sha256"]
-    except (json.JSONDecodeError, KeyError) as error:
+        assert isinstance(entries, dict)
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"{path}: not a list of arms ({error}); run python -m trainer X.yaml again") from None
     return [_trained_arm(folder, name, entry) for name, entry in entries.items()], records
 
@@ -185,14 +186,34 @@ def score_stem(folder: Path, arm: TrainedArm, exam_fingerprint: str) -> Path:
 
 def read_score(stem: Path) -> Score | None:
     """None where the arm was not examined yet, or not to the end."""
-    about, rows = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".parquet")
-    if not (about.is_file() and rows.is_file()):
+    about, rows = _files(stem)
+    try:
+        return Score(pq.read_table(rows).to_pylist(), _about(about))
+    except _TORN:
         return None
-    return Score(pq.read_table(rows).to_pylist(), json.loads(about.read_text(encoding="utf-8")))
 
 
 def is_scored(stem: Path) -> bool:
-    return stem.with_name(stem.name + ".json").is_file() and stem.with_name(stem.name + ".parquet").is_file()
+    """Whether a whole score lies there: what a full disk or a copy that broke off has left is none, and is examined again."""
+    about, rows = _files(stem)
+    try:
+        return pq.read_metadata(rows).num_rows >= 0 and bool(_about(about))
+    except _TORN:
+        return False
+
+
+_TORN = (pa.ArrowException, ValueError, OSError)
+
+
+def _files(stem: Path) -> tuple[Path, Path]:
+    return stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".parquet")
+
+
+def _about(path: Path) -> dict[str, Any]:
+    about = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(about, dict):
+        raise ValueError(f"{path}: no object")
+    return about
 
 
 def write_score(stem: Path, arm: str, seed: int, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:

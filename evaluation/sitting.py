@@ -1,12 +1,11 @@
 """One checkpoint sits the exam: its answers, how likely it found the right ones, the loss of the documents."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import inf
 from typing import Any, Protocol
 
-from data.records import Document
 from data.templates import document_text
 from evaluation.exam import Exam, Paper
 from evaluation.lengths import neighbours
@@ -53,7 +52,7 @@ def sit(exam: Exam, paper: Paper, engine: Answering, eos_id: int, advance: Calla
         answers = engine.answer([prompt.ids for _, (_, prompt, _, _) in batch], exam.answer_tokens, eos_id)
         golds = iter(_likelihoods(engine, [(prompt.ids + gold, len(prompt.ids)) for _, (_, prompt, _, gold) in batch if gold]))
         for (n, (look, prompt, text, gold)), answer in zip(batch, answers, strict=True):
-            rows[n] = _row(look, prompt, text, answer, next(golds) if gold else None, exam.sources)
+            rows[n] = _row(look, prompt, text, answer, next(golds) if gold else None, exam)
         advance(len(batch))
     losses: dict[int, DocumentLoss] = {}
     documents = enumerate(zip(exam.documents, paper.windows, strict=True))
@@ -77,10 +76,10 @@ def _likelihoods(engine: Answering, wanted: list[tuple[list[int], int]]) -> list
     ]
 
 
-def _row(look: Look, prompt: Prompt, text: str, answer: Any, gold_logprob: float | None, sources: Mapping[str, Document]) -> dict[str, Any]:
+def _row(look: Look, prompt: Prompt, text: str, answer: Any, gold_logprob: float | None, exam: Exam) -> dict[str, Any]:
     question, output = look.question, answer["text"].strip()
     said = output.split("\n", 1)[0].strip()
-    document = sources.get(question.doc_id or "") if look.set == "test" else None
+    document = exam.sources.get(question.doc_id or "") if look.set == "test" else None
     ranks = [rank for rank, hit in enumerate(look.found, 1) if hit.doc_id == question.doc_id]
     return {
         "set": look.set,
@@ -91,7 +90,7 @@ def _row(look: Look, prompt: Prompt, text: str, answer: Any, gold_logprob: float
         "answer": said,
         "output": output,
         "gold": list(question.answers),
-        **score_answer(said, question.answers),
+        **score_answer(said, question.answers, exam.numbers),
         "answer_tokens": len(answer["token_ids"]),
         "finish_reason": answer["finish_reason"],
         "logprob": answer.get("logprob"),
@@ -101,7 +100,7 @@ def _row(look: Look, prompt: Prompt, text: str, answer: Any, gold_logprob: float
         "retrieved": [hit.id for hit in look.found],
         "gold_rank": ranks[0] if ranks else None,
         "swapped": look.swapped,
-        "follows": exact_match(said, [look.swapped]) if look.swapped else None,
+        "follows": exact_match(said, [look.swapped], exam.numbers) if look.swapped else None,
     }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.scores import exact_match, normalise
+from evaluation.scores import Numbers, exact_match, normalise
 
 _BLOCK = 1 << 22
 """Random indices drawn at once: 32 MiB."""
@@ -121,19 +121,19 @@ class Constant:
     em: float
 
 
-def commonest_answer(answers: Sequence[Sequence[str]], exam: Sequence[Sequence[str]]) -> Constant | None:
+def commonest_answer(answers: Sequence[Sequence[str]], exam: Sequence[Sequence[str]], numbers: Numbers = "squad") -> Constant | None:
     """EM on the exam of always giving the commonest of `answers`; both hold each question's gold answers.
 
     Wordings count as one where they normalise alike; of equally common ones the first met wins. None without any.
     With `answers` from the train questions: what a model could have picked up; from the exam itself: the best that
     any constant can do.
     """
-    counts = Counter(key for golds in answers for key in {normalise(gold): None for gold in golds} if key)
+    counts = Counter(key for golds in answers for key in {normalise(gold, numbers): None for gold in golds} if key)
     if not counts or not exam:
         return None
     commonest = counts.most_common(1)[0][0]
-    wording = next(gold for golds in answers for gold in golds if normalise(gold) == commonest)
-    return Constant(wording, sum(exact_match(wording, golds) for golds in exam) / len(exam))
+    wording = next(gold for golds in answers for gold in golds if normalise(gold, numbers) == commonest)
+    return Constant(wording, sum(exact_match(wording, golds, numbers) for golds in exam) / len(exam))
 
 
 def _per_cluster(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.records import Corpus
+from data.words import first_span
 from evaluation.exam import Exam, sample
 from evaluation.score_files import Score, TrainedArm
 
@@ -93,8 +94,7 @@ def only_right(rows: Mapping[str, Sequence[Mapping[str, Any]]], exam: Exam, corp
 
 def excerpt(text: str, answers: Sequence[str], length: int = _EXCERPT) -> str:
     """About `length` characters of a document, whole words, around the first answer that stands in it; else its beginning."""
-    low = text.lower()
-    at = next((place for answer in answers if answer and (place := low.find(answer.lower())) >= 0), 0)
+    at = (first_span(text, answers) or (0, 0))[0]
     start = max(0, min(at - length // 2, len(text) - length))
     end = min(len(text), start + length)
     if start:

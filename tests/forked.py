@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import deepspeed  # noqa: F401  imported before forking: that is what takes the time
+import deepspeed
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  asks for torch's compiler, whose imports would cost every group two seconds
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401

@@ -1,12 +1,18 @@
 """Secrets of the environment stay out of what people and logs see."""
 
+import errno
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter
 
-from console import RunError, chatter_to, error_line, mask, raised_in, say, secrets
+from console import EXIT_STOPPED, RunError, chatter_to, door, error_line, mask, masked, raised_in, run_child, say, secrets
+from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +94,94 @@ def test_of_a_remote_error_the_exception_inside() -> None:
     )
     assert error_line(RayTaskError("map", wrapped, UserCodeException("UDF failed"))).startswith(first)
     assert raised_in("no traceback\nhere") is None
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("s3://AKIA1:abc/def+1@bucket/x: no", "s3://AKIA1:abc/def+1@bucket/x: no"),  # a slash ends the host: pyarrow takes none either
+        ("s3://AKIA1:abcdef@bucket/x: no", "s3://AKIA1:***@bucket/x: no"),
+        ("s3://bucket/x?region=eu&secret_key=abc&scheme=http", "s3://bucket/x?region=eu&secret_key=***&scheme=http"),
+        ("https://host/v1?api-token=abc', refused", "https://host/v1?api-token=***', refused"),
+        ("postgresql://me@host:5432/db?sslmode=on", "postgresql://me@host:5432/db?sslmode=on"),  # the twin: nothing secret
+        ("trainer: token=3 of 5; monkey=1", "trainer: token=3 of 5; monkey=1"),
+    ],
+)
+def test_passwords_inside_addresses(said: str, shown: str, tmp_path: Path) -> None:
+    assert masked(said) == shown
+    log = tmp_path / "x.log"
+    log.write_text(f"{said}\n")
+    mask(log)
+    assert (
+        log.stat().st_size == len(said) + 1 and ("abcdef" in log.read_text()) is False and ("=abc" in log.read_text()) is ("=abc" in shown)
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "code"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/runs/x"), "error: /runs/x: Permission denied; give another folder", 2),
+        (OSError(errno.EROFS, "Read-only file system", b"/runs/x"), "error: /runs/x: Read-only file system; give a folder that can be", 2),
+        (
+            NotADirectoryError(errno.ENOTDIR, "Not a directory", "/dev/null/x"),
+            "error: /dev/null/x: Not a directory; a file is in the way",
+            2,
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device; free space there", 1),
+        (OSError(errno.EIO, "Input/output error", "/runs/x"), "error: /runs/x: Input/output error", 1),
+    ],
+)
+def test_what_the_file_system_refuses_is_one_line(error: OSError, line: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: list[str] | None) -> int:
+        raise error
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            door(main)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr().err
+    assert ended.value.code == code and said.startswith(line) and said.count("\n") == 1
+
+
+CHILD = """
+import sys, time
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from console import door, run_child
+def work(argv):
+    try:
+        Path({begun!r}).touch()
+        time.sleep(60)
+    finally:
+        Path({left!r}).unlink()  # what a context manager lets go
+def main(argv):
+    return run_child([sys.executable, __file__, "work"])
+Path({left!r}).touch()
+door(work if sys.argv[1:] else main)
+"""
+
+
+def test_sigterm_reaches_the_exam_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """`python -m trainer` runs the exam in a process of its own: a scheduler's SIGTERM ends both, with exit code 75."""
+    begun, left, script = tmp_path / "begun", tmp_path / "left", tmp_path / "both.py"
+    script.write_text(CHILD.format(root=str(ROOT), begun=str(begun), left=str(left)))
+    parent = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not begun.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    parent.send_signal(signal.SIGTERM)
+    said = parent.communicate(timeout=60)[1]
+    assert parent.returncode == EXIT_STOPPED and not left.exists() and said.count("stopped as asked") == 1
+
+
+def test_codes_of_children_are_theirs() -> None:
+    assert run_child([sys.executable, "-S", "-c", "raise SystemExit(2)"]) == 2
+    assert run_child([sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 15)"]) == EXIT_STOPPED
+
+
+@pytest.mark.parametrize("room", ["trainer", "data", "evaluation", "tune", "cluster"])
+def test_a_python_outside_the_environment_is_told_so(room: str) -> None:
+    done = subprocess.run([sys.executable, "-S", "-m", room, "-h"], cwd=ROOT, capture_output=True, text=True, timeout=60, env={"PATH": ""})
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "has no rich; run .venv/bin/python" in done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiment import load_experiment
-from experiment_yaml import ExperimentError
+from experiment_yaml import ExperimentError, parse, parse_override
 from tests.conftest import ROOT
 
 DEMO = ROOT / "experiments/bios_cpu.yaml"
@@ -95,6 +95,16 @@ def test_mistaken_overrides(tmp_path: Path, override: str, message: str) -> None
     assert refused(tmp_path, GOOD, override).startswith(message)
 
 
+def test_rates_as_people_write_them(tmp_path: Path) -> None:
+    """1e-3 is a text for YAML 1.1, and so are 2e5 and 2.5e3; names and quoted texts stay texts."""
+    values = "[1e-3, 2E-3, 1.e-2, .5e-1, 2.5e3, +1e3, 3, 0.5, 1e, e3, v1e3, '1e-3']"
+    (tmp_path / "x.yaml").write_text(GOOD)
+    for text, expected in [(values, [1e-3, 2e-3, 1e-2, 0.05, 2500.0, 1000.0, 3, 0.5, "1e", "e3", "v1e3", "1e-3"])]:
+        assert parse(f"a: {text}", tmp_path)[1] == {"a": expected}
+        assert parse_override(f"a={text}")[1] == expected
+    assert parse_override("name=nan")[1] == "nan" and parse_override("name=infinity")[1] == "infinity"
+
+
 def test_missing_file() -> None:
     with pytest.raises(ExperimentError, match="cannot be read"):
         load_experiment("nowhere.yaml")
@@ -172,3 +182,10 @@ def test_two_arms_of_one_name_are_refused() -> None:
 def test_an_arm_of_another_model_and_base_stages_exclude_one_another() -> None:
     with pytest.raises(ExperimentError, match="arms.sum.model: the stages under base make the model of all arms"):
         load_experiment(DEMO, [TRAINED, "models.other={name: x}", "arms.sum={model: other, preset: cpt}"])
+
+
+def test_compare_to_names_an_arm(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(GOOD)
+    with pytest.raises(ExperimentError, match="exam.compare_to: no arm is called 'pitt'; did you mean pit"):
+        load_experiment(tmp_path / "x.yaml", ["exam.compare_to=pitt"])
+    assert load_experiment(tmp_path / "x.yaml", ["exam.compare_to=base"]).exam.compare_to == "base"

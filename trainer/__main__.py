@@ -3,12 +3,11 @@
 import argparse
 import json
 import os
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from console import RunError, UserError, chatter_to, door, say, write_result
+from console import RunError, UserError, chatter_to, door, run_child, say, write_result
 from experiment import Experiment, load_experiment, located
 
 _ABOUT = """\
@@ -68,6 +67,7 @@ def main(argv: list[str] | None) -> int:
     arguments = _arguments(argv)
     experiment = load_experiment(arguments.experiment, arguments.overrides)
     with located(arguments.experiment):
+        _check_models(experiment)
         if arguments.final is not None:
             return _final(experiment, arguments)
         chosen = _chosen(experiment, arguments.update)
@@ -85,13 +85,13 @@ def main(argv: list[str] | None) -> int:
             for flag, given in (("--no-ray", arguments.no_ray), ("--insecure", arguments.insecure), ("--as-written", arguments.as_written))
             if given
         ]
-        if code := subprocess.run([*command, *flags]).returncode:
+        if code := run_child([*command, *flags]):
             return code
     if arguments.dry_run or arguments.no_exam:
         return 0
     flags = [flag for flag, given in (("--json", arguments.json), ("--insecure", arguments.insecure)) if given]
     command = [sys.executable, "-m", "evaluation", arguments.experiment, *arguments.overrides, *flags]
-    return subprocess.run(command).returncode  # the rooms meet on disk; same Ray cluster where RAY_ADDRESS names one
+    return run_child(command)  # the rooms meet on disk; same Ray cluster where RAY_ADDRESS names one
 
 
 def _final(experiment: Experiment, arguments: argparse.Namespace) -> int:
@@ -124,14 +124,15 @@ def _gc(argv: list[str]) -> int:
     parser.add_argument("--unfinished", action="store_true", help="also stages under way, with their checkpoints")
     parser.add_argument("--delete", action="store_true", help="delete; without it nothing is touched")
     arguments = parser.parse_intermixed_args(argv)
-    folder = load_experiment(arguments.experiment, arguments.overrides).folder
+    experiment = load_experiment(arguments.experiment, arguments.overrides)
+    folder = experiment.folder
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such run")
     from trainer.retention import collect
     from trainer.run import locked
 
     with locked(folder):
-        collect(folder, arguments.keep_best, arguments.unfinished, arguments.delete)
+        collect(folder, arguments.keep_best, arguments.unfinished, arguments.delete, experiment.curricula())
     return 0
 
 
@@ -142,6 +143,14 @@ def _chosen(experiment: Experiment, update: str | None) -> Experiment:
     if update not in experiment.updates:
         raise UserError(f"--update {update}: the experiment has no such update; it has {', '.join(experiment.updates) or 'none'}")
     return experiment.rounds()[list(experiment.updates).index(update)]
+
+
+def _check_models(experiment: Experiment) -> None:
+    """What the models' names and files show within a second, before libraries are imported that take many."""
+    from trainer.model_check import check_named
+
+    for place, model in [("model.name", experiment.model), *((f"models.{name}.name", model) for name, model in experiment.models.items())]:
+        check_named(place, model)
 
 
 def _dry_run(experiment: Experiment, as_json: bool) -> None:
@@ -155,7 +164,9 @@ def _dry_run(experiment: Experiment, as_json: bool) -> None:
     check_planned({arm: stages for arm, stages in arms.items() if arm not in own}, experiment.model, experiment.trainer)
     for arm, name in own.items():
         check_planned({arm: arms[arm]}, experiment.models[name], experiment.trainer)
-    planned = dry_run(experiment.data, experiment.model, experiment.curricula(), experiment.seed, experiment.base_records)
+    planned = dry_run(
+        experiment.data, experiment.model, experiment.curricula(), experiment.seed, experiment.base_records, experiment.exam.answer_tokens
+    )
     merged = {name: merge.model_dump(mode="json") for name, merge in experiment.merges().items()}
     report = {"experiment": experiment.name, **planned, **({"merged": merged} if merged else {})}
     if as_json:
@@ -229,7 +240,7 @@ def _train(experiment: Experiment, no_ray: bool, insecure: bool, as_written: boo
                 except RunError as error:
                     raise RunError(f"{error} (details: {log}; what is committed stays)") from error
                 finally:  # arms that are complete can be examined, whatever became of the others
-                    run.write_arms(experiment.folder, experiment.name, prepared)
+                    run.write_arms(experiment.folder, experiment.name, prepared, experiment.model)
             if merges := experiment.merges():
                 from trainer.merge import merge_arms
 

@@ -24,12 +24,17 @@ class ModelConfig(Strict):
     name: str | None = None
     """Hub id or folder with config.json, tokenizer and safetensors."""
     revision: str | None = None
+    resize_embeddings: bool = False
+    """Give tokens that the tokenizer knows and the embedding has no row for rows of their own, each the mean of the others; the whole model is
+    read and written once, before training."""
     tiny: TinyModel | None = None
 
     @model_validator(mode="after")
     def one_origin(self) -> "ModelConfig":
         if (self.name is None) == (self.tiny is None):
             raise ValueError("give either model.name or model.tiny")
+        if self.tiny and self.resize_embeddings:
+            raise ValueError("resize_embeddings: a tiny model's embedding always fits its tokenizer; leave it out")
         return self
 
 

@@ -5,20 +5,33 @@ from typing import Any
 
 from data.arms import compile_arms
 from data.config import DataConfig, Merge, Stage
+from data.golds import unreachable, unreachable_in_words
 from data.lengths import count_lengths
 from data.plan_report import arms_report, read_what_is_new
 from trainer.config import ModelConfig
+from trainer.model_check import check_model_folder
 
 
-def dry_run(data: DataConfig, model: ModelConfig, arms: dict[str, list[Stage]], seed: int, since: Path | None = None) -> dict[str, Any]:
+def dry_run(
+    data: DataConfig,
+    model: ModelConfig,
+    arms: dict[str, list[Stage]],
+    seed: int,
+    since: Path | None = None,
+    answer_tokens: int | None = None,
+) -> dict[str, Any]:
     """Plans of all arms as plain values. Needs no GPU and no hub; without data it plans from the declared counts.
 
     `since`: records of the run that the arms start from.
     """
-    arms, catalogue, _, origin = read_what_is_new(data, seed, arms, since)
+    if model.name and Path(model.name).is_dir():
+        check_model_folder(Path(model.name), model.resize_embeddings)
+    arms, catalogue, corpus, origin = read_what_is_new(data, seed, arms, since)
     lengths = count_lengths(catalogue, model.name, model.revision, model.tiny.vocab_size if model.tiny else None)
     plans = compile_arms(arms, catalogue, seed, lengths.of)
-    return {"records": origin, "tokens": lengths.note, "arms": arms_report(arms, plans, catalogue, lengths)}
+    golds = unreachable(corpus.part("test").questions, answer_tokens, lengths.answer) if corpus and answer_tokens else None
+    report = {"records": origin, "tokens": lengths.note, "arms": arms_report(arms, plans, catalogue, lengths)}
+    return {**report, "unreachable": golds.as_dict() if golds else None}
 
 
 def in_lines(report: dict[str, Any]) -> list[str]:
@@ -37,7 +50,7 @@ def in_lines(report: dict[str, Any]) -> list[str]:
             lines.append(
                 f"     {stage['steps']:,} steps, {tokens}, rate {stage['rate']:g} {stage['schedule']}{what}, plan {stage['plan_hash'][:12]}"
             )
-    return lines
+    return [*lines, *filter(None, [unreachable_in_words(report["unreachable"])])]
 
 
 def _values(adapter: dict[str, Any]) -> str:

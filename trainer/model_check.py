@@ -4,18 +4,26 @@ Nothing of it is ever run or unpickled: a config that needs code of its own and 
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from console import UserError
+from trainer.config import ModelConfig
+from trainer.model_tensors import Header, check_headers, check_network, headers
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
-def check_model_folder(folder: Path) -> None:
-    """UserError, naming the file, where config.json or the weights cannot be used safely."""
+def check_model_folder(folder: Path, grown: bool = False) -> dict[str, Header]:
+    """UserError, naming the file, where config.json or the weights cannot be used safely, or do not belong together; else the tensors.
+
+    `grown`: the embedding will be made as large as the tokenizer (model.resize_embeddings). Imports transformers, seconds where it is new.
+    """
+    tensors = check_files(folder, grown)
     config = _json(folder / "config.json")
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not _is_known(model_type):
@@ -23,7 +31,40 @@ def check_model_folder(folder: Path) -> None:
         raise UserError(
             f"{folder / 'config.json'}: model_type {model_type!a} is no architecture of transformers{needs_code}; use one that transformers knows"
         )
-    for path in _weight_files(folder):
+    if (
+        "text_config" not in config
+    ):  # of a multimodal folder the text model is checked, once it is a folder of its own (trainer/text_model.py)
+        check_network(folder, tensors)
+    return tensors
+
+
+def check_named(place: str, model: ModelConfig) -> None:
+    """UserError "place: reason" where model.name is meant as a folder and is none, or is one whose files show faults within a second."""
+    if model.name is None:
+        return
+    check_name(place, model.name)
+    if Path(model.name).is_dir():
+        check_files(Path(model.name), model.resize_embeddings)
+
+
+def check_name(place: str, name: str) -> None:
+    """UserError where it is neither a folder nor what a model of the hub could be called."""
+    path = Path(name)
+    if path.is_dir():
+        return
+    if path.exists():
+        raise UserError(f"{place}: {name} is a file; give the folder with config.json, tokenizer and safetensors")
+    if "://" in name:
+        raise UserError(f"{place}: {name} is an address; give the model as OWNER/NAME, or a folder")
+    if not _HUB_ID.fullmatch(name):
+        raise UserError(f"{place}: there is no folder {name}, and no model of the hub is called so (OWNER/NAME); mend the path")
+
+
+def check_files(folder: Path, grown: bool = False) -> dict[str, Header]:
+    """The tensors' headers; UserError for faults that config.json and the files' headers show, without torch or transformers."""
+    config = _json(folder / "config.json")
+    files = _weight_files(folder)
+    for path in files:
         try:
             with safe_open(path, framework="np"):
                 pass  # the header alone is read and checked against the file's size
@@ -32,6 +73,22 @@ def check_model_folder(folder: Path) -> None:
                 f"{path}: not a readable safetensors file ({error}); fetch it again, or convert the model to safetensors "
                 "(pickled weights are never read)"
             ) from None
+    _refuse_two_layouts(folder, files)
+    if not isinstance(config.get("model_type"), str) or config.get("auto_map"):
+        return headers(files)  # an architecture that transformers may not know is refused first
+    tensors = headers(files)
+    check_headers(folder, config, tensors, grown)
+    return tensors
+
+
+def _refuse_two_layouts(folder: Path, files: list[Path]) -> None:
+    """Libraries disagree about which of two is read: transformers takes the single file, vLLM the index, or everything that lies there."""
+    others = sorted(path.name for path in folder.glob("model*.safetensors") if path not in files)
+    if others:
+        raise UserError(
+            f"{folder / others[0]}: lies beside {files[0].name}{' and its index' if len(files) > 1 else ''} and is another copy of the weights, perhaps "
+            "an older one; remove what is not meant"
+        )
 
 
 def _is_known(model_type: str) -> bool:

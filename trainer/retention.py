@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from console import UserError, say, write_result
+from data.config import Stage
 from trainer.old_stages import SET_ASIDE
 from trainer.store import StageStore
 
@@ -22,13 +24,16 @@ class Waste:
         )
 
 
-def find_waste(run_folder: Path, keep_best: int | None, unfinished: bool) -> list[Waste]:
-    """Damaged leftovers and stages that no arm of arms.json uses; with `unfinished` also stages under way; with `keep_best` the weights
+Curricula = Mapping[str, list[Stage]]
+
+
+def find_waste(run_folder: Path, keep_best: int | None, unfinished: bool, curricula: Curricula | None = None) -> list[Waste]:
+    """Damaged leftovers and stages that no arm of arms.json or of the given file (`curricula`) uses; with `unfinished` also stages under way; with `keep_best` the weights
     of all arms but those with the best test EM in report.json (a stage that a kept arm needs stays; scores and the report stay).
     """
     store = StageStore(run_folder)
     arms = _read(run_folder / "arms.json").get("arms", {})
-    used = {key for arm in arms.values() for key in arm["stages"]}
+    used = {key for arm in arms.values() for key in arm["stages"]} | _used_by(curricula or {}, store)
     waste = []
     for stage in sorted(store.root.glob("*")):
         damaged = [*stage.glob("checkpoints/corrupt-*"), *stage.glob("manifest.corrupt.json")]
@@ -48,6 +53,21 @@ def find_waste(run_folder: Path, keep_best: int | None, unfinished: bool) -> lis
         sums = {run_folder / arm["hf"]: name for name, arm in arms.items() if "merged" in arm}
         waste += [Waste(hf.parent, f"not among the best {keep_best}") for hf, name in sums.items() if name not in kept and hf.is_dir()]
     return waste
+
+
+def _used_by(curricula: Curricula, store: StageStore) -> set[str]:
+    """Stages that an arm of the file may go through, whatever its data were: arms.json lists what was trained last, which may be another file's."""
+    manifests = {path.name: manifest for path in store.root.glob("*") if (manifest := store.manifest(path.name)) is not None}
+    found = set()
+    for key in manifests:
+        chain: list[Stage] = []
+        at: str | None = key
+        while at in manifests and "job" in manifests[at]:
+            chain.insert(0, Stage.model_validate(manifests[at]["job"]["stage"]))
+            at = manifests[at]["job"]["parent"]
+        if chain and any(stages[: len(chain)] == chain for stages in curricula.values()):
+            found.add(key)
+    return found
 
 
 def _unused_sums(run_folder: Path, arms: dict[str, Any]) -> list[Waste]:
@@ -75,9 +95,9 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def collect(run_folder: Path, keep_best: int | None, unfinished: bool, delete: bool) -> None:
+def collect(run_folder: Path, keep_best: int | None, unfinished: bool, delete: bool, curricula: Curricula) -> None:
     """Lists the waste on stdout with its sizes; deletes it if told to."""
-    waste = find_waste(run_folder, keep_best, unfinished)
+    waste = find_waste(run_folder, keep_best, unfinished, curricula)
     for item in waste:
         write_result(f"{item.bytes() / 1e6:10.1f} MB  {item.path}  ({item.why})")
         if delete:

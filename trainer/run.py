@@ -25,15 +25,19 @@ from trainer.graph import graph_lines
 from trainer.hub import fetch_model
 from trainer.mirror import Mirror
 from trainer.model_check import check_model_folder
+from trainer.model_tensors import check_tokens, embedding_rows
 from trainer.old_stages import is_rounded, set_aside_rounded, warn_of_rounded_parent
 from trainer.parent import Parent, check_same_model, find_parent
 from trainer.prepare import Job, check_lengths, initial_identity, make_jobs
-from trainer.sources import refuse_changed_data
+from trainer.sources import name_of, refuse_another_experiment, refuse_changed_data
 from trainer.starts import find_models
 from trainer.store import StageStore, write_json
 from trainer.text_config import positions
 from trainer.text_model import TEXT_MODELS, text_folder
 from trainer.worker_settings import Precision
+
+_SCANNED = 2**24
+"""Tokens looked at together: a memory-mapped store is larger than memory."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ def prepare(
     `models`: further models by name, `starts`: the arms that start from one of them (trainer/starts.py). `when_read` is called
     when the records are in memory and sound.
     """
+    refuse_another_experiment(folder, data, model)
     parent = find_parent(base_run) if base_run else None
     whole = corpus = load_corpus(data, seed, folder / "refused.jsonl")
     if when_read:
@@ -100,8 +105,10 @@ def prepare(
         check_same_model(parent, model, describe_model(folder, model))
     catalogue = catalogue_of(corpus)
     given = parent.hf if parent else Path(resolve_model(folder, model, catalogue, seed))
-    check_model_folder(given)
+    tensors = check_model_folder(given)
     model_folder = str(text_folder(given, folder / TEXT_MODELS) if model.name else given)
+    if Path(model_folder) != given.resolve():
+        tensors = check_model_folder(Path(model_folder))
     check_stages({arm: stages for arm, stages in arms.items() if arm not in (starts or {})}, model_folder, trainer)
     tokenizer = load_tokenizer(model_folder)
     encoder = Encoder(tokenizer)
@@ -109,6 +116,7 @@ def prepare(
     with progress() as bar:
         task = bar.add_task("tokens", total=len(catalogue))
         store = write_store(tokens_folder, catalogue, encoder, lambda n: bar.advance(task, n))
+    check_tokens(_largest_token(store), embedding_rows(tensors), model_folder)
     longest = min(trainer.row_tokens, positions(Path(model_folder)))
     split_documents = check_lengths(store, catalogue, longest, trainer.long_documents)
     for wording, place in wordings(arms).items():
@@ -116,6 +124,7 @@ def prepare(
             write_wordings(tokens_folder, catalogue, tokenizer, [wording])
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
+        check_tokens(_largest_token(store.worded(wording)), embedding_rows(tensors), model_folder)
         check_lengths(store.worded(wording), catalogue, longest, trainer.long_documents)
     precision = precision_of(trainer, has_gpu)
     if trainer.attention != "auto":  # resolved on the workers; what was asked for by name is refused before they start
@@ -189,9 +198,14 @@ def describe_model(folder: Path, model: ModelConfig) -> Path | None:
 def resolve_model(folder: Path, model: ModelConfig, catalogue: Catalogue, seed: int) -> str:
     """A local folder with config, tokenizer and safetensors: the user's, the hub's snapshot, or a tiny one made now."""
     if model.name:
-        if Path(model.name).is_dir():
-            return str(Path(model.name).resolve())
-        return fetch_model(model, folder / "hub" / model.name.replace("/", "--"))  # beside the run, where every node can read it
+        place = Path(model.name)
+        if not place.is_dir():
+            place = Path(fetch_model(model, folder / "hub" / model.name.replace("/", "--")))  # beside the run, where every node can read it
+        if model.resize_embeddings:
+            from trainer.resize import resized
+
+            place = resized(place, folder / "model")
+        return str(place.resolve())
     from data.tiny_tokenizer import texts_for_tokenizer
     from trainer.model import make_tiny_model
 
@@ -211,7 +225,7 @@ def pending(folder: Path, prepared: Prepared) -> list[Job]:
     return [job for job in prepared.jobs if store.manifest(job.key) is None]
 
 
-def write_arms(folder: Path, name: str, prepared: Prepared) -> None:
+def write_arms(folder: Path, name: str, prepared: Prepared, model: ModelConfig | None = None) -> None:
     """arms.json: what the exam reads: every arm whose stages are all committed, the base first.
 
     An arm's cost counts its own stages, not the base's.
@@ -237,7 +251,8 @@ def write_arms(folder: Path, name: str, prepared: Prepared) -> None:
             "plan_hashes": plan_hashes,
             "template": exam_template([stage_of[key] for key in keys]),
         }
-    write_json(folder / "arms.json", {"experiment": name, "records_sha256": prepared.corpus.fingerprint(), "arms": arms})
+    origin = {"model": name_of(model)} if model else {}
+    write_json(folder / "arms.json", {"experiment": name, **origin, "records_sha256": prepared.corpus.fingerprint(), "arms": arms})
     write_records(folder / RECORDS, prepared.whole)
     if prepared.parent:
         shutil.copyfile(prepared.parent.records, folder / EARLIER)
@@ -265,6 +280,10 @@ def _relative(path: str, folder: Path) -> str:
 
 def plan_of(prepared: Prepared, job: Job) -> Plan:
     return next(plan for plans in prepared.plans.values() for plan in plans if plan.sha256 == job.plan_sha256)
+
+
+def _largest_token(store: TokenStore) -> int:
+    return max((int(store.tokens[start : start + _SCANNED].max()) for start in range(0, len(store.tokens), _SCANNED)), default=0)
 
 
 def _fingerprint(records: dict[Any, Any]) -> str:

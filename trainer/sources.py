@@ -7,8 +7,37 @@ from typing import Any
 from console import UserError
 from data.config import DataConfig
 from trainer.checkpoint import checkpoints
+from trainer.config import ModelConfig
 from trainer.fragment_file import sha256_of
 from trainer.store import write_json
+
+
+def refuse_another_experiment(folder: Path, config: DataConfig, model: ModelConfig) -> None:
+    """UserError where arms of another experiment lie here: none of its files is one of ours, by place or content, or its model has another name.
+
+    arms.json and the report would be overwritten. The same files with other rows, other arms or other rates are the same experiment, edited.
+    """
+    arms, sources = folder / "arms.json", folder / "sources.json"
+    if not arms.is_file():
+        return
+    known = json.loads(arms.read_text())
+    remedy = "give this one another name=…, or move that folder away"
+    ours, theirs = name_of(model), known.get("model")
+    if theirs is not None and ours != theirs:
+        raise UserError(f"{folder}: holds the arms of an experiment with another model ({theirs}, here {ours}); {remedy}")
+    before: dict[str, Any] = json.loads(sources.read_text()) if sources.is_file() else {}
+    now = _files(config)
+    if not sources.is_file() or not (before or now) or any(str(file) in before for file in now):
+        return
+    contents = {facts["sha256"] for facts in before.values()}
+    if not any(sha256_of(file) in contents for file in now):
+        what = next(iter(before), "made biographies")
+        raise UserError(f"{folder}: holds the arms of an experiment with other data ({what}); {remedy}")
+
+
+def name_of(model: ModelConfig) -> str:
+    """Of a folder its last part: it may be moved."""
+    return Path(model.name).name if model.name else "tiny"
 
 
 def refuse_changed_data(folder: Path, config: DataConfig, keys: set[str]) -> None:

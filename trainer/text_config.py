@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from console import UserError
+from data.model_config import positions_in
 
 
 def read_config(folder: Path) -> Any:
@@ -28,4 +29,4 @@ def text_settings(folder: Path) -> dict[str, Any]:
 
 def positions(folder: Path) -> int:
     """The longest text that the model can read; a number without meaning where its config names none (state-space layers)."""
-    return int(getattr(text_config(folder), "max_position_embeddings", None) or 2**31)
+    return positions_in(text_settings(folder)) or 2**31

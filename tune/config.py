@@ -1,8 +1,9 @@
 """Settings of a search: which values of an experiment are tried, what decides, and when it ends."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data.config import Strict
 
@@ -12,6 +13,15 @@ documents, which is what other trainers tune, and the wrong target (PIT, arXiv 2
 
 NOT_TO_BE_SEARCHED = ("name", "about", "seed", "runs", "data", "model", "base_run", "updates", "exam", "search")
 """They would change what is asked or who is asked, not how it is taught."""
+
+
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
+
+
+def _number(value: Any) -> Any:
+    if not isinstance(value, str) or not _NUMBER.fullmatch(value.strip()):
+        return value
+    return int(value) if value.strip().lstrip("+-").isdigit() else float(value)
 
 
 class Axis(Strict):
@@ -28,6 +38,18 @@ class Axis(Strict):
     """Each of these, crossed with the other grids; under `algorithm: random` every crossing gets `trials` draws of the rest."""
     when: dict[str, list[Any]] = {}
     """Searched only where another place of the space has one of these values; else the experiment's own value stays."""
+
+    @field_validator("choice", "grid", mode="before")
+    @classmethod
+    def numbers_are_numbers(cls, values: Any) -> Any:
+        """A quoted 1e-3 trains as a rate, for settings take numbers as texts; here it would be no number to order or to plot."""
+        return [_number(value) for value in values] if isinstance(values, list) else values
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def conditions_too(cls, when: Any) -> Any:
+        lists = when.items() if isinstance(when, dict) and all(isinstance(values, list) for values in when.values()) else ()
+        return {place: [_number(value) for value in values] for place, values in lists} or when
 
     @model_validator(mode="after")
     def one_form(self) -> "Axis":

@@ -8,15 +8,16 @@ from typing import Any
 
 from data.build.pages import Page
 from data.build.titles import FENCE
-from data.overlap import normalise
 from data.records import Document
+from data.words import holds, normalise
 
 CHARACTERS = 4096
 """As scottsus/Perpetual cut its documents."""
 _FEWEST = 48
+"""Bytes of UTF-8: sixteen Chinese characters say as much as eight English words."""
 _OPENING = re.compile(r"[ \t]*(?:`{3,}|~{3,})")
 _EMPTY_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
-_PROSE = ["\n\n", "\n", ". ", "? ", "! ", "; ", ", ", " ", ""]
+_PROSE = ["\n\n", "\n", ". ", "? ", "! ", "。", "？", "！", "। ", "۔ ", "; ", ", ", "；", "，", "、", " ", ""]
 
 
 def cut(page: Page, characters: int, language: str | None) -> Iterator[Document]:
@@ -30,7 +31,7 @@ def cut(page: Page, characters: int, language: str | None) -> Iterator[Document]
     room = max(characters - len(head) - 2, characters // 2)
     parts = [trimmed(part) for part in _parts(trimmed(page.text), _syntax(page), room)]
     for number, part in enumerate(part for part in parts if part):
-        text = part if not head or f" {normalise(head)} " in f" {normalise(part)} " else f"{head}\n\n{part}"
+        text = part if not head or holds(normalise(part), normalise(head)) else f"{head}\n\n{part}"
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         meta = {"page": page.name, "part": number, "format": page.format, "language": language}
         yield Document(f"{page.name}#{digest}", text, page.title, page.url, page.date, page.domain, meta=meta)
@@ -80,7 +81,7 @@ def _fences(found: re.Match[str], room: int) -> list[str]:
 
 def too_short(document: Document) -> bool:
     """Nothing to ask about."""
-    return len(document.text) < _FEWEST
+    return len(document.text.encode("utf-8", "replace")) < _FEWEST
 
 
 def _syntax(page: Page) -> str:

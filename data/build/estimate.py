@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from data.build.exchange import Answers, Request
 from data.build.questions import Asking
-from data.build.reading import CHARACTERS_A_TOKEN
+from data.words import tokens_estimated
 
 _TOKENS_A_QUESTION = 60
 """A question, its answer and level as JSON, as instruct models write them; the allowance (Request.max_tokens) is larger."""
@@ -47,9 +47,9 @@ def estimate(requests: Iterable[Request], answers: Answers, asking: Asking) -> E
             found.answered += 1
             continue
         found.requests += 1
-        found.prompt_tokens += sum(round(len(m["content"]) / CHARACTERS_A_TOKEN) + _TOKENS_A_MESSAGE for m in request.messages)
+        found.prompt_tokens += sum(tokens_estimated(m["content"]) + _TOKENS_A_MESSAGE for m in request.messages)
         rewrite = request.schema is not None and "text" in request.schema["properties"]
-        likely = round(request.max_tokens * 3 / CHARACTERS_A_TOKEN) if rewrite else _TOKENS_A_QUESTION * asking.most
+        likely = round(request.max_tokens * 3 / 4) if rewrite else _TOKENS_A_QUESTION * asking.most
         found.answer_tokens += min(request.max_tokens, likely)
         found.most_answer_tokens += request.max_tokens
     return found

@@ -2,11 +2,12 @@
 
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 
 from data.build.near import Benchmarks, Duplicates
 from data.build.prompts import Asked
-from data.overlap import normalise
 from data.records import Document
+from data.words import holds, normalise, pieces
 
 _MISSING = re.compile(
     r"(n/?a|none|null|unknown|unclear|unspecified|not (mentioned|specified|stated|provided|given|available|applicable|known)\b.*"
@@ -23,6 +24,7 @@ _SUBJECT_SHARE = 0.5
 """Of the title's words; a question seldom repeats a long title whole."""
 _SUPPORT_SHARE = 0.8
 """Of an answer's words: "opened in May 2023" is supported by "It opened on 3 May 2023"."""
+_STEM_SHARE = 2 / 3
 QUESTION_NEAR = 0.8
 QUESTION_RUN = 2
 
@@ -38,7 +40,7 @@ class Source:
     @classmethod
     def of(cls, document: Document) -> "Source":
         text = normalise(document.text)
-        return cls(document, f" {text} ", frozenset(text.split()))
+        return cls(document, text, frozenset([*text.split(), *pieces(text)]))
 
 
 def fault(asked: Asked, source: Source) -> tuple[str, str] | None:
@@ -50,7 +52,7 @@ def fault(asked: Asked, source: Source) -> tuple[str, str] | None:
         return "speaks of its text instead of its subject", asked.question
     if source.document.title and not names(source.document.title, asked.question):
         return "does not name its subject", asked.question
-    if f" {normalise(answer)} " in f" {normalise(asked.question)} ":
+    if holds(normalise(asked.question), normalise(answer)):
         return "holds its own answer", f"{asked.question} {answer}"
     if not supported(answer, source):
         return "answer not supported by the document", answer
@@ -62,23 +64,41 @@ def right_answer(asked: Asked) -> str:
 
 
 def names(subject: str, question: str) -> bool:
-    """Whether at least half of the subject's words stand in the question; very short words do not count."""
-    words = [word for word in normalise(subject).split() if len(word) > 2] or normalise(subject).split()
-    asked = frozenset(normalise(question).split())
-    return sum(word in asked for word in words) >= _SUBJECT_SHARE * len(words)
+    """Whether at least half of the subject's words stand in the question, in whatever case or number; very short words do not count."""
+    wanted = pieces(normalise(subject))
+    wanted = [word for word in wanted if len(word) > 2 or not word.isascii()] or wanted
+    asked = frozenset(pieces(normalise(question)))
+    return sum(_stands(word, asked, of_names=True) for word in wanted) >= _SUBJECT_SHARE * len(wanted)
 
 
 def supported(answer: str, source: Source) -> bool:
     """Whether every phrase of an answer (they are separated by commas) stands in the document, word for word or nearly."""
-    if f" {normalise(answer)} " in source.text:
+    if holds(source.text, normalise(answer)):
         return True
-    phrases = [phrase for part in answer.split(",") if (phrase := normalise(part))]
+    phrases = [phrase for part in re.split("[,、，،]", answer) if (phrase := normalise(part))]
     return bool(phrases) and all(_nearly(phrase, source) for phrase in phrases)
 
 
 def _nearly(phrase: str, source: Source) -> bool:
-    words = phrase.split()
-    return f" {phrase} " in source.text or sum(word in source.words for word in words) >= _SUPPORT_SHARE * len(words)
+    wanted = pieces(phrase)
+    return holds(source.text, phrase) or sum(_stands(word, source.words) for word in wanted) >= _SUPPORT_SHARE * len(wanted)
+
+
+def _stands(word: str, words: frozenset[str], of_names: bool = False) -> bool:
+    """Whether a word or another form of it is among these. Languages that inflect (Москва, в Москве; 서울, 서울에서) ask for that.
+
+    Of ASCII words only where a subject is named: in an answer "Andersen" must not be supported by "Anderson".
+    """
+    return word in words or ((of_names or not word.isascii()) and any(_same_stem(word, other) for other in words))
+
+
+def _same_stem(one: str, other: str) -> bool:
+    """At least two thirds of the longer word are their common beginning, or one of two letters or more begins the other; never where digits differ."""
+    short, long = sorted((one, other), key=len)
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(short, long, strict=False)))
+    if len(short) < 2 or any(c.isdigit() for c in short[shared:] + long[shared:]):
+        return False
+    return shared >= max(3, _STEM_SHARE * len(long)) or (shared == len(short) and not short.isascii())
 
 
 class Unique:

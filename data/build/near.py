@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.contamination import NUM_WORDS, run_hashes
-from data.overlap import normalise
+from data.words import normalise
 
 _PERMUTATIONS = 128
 _RUN = 5

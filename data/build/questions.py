@@ -13,9 +13,9 @@ from data.build.near import Benchmarks
 from data.build.prompts import LEVELS, Asked, Form, Misread, Prompts, Template, read_answer, schema, without_thoughts
 from data.build.reading import Reading
 from data.build.splits import SplitName
-from data.overlap import normalise
 from data.records import Document
 from data.validate import excerpt
+from data.words import holds, normalise
 
 ORDER: tuple[SplitName, ...] = ("test", "validation", "train")
 _TOKENS_A_QUESTION = 160
@@ -51,9 +51,9 @@ class Asking:
     def longest_answer(self) -> int:
         return max(self.allowance(self.prompts.train.form), self.allowance(self.prompts.exam.form), self._text_allowance(self.characters))
 
-    def _text_allowance(self, characters: int) -> int:
+    def _text_allowance(self, num_bytes: int) -> int:
         """A rewrite as long as its document, in a tokenizer that makes many tokens of it."""
-        return characters // 3 + _TOKENS_A_QUESTION
+        return num_bytes // 3 + _TOKENS_A_QUESTION
 
     def request(self, document: Document, split: SplitName, attempt: int = 0) -> Request:
         template = self.template(split)
@@ -73,7 +73,7 @@ class Asking:
             subject=document.id,
             messages=template.messages(document, values),
             schema=schema("text", self.most, self.bounded),
-            max_tokens=self._text_allowance(len(document.text)),
+            max_tokens=self._text_allowance(min(len(document.text.encode("utf-8", "replace")), self.characters)),
             seed=self.seed + 1000 * number + attempt,
             model=self.model,
             temperature=_RETRY_TEMPERATURE,  # greedy, a model copies
@@ -224,7 +224,7 @@ def answered_right(reply: Reply | None, row: dict[str, Any]) -> bool:
     if reply is None:
         return False
     said = normalise(without_thoughts(reply["text"]))
-    return any(f" {normalise(answer)} " in f" {said} " for answer in row["answers"])
+    return any(holds(said, normalise(answer)) for answer in row["answers"])
 
 
 def settle(made: Made, account: Account) -> dict[str, dict[str, int]]:

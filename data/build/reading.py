@@ -18,10 +18,10 @@ from data.build.near import NEAR, Benchmarks, Duplicates
 from data.build.pages import Page, read_pages
 from data.build.walk import Found, find_files
 from data.records import Document, Refusal
+from data.words import tokens_estimated
 
 FILES = "files.jsonl"
 _SAMPLE_CHARACTERS = 1000
-CHARACTERS_A_TOKEN = 4.0
 """Of English prose and code in common tokenizers; estimates only."""
 
 
@@ -53,6 +53,8 @@ class Reading:
     languages: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
+    tokens: int = 0
+    """Estimated."""
     sha256: str = ""
 
     def documents(self) -> Iterator[Document]:
@@ -68,7 +70,7 @@ class Reading:
             "documents": len(self.lengths),
             "pages": len(self.units),
             "characters": int(lengths.sum()),
-            "tokens_estimated": int(lengths.sum() / CHARACTERS_A_TOKEN),
+            "tokens_estimated": self.tokens,
             "length": {"least": int(lengths.min()), **quantiles, "most": int(lengths.max())},
             "formats": dict(self.formats.most_common()),
             "languages": dict(self.languages.most_common()),
@@ -152,6 +154,7 @@ class _Reader:
             into.write(line)
             self.digest.update(line.encode())
             self.reading.lengths.append(len(document.text))
+            self.reading.tokens += tokens_estimated(document.text)
             self.reading.formats[page.format] += 1
             self.reading.languages[language or "unknown"] += 1
         if number:

@@ -20,9 +20,9 @@ from data.build.questions import ORDER, Asking, Made, split_of
 from data.build.reading import Reading
 from data.build.splits import SplitName
 from data.contamination import run_hashes
-from data.overlap import normalise
 from data.records import Document
 from data.validate import excerpt
+from data.words import holds, normalise
 
 STYLES = (
     "an article in an encyclopedia",
@@ -197,7 +197,7 @@ def _fault(
         return "nearly the words of its document, or of another rewrite"
     if task.question is not None and not supported(task.question["answers"][0], Source.of(Document(document.id, text, document.title))):
         return "the answer does not stand in it"
-    if task.question is not None and f" {normalise(task.question['question'])} " in f" {normalise(text)} ":
+    if task.question is not None and holds(normalise(text), normalise(task.question["question"])):
         return "holds the question"
     if benchmarks is not None and benchmarks.holds(text):
         return "shares a run of 13 words with a benchmark"

@@ -1,12 +1,14 @@
 """The planner as a user meets it: what fits, what does not, what is recommended, and the command."""
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.chips import CHIPS, GIB, Hardware, chip_of_device, make_hardware
+from cluster.chips import CHIPS, GIB, Hardware, chip_of_device, make_hardware, parse_gpus
 from cluster.fallback import fitting
 from cluster.measure import FILE, calibrated, calibration_of
 from cluster.memory import SetUp, trained_share
@@ -14,6 +16,7 @@ from cluster.model_shape import read_shape, shape_of
 from cluster.plan import estimate, plan_experiment, question_of, refuse_hopeless
 from cluster.setups import USABLE, Advice, Offer, Question, advise, offer, set_ups
 from console import UserError
+from data.plan_report import packing_fill
 from experiment import Experiment, load_experiment
 from tests.conftest import ROOT
 
@@ -329,3 +332,68 @@ def test_measure_runs_the_real_engine(run_command, tmp_path: Path) -> None:  # t
     after = json.loads(done.stdout)
     assert after["recommended"]["hours"] > 0 and "measured: " in done.stderr
     assert [path.name for path in (tmp_path / "runs" / "small").iterdir()] == [FILE]
+
+
+# ── chips that people own ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "chip", "tflops"),
+    [
+        ("8x4090", "RTX-4090", 165), ("2xRTX4090", "RTX-4090", 165), ("GeForce_RTX_3090", "RTX-3090", 71), ("4xL40S", "L40S", 362), ("A10", "A10", 125),
+        ("8xB200", "B200", 2250), ("8xMI300X", "MI300X", 1307), ("8xAMD-MI300X-192GB", "MI300X", 1307), ("8xH20", "H20", 148), ("GH200", "GH200", 989),
+        ("8xNVIDIA-H200", "H200", 989), ("1xA100-40GB", "A100-40G", 312),
+    ],
+)  # fmt: skip
+def test_chips_by_name(text: str, chip: str, tflops: float) -> None:
+    assert parse_gpus(text)[1] is CHIPS[chip] and CHIPS[chip].peak_flops == tflops * 1e12
+
+
+def test_a_chip_from_its_data_sheet() -> None:
+    count, chip = parse_gpus("8x{name: X, memory: 24, tflops: 165, bandwidth: 1008}")
+    assert (count, chip.name, chip.memory_bytes, chip.peak_flops, chip.hbm_bytes_per_s) == (8, "X", 24 * GIB, 165e12, 1008e9)
+    same = CHIPS["RTX-4090"]
+    known, told = (make_hardware(8, one) for one in (same, replace(same, name="mine", told_flops=165e12)))
+    question, _ = _asked()
+    assert offer(question, question.file, told).seconds == offer(question, question.file, known).seconds
+    slower = parse_gpus("8x{memory: 23.5, tflops: 80, bandwidth: 1008}")[1]
+    assert (offer(question, question.file, make_hardware(8, slower)).seconds or 0) > (offer(question, question.file, known).seconds or 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("8xV9000", "nothing is known of V9000; known: A100-40G, .*; describe any other"), ("0xH100", "expected a number and a kind"),
+        ("8x{memory: 24}", "tflops: missing"), ("8x{memory: 0, tflops: 1, bandwidth: 1}", "memory: 0 is no number above 0"),
+        ("8x{memory: 24, tflop: 1, bandwidth: 1}", "tflop is unknown"), ("8x{memory}", "memory: None|memory: missing"), ("8x{[}", "not of the form"),
+        ("8x{memory: 24, tflops: many, bandwidth: 1}", "tflops: 'many' is no number"), ("99999999xH100", "plans go up to 16,384 GPUs"),
+    ],
+)  # fmt: skip
+def test_gpus_that_are_none(text: str, reason: str) -> None:
+    with pytest.raises(UserError, match=f"^--gpus .*(?:{reason})") as caught:
+        parse_gpus(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("device", "chip"),
+    [
+        ("NVIDIA GeForce RTX 4090", "RTX-4090"), ("NVIDIA A10", "A10"), ("AMD Instinct MI300X", "MI300X"), ("NVIDIA H20", "H20"), ("NVIDIA H200", "H200"),
+        ("NVIDIA GH200 480GB", "GH200"), ("NVIDIA L40S", "L40S"), ("NVIDIA B200", "B200"), ("NVIDIA A10G", None), ("NVIDIA L4", None),
+    ],
+)  # fmt: skip
+def test_device_names_of_more_chips(device: str, chip: str | None) -> None:
+    assert chip_of_device(device, 24 * GIB) is (CHIPS[chip] if chip else None)
+
+
+def test_more_ranks_than_work_answer_at_once() -> None:
+    """A step of so few items is packed for as many ranks as have any, and the others counted: the same load, in milliseconds."""
+    question, _ = _asked()
+    work = question.workload.stages[0]
+    most = max(work.plan.starts[1:] - work.plan.starts[:-1])
+    start = time.process_time()
+    huge = [offer(question, question.file, make_hardware(count, CHIPS["H100"])) for count in (4096, 16384)]
+    assert time.process_time() - start < 1 and all(one.seconds for one in huge)
+    lengths, plan = work.lengths, work.plan
+    exact, twice = (packing_fill(plan, lengths, int(most) * n, question.file.row_tokens, 8) for n in (1, 2))
+    assert twice["busiest"] == pytest.approx(2 * exact["busiest"], abs=2e-3) and exact["micro_steps"] == 1  # both are rounded to 3 digits

@@ -1,5 +1,6 @@
 """`template: chat`: the tokens are those of the model's own chat template, loss on the answer and its end, and text stays text."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from console import UserError
 from data.arms import compile_arms, wordings
 from data.bios import make_bios
 from data.catalogue import catalogue_of
+from data.chat_render import TemplateFault, limited
 from data.config import Bios, Stage
 from data.lengths import count_lengths
 from data.records import Document, Question
@@ -167,3 +169,25 @@ def test_the_exam_words_questions_as_the_last_stage_that_trained_some() -> None:
 
 def test_a_document_needs_no_chat_template_of_its_own() -> None:
     assert encoder_with(CHATML).document(Document("d", "Dune"))[0] == 1
+
+
+HOLD = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+FLOOD = "{% for a in range(9999) %}{{ 'x' * 9999 }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [(HOLD, "it did not end within 0.5 s"), (FLOOD, "it says more than 1,048,576 characters"), ("{{ raise_exception('no') }}", "no")],
+)
+def test_a_template_cannot_hold_the_driver(template: str, why: str) -> None:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def fail(message: str) -> str:
+        raise ValueError(message)
+
+    compiled = ImmutableSandboxedEnvironment().from_string(template, globals={"raise_exception": fail})
+    start = time.monotonic()
+    with pytest.raises(TemplateFault, match=why):
+        limited(lambda: [compiled.render()], 0.5 if template == HOLD else 30)
+    assert time.monotonic() - start < 25
+    assert limited(lambda: ["a" * 100_000, "b"]) == ["a" * 100_000, "b"], "the twin, longer than a pipe holds"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from console import UserError
 from data.config import Bios, DataConfig
 from data.load import load_corpus
-from data.overlap import normalise
 from data.records import Corpus
+from data.words import normalise
 from tests.data.test_fuzz_readers import FUZZ_EXAMPLES, contents
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

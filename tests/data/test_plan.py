@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from console import UserError
+from data.arms import odd_schedule
 from data.bios import make_bios
 from data.catalogue import Catalogue, catalogue_of, declared_catalogue
 from data.config import Bios, Dials, Mix, Stage
@@ -146,3 +147,16 @@ def test_declared_tokens_cut_steps_without_data() -> None:
     assert declared_catalogue({"train_documents": 10}).declared_tokens is None  # and then batch_tokens is refused
     with pytest.raises(UserError, match="batch_tokens needs the items' lengths"):
         compile_plan(by_tokens, declared, 0, None)
+
+
+def test_schedules_that_cannot_be_as_written() -> None:
+    """The last warm-up step is the first at the whole rate: as many as the stage has can be, one more cannot."""
+    cosine = stage(warmup_steps=7)
+    assert odd_schedule(cosine, 7) is None and odd_schedule(stage(warmup_share=0.9), 7) is None
+    why = odd_schedule(cosine, 6)
+    assert why and why.startswith("warmup_steps 7 is longer than the stage of 6 steps: the rate never comes beyond")
+    wsd = stage(warmup_steps=7, schedule="wsd", decay_share=0.5)
+    assert odd_schedule(wsd, 14) is None
+    assert (odd_schedule(wsd, 12) or "").startswith(
+        "schedule wsd: warm-up (7 steps) and decay (6) are longer together than the stage of 12"
+    )

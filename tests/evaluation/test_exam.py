@@ -369,3 +369,16 @@ def test_a_score_is_whole_or_absent(tmp_path: Path) -> None:
 def test_arms_of_other_records_are_not_examined(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="other records"):
         read_arms(run_folder(tmp_path), "another corpus")
+
+
+@pytest.mark.parametrize("torn", ["parquet", "json"])
+@pytest.mark.parametrize("left", [0, 7, 0.6])
+def test_torn_score_files_are_absent(torn: str, left: float, tmp_path: Path) -> None:
+    """A full disk, or a copy that broke off: the arm is examined again."""
+    stem = tmp_path / "scores" / "pit-0123456789abcdef"
+    write_score(stem, "pit", 0, [{"set": "test", "question_id": "q", "em": 1.0}], {"weights": "w"})
+    assert is_scored(stem) and (read_score(stem) or 0)
+    path = stem.with_name(f"{stem.name}.{torn}")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(left if left >= 1 or not left else left * len(content))])
+    assert not is_scored(stem) and read_score(stem) is None

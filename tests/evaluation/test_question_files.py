@@ -96,3 +96,23 @@ def test_a_folder_of_documents(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match=r"holds no .txt, no .md and no table"):
         read_documents(tmp_path / "none")
+
+
+def test_rows_without_ids_are_numbered(tmp_path: Path) -> None:
+    rows = [{"question": f"Who is {n}?", "answer": "Ada"} for n in range(3)]
+    found = read_questions(write(tmp_path / "q.jsonl", *rows))
+    assert [question.id for question in found] == ["q.jsonl:1", "q.jsonl:2", "q.jsonl:3"]
+    with pytest.raises(UserError, match="two questions have the id 7"):  # the twin: an id of one's own counts
+        read_questions(write(tmp_path / "q.jsonl", {**rows[0], "id": 7}, {**rows[1], "id": 7}))
+
+
+def test_equal_names_in_two_folders_are_two_documents(tmp_path: Path) -> None:
+    for folder, text in (("north", "The crane."), ("south", "The ferry.")):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "a.jsonl", {"text": text}, {"id": "own", "text": f"{text} Its own."})
+        (tmp_path / folder / "n.md").write_text(text)
+    found = {document.id: document.text for document in read_documents(tmp_path)}
+    assert found == {
+        "north/a.jsonl:1": "The crane.", "own": "The crane. Its own.", "north/n.md": "The crane.",
+        "south/a.jsonl:1": "The ferry.", "own (2)": "The ferry. Its own.", "south/n.md": "The ferry.",
+    }  # fmt: skip

@@ -245,3 +245,12 @@ def test_who_is_examined_in_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     report = json.loads((folder / "report.json").read_text())
     assert [(s["stage"], s["steps"]) for s in report["learning"]["pit"]] == [("k0", 3), ("k1", 6)]
     assert report["bounds"] is None and report["retrieval"] is None  # nobody has a score
+
+
+def test_texts_of_models_and_data_are_no_markup() -> None:
+    made = report(["standard", "mix"], {"standard": STANDARD})
+    made["baselines"]["commonest_train_answer"]["answer"] = "<script>x</script> [a](http://b)"
+    made["arms"]["mix"]["reason"] = "| broken | <b>\nnext line"
+    text = markdown(made)
+    assert r"\<script\>x\</script\> \[a\](http://b)" in text and "<script>" not in text
+    assert "`mix` is missing: \\| broken \\| \\<b\\> next line" in text

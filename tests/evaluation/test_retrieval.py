@@ -180,3 +180,16 @@ def test_the_packaged_embedder(tmp_path: Path) -> None:
     texts = {"test": [Document("cat", "The cat sleeps on the sofa."), Document("bank", "Interest rates rose by half a percent."), long]}
     store = open_store(tmp_path, texts, RetrievalConfig(), embedder)
     assert [hits[0].doc_id for hits in store.find(["Where does the kitten nap?", "What did the central bank do?"])] == ["cat", "bank"]
+
+
+def test_an_embedder_of_pickles_is_refused(tmp_path: Path) -> None:
+    """sentence-transformers would read a part's pytorch_model.bin where there is no safetensors beside it."""
+    from evaluation.retrieval import _embedder_folder, _refuse_pickles
+
+    _refuse_pickles(_embedder_folder(RetrievalConfig()))
+    (tmp_path / "2_Dense").mkdir()
+    (tmp_path / "2_Dense" / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match="exam.retrieval.embedder: .*2_Dense/pytorch_model.bin: pickled weights are never read"):
+        Embedder(RetrievalConfig(embedder=str(tmp_path)))
+    (tmp_path / "2_Dense" / "model.safetensors").write_bytes(b"x")
+    _refuse_pickles(tmp_path)  # the twin: that one is read

@@ -49,10 +49,10 @@ def of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_where_a_tensor_is_cut_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = of_the_trainer(monkeypatch)
     assert kernel == {"fused": False, "foreach": False}
-    for kernel in (kernel, {"foreach": True}):  # the latter on GPUs
-        whole = stepped(CUTS[0], **kernel)
+    for kernels in (kernel, {"foreach": True}):  # the latter on GPUs
+        whole = stepped(CUTS[0], **kernels)
         for cut in CUTS[1:]:
-            assert torch.equal(stepped(cut, **kernel), whole), (kernel, cut)
+            assert torch.equal(stepped(cut, **kernels), whole), (kernels, cut)
 
 
 def test_a_kernel_that_sees_the_cut_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,13 @@ CONDITIONAL = {
 }
 
 
+def test_quoted_numbers_are_numbers() -> None:
+    axis = Axis.model_validate({"choice": ["1e-3", "2", "cosine", 0.5], "when": {"a": ["1e-3", "x"]}})
+    assert axis.values == [1e-3, 2, "cosine", 0.5] and isinstance(axis.values[1], int) and axis.when == {"a": [1e-3, "x"]}
+    with pytest.raises(ValueError, match="a value stands twice"):
+        Axis.model_validate({"grid": ["1e-3", 0.001]})
+
+
 def test_crossings_follow_conditions() -> None:
     assert crossings(CONDITIONAL) == [{"a": 1}, {"a": 2, "b": "x"}, {"a": 2, "b": "y"}]
 

@@ -1,0 +1,56 @@
+"""Gold answers that no model can give are counted before training, and in the report."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data.__main__ import main
+from data.golds import unreachable
+from data.records import Question
+
+HAND = [
+    Question("two", "Who built it?", ("Ada Holm\nJörg Weiß",)),
+    Question("long", "How?", ("by rope " * 20,)),
+    Question("either", "Where?", ("Lund\nSweden", "Lund")),  # the second can be given
+    Question("good", "When?", (" 1911\n",)),
+]
+
+
+def test_by_reason() -> None:
+    found = unreachable(HAND, 32, lambda question: len(question.answers[0].split()))
+    assert found.ids == {"several lines": ["two"], "too long": ["long"]} and found.asked == 4 and not found.estimated
+    assert found.in_words() == (
+        "2 of 4 exam questions have a gold answer that no model can give: 1 of several lines, and an answer ends with its first line break; "
+        "1 longer than exam.answer_tokens, 32; the first: two"
+    )
+    assert unreachable(HAND, 32).ids["too long"] == ["long"], "160 bytes are about 40 tokens"
+    assert unreachable(HAND[2:], 32).in_words() is None, "the twin"
+
+
+def test_check_plan_and_dry_run_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from experiment import load_experiment
+    from trainer.dry_run import dry_run, in_lines
+
+    rows = [{"id": q.id, "question": q.question, "answers": list(q.answers), "doc_id": "d"} for q in HAND]
+    (tmp_path / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "train.jsonl").write_text(json.dumps({"id": "t", "text": "The lamp of Lund was built in 1911."}) + "\n")
+    (tmp_path / "new.jsonl").write_text(json.dumps({"id": "d", "text": "The crane of Lund was built by Ada Holm."}) + "\n")
+    sources = "".join(
+        f"    - {{path: {name}.jsonl, split: {split}, holds: {holds}}}\n"
+        for name, split, holds in (("exam", "test", "questions"), ("train", "train", "documents"), ("new", "test", "documents"))
+    )
+    (tmp_path / "x.yaml").write_text(
+        f"name: x\ndata:\n  root: {tmp_path}\n  sources:\n{sources}model: {{tiny: {{vocab_size: 300}}}}\nexam: {{answer_tokens: 32}}\n"
+        "arms:\n  a:\n    stages: [{mix: {train_documents: 1}, steps: 2, batch_items: 1, rate: 1e-3, warmup_steps: 3}]\n"
+    )
+    for command in ("check", "plan"):
+        main([command, str(tmp_path / "x.yaml")])
+        printed = capsys.readouterr()
+        assert "2 of 4 exam questions have a gold answer that no model can give: 1 of several lines" in printed.out
+        assert "warmup_steps 3 is longer than the stage of 2 steps" in printed.err or command == "check"
+        main([command, str(tmp_path / "x.yaml"), "--json"])
+        assert json.loads(capsys.readouterr().out)["unreachable"]["several lines"] == ["two"]
+    e = load_experiment(tmp_path / "x.yaml")
+    told = in_lines(dry_run(e.data, e.model, e.curricula(), e.seed, None, e.exam.answer_tokens))
+    assert told[-1].startswith("2 of 4 exam questions have a gold answer that no model can give")

@@ -1,0 +1,49 @@
+"""model.resize_embeddings: a model whose embedding has a row for every token of its tokenizer."""
+
+import json
+import shutil
+from pathlib import Path
+
+from console import say
+from data.tokens import load_tokenizer
+from trainer.model_check import check_model_folder
+from trainer.model_tensors import embedding_rows
+from trainer.store import write_json
+
+
+def resized(source: Path, target: Path) -> Path:
+    """`source` itself where no row is missing, else a copy in `target`; new rows are the mean of the old ones (Hewitt 2021).
+
+    Holds the whole model in memory, in the files' precision. A copy of the same files is made once.
+    """
+    tensors = check_model_folder(source, grown=True)
+    size = len(load_tokenizer(str(source)))
+    if size <= (embedding_rows(tensors) or size):
+        return source
+    files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(source.iterdir()) if f.is_file()]
+    stamp = json.loads(json.dumps({"source": str(source.resolve()), "files": files, "rows": size}))
+    made = target / "made.json"
+    if not made.exists() or json.loads(made.read_text()) != stamp:
+        say(f"model.resize_embeddings: {source} gets {size:,} rows in {target}")
+        shutil.rmtree(target, ignore_errors=True)
+        _write(source, target, size)
+        write_json(made, stamp)
+    return target
+
+
+def _write(source: Path, target: Path, size: int) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False, use_safetensors=True)
+    old = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(size, mean_resizing=False)
+    heads = [part for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None]
+    with torch.no_grad():
+        for values in {id(p): p for part in heads for p in part.parameters() if p.shape[0] == size}.values():
+            values[old:] = values[:old].float().mean(0).to(values.dtype)
+    model.save_pretrained(target)
+    for path in source.iterdir():
+        is_for_readers = path.suffix in (".json", ".model", ".txt", ".jinja") and not path.name.endswith(".index.json")
+        if path.is_file() and is_for_readers and not (target / path.name).exists():
+            shutil.copyfile(path, target / path.name)
