@@ -31,20 +31,31 @@ from trainer.weights import Weights
 
 _NAME = "default"  # peft's name for a model's only adapter
 _READ_DIRECTLY = ["out_proj", "x_proj", "dt_proj"]
-"""Of state-space layers: their kernels read these weights past the module, so an adapter there would train nothing."""
+"""Of state-space layers: their kernels read these weights past the module."""
+
+
+def _closed(module: torch.nn.Module) -> dict[str, str]:
+    """Ends of names of linear layers that cannot have an adapter beside them → why."""
+    found = (
+        dict.fromkeys(_READ_DIRECTLY, "kernels read it past the module, so nothing would be trained there")
+        if has_state_space(module)
+        else {}
+    )
+    for path, part in module.named_modules():  # Llama 4's router gives scores and logits
+        if isinstance(part, torch.nn.Linear) and type(part).forward is not torch.nn.Linear.forward:
+            found[path.rpartition(".")[2]] = f"it is no plain linear layer but a {type(part).__name__}, which peft does not know"
+    return found
 
 
 def peft_config(adapter: Adapter, module: torch.nn.Module) -> PeftConfig:
     """peft's own config of this adapter for this model. UserError where peft refuses a value."""
     settings = adapter.settings()
-    if has_state_space(module):
+    if closed := _closed(module):
         targets = settings["target_modules"]
         if targets == "all-linear" and not isinstance(settings.get("exclude_modules"), str):
-            settings["exclude_modules"] = [*settings.get("exclude_modules", []), *_READ_DIRECTLY]
-        elif passed := [end for end in _READ_DIRECTLY if end in targets and isinstance(targets, list)]:
-            raise UserError(
-                f"adapter: target_modules: kernels read {passed[0]} past the module, so nothing would be trained there; leave it out"
-            )
+            settings["exclude_modules"] = [*settings.get("exclude_modules", []), *closed]
+        elif passed := [end for end in closed if end in targets and isinstance(targets, list)]:
+            raise UserError(f"adapter: target_modules: {passed[0]}: {closed[passed[0]]}; leave it out")
     if adapter.embeddings:
         wanted: Any = module
         ends = {id(wanted.get_input_embeddings()), id(wanted.get_output_embeddings())}
