@@ -3,7 +3,6 @@
 Time of processors, this process's and its children's, so that a busy machine changes nothing.
 """
 
-import gzip
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from console import door
 from data.__main__ import main
 from tests.data.bad_input import parquet_bytes
 from tests.data.build import office_files as office
+from tests.data.reading import packed
 
 ROW = {"question": "Who?", "answer": "Ada"}
 LINE = json.dumps(ROW) + "\n"
@@ -30,7 +30,7 @@ FILES: list[tuple[str, bytes | str, tuple[str, ...], str]] = [
     ("list.jsonl", json.dumps([ROW], indent=1), CHECK, r"list.jsonl:1: malformed JSON"),
     ("dict.json", json.dumps({"data": [ROW]}, indent=1), CHECK, r"dict.json: one object over several lines; expected one list of objects"),
     ("python.json", str([ROW]), CHECK, r"python.json:1: malformed JSON: Expecting property name"),
-    ("cut.jsonl.gz", gzip.compress(LINE.encode() * 99)[:-12], CHECK, r"cut.jsonl.gz: cannot be unpacked: Compressed file ended"),
+    ("cut.jsonl.gz", packed(LINE.encode() * 99)[:-12], CHECK, r"cut.jsonl.gz: cannot be unpacked: Compressed file ended"),
     ("renamed.csv.gz", LINE, CHECK, r"renamed.csv.gz: cannot be unpacked: Not a gzipped file"),
     ("packed.parquet.gz", b"\x1f\x8b", CHECK, r"packed.parquet.gz: say how it is written"),
     ("pandas.csv", "question,answers\nWho?,\"['Ada' ... 'Eva']\"\n", CHECK, r"pandas.csv:2: answers is a list that was written out as text"),

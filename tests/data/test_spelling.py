@@ -1,7 +1,6 @@
 """Tables as people have them: any ending, any separator, packed or not; lists and numbers as other programs write them, read or refused."""
 
 import datetime
-import gzip
 import json
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from data.tables import arrow_rows
 from data.validate import Raw, Row
 from tests.conftest import ROOT
 from tests.data.bad_input import save_dataset
-from tests.data.reading import read, records, refusals, write_parquet
+from tests.data.reading import packed, read, records, refusals, write_parquet
 
 
 def told(folder: Path, content: bytes | str, name: str, holds: str = "questions", **more: Any) -> list[Row | Refusal]:
@@ -195,11 +194,11 @@ CSV = 'question{0}answer\nq1{0}"a, b"\nq2{0}"c; d"\n'
         ("a.csv", ("\ufeff" + CSV.format(";")).encode()),
         ("a.csv", CSV.format("\t").encode("utf-16")),  # Excel's "Unicode text"
         ("a.tsv", CSV.format("\t")),
-        ("a.csv.gz", gzip.compress(CSV.format(";").encode())),
-        ("a.jsonl.gz", gzip.compress(b"".join(json.dumps({"question": q, "answer": a}).encode() + b"\n" for q, a in GOOD))),
+        ("a.csv.gz", packed(CSV.format(";").encode())),
+        ("a.jsonl.gz", packed(b"".join(json.dumps({"question": q, "answer": a}).encode() + b"\n" for q, a in GOOD))),
         ("a.json", json.dumps([{"question": q, "answer": a} for q, a in GOOD], indent=1)),
         ("a.json", "".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in GOOD)),
-        ("a.json.gz", gzip.compress(json.dumps([{"question": q, "answer": a} for q, a in GOOD]).encode())),
+        ("a.json.gz", packed(json.dumps([{"question": q, "answer": a} for q, a in GOOD]).encode())),
         ("a.ndjson", "".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in GOOD)),
     ],
 )
@@ -227,9 +226,9 @@ def test_the_separator_is_what_yields_the_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.jsonl.gz", gzip.compress(b'{"question": "q", "answer": "a"}\n' * 999)[:-20], "cannot be unpacked: Compressed file ended"),
+        ("a.jsonl.gz", packed(b'{"question": "q", "answer": "a"}\n' * 999)[:-20], "cannot be unpacked: Compressed file ended"),
         ("a.jsonl.gz", b"no gzip at all", "cannot be unpacked: Not a gzipped file"),
-        ("a.json.gz", gzip.compress(b"[]")[:-9] + b"123456789", "cannot be unpacked: "),
+        ("a.json.gz", packed(b"[]")[:-9] + b"123456789", "cannot be unpacked: "),
         ("a.csv.gz", b"\x1f\x8b\x08\x00", "cannot be unpacked: "),
         ("a.csv", b"\xff\xfeq\x00u\x00\x00\xd8x\x00", "begins as UTF-16 and is none: "),
         ("a.json", '{\n "data": []\n}', "one object over several lines; expected one list of objects"),
