@@ -19,7 +19,7 @@ from data.strict_json import JsonFault, StrictDecoder, decode_line
 _TIMEOUT_S = 300.0
 _REACHED_WITHIN_S = 2.0
 _LONGEST_WAIT_S = 60.0
-_NOT_THIS_ONE = (400, 413, 422)
+_NOT_THIS_ONE = (400, 413, 422, 501)
 _NOT_YOU = (401, 402, 403, 404, 405)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 

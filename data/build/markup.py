@@ -15,7 +15,6 @@ _NEVER = (
     "head",
     "script",
     "style",
-    "noscript",
     "iframe",
     "embed",
     "svg",
@@ -28,10 +27,12 @@ _NEVER = (
     "rt",
     "rp",
 )
-_BESIDE = ("nav", "footer", "aside", "object")
+_BESIDE = ("nav", "footer", "aside", "object", "noscript")
 """Mostly no content; sometimes all of it."""
 _HELD = 0.5
 """Share of a page's text from which what holds it is the page and no menu beside it."""
+_PLEASE_ENABLE = 200
+"""Characters: a shorter <noscript> asks for JavaScript, a longer one may be the page for those without."""
 _COPIED_CHARACTERS = 1000
 """Of a cell that spans rows: longer ones are not repeated in each."""
 _PERMALINKS = ("¶", "#", "§", "🔗")
@@ -99,7 +100,8 @@ def _leave_out_menus(soup: BeautifulSoup) -> None:
     for tag in soup(list(_BESIDE)):
         if tag.decomposed or (tag.name in ("aside", "footer") and tag.find_parent(("article", "main", "blockquote"))):
             continue
-        if len(tag.get_text(strip=True)) <= _HELD * whole:
+        held = len(tag.get_text(strip=True))
+        if held <= _HELD * whole or (tag.name == "noscript" and held < _PLEASE_ENABLE):
             tag.decompose()
 
 

@@ -35,12 +35,19 @@ _FILE_NAME = re.compile(
 _SAYS_NOTHING = re.compile(
     r"(?:untitled|unnamed|no title|none|null|title|page title|document|new document|home ?page|home|index|start|welcome|default|blank|main|readme"
     r"|powerpoint[- ]presentation|presentation|slide|page|chapter|section|part|introduction|abstract|overview|summary|contents|table of contents"
-    r"|about|draft|confidential|copyright|note|notes)(?:[ -]?(?:document|page|title|slide|presentation|\d+))*(?: of \d+)?[.:]?",
+    r"|about|draft|confidential|copyright|note|notes|layout|print|output|scan|scanned|microsoft (?:word|powerpoint|excel)|adobe \w+"
+    r"|(?:pdf|xe|lua)?(?:la)?tex(?: with hyperref(?: package)?|[- ][\d.]+)?|react app|vite(?: app| \+ .*)?|insert title here|new|web"
+    r"|title of the document)(?:[ -]?(?:document|page|title|slide|presentation|\d+))*(?: of \d+)?[.:]?",
     re.I,
 )
-_ENDS = tuple(".!?:;,…。！？：；，、।॥؟؛۔")
+_ENDS = tuple(".!?:;,…。！？：；，、।॥؟؛۔{}=\\")
 _UNDERLINE = re.compile(r"[=\-~*_]{3,}")
-_PROGRAM_TEXT = re.compile(r"#!|<[?!]|[-=*_#/\\;%]{2,}|(?:import|from|include|package|using|def|class|function)\b[^.]*[({;:]?$")
+_PROGRAM_TEXT = re.compile(
+    r"#!|@|\[|<[?!]|[-=*_#/\\;%]{2,}|SELECT |\d{4}-\d\d-\d\d|\d\d?:\d\d"
+    r"|(?:From|To|Cc|Date|Subject|Received|Return-Path|Message-ID|MIME-Version|Content-Type): "
+    r"|(?:import|from|include|package|using|def|class|function)\b[^.]*[({;:]?$"
+)
+"""How a line of a program, a log or a letter begins."""
 
 
 def title_of(text: Any, declared: bool = False) -> str | None:

@@ -21,6 +21,8 @@ def text_of(html: str | bytes) -> str:
         (f"<form><input type=hidden value=x><p>{TEXT}</p><label for=n>Name</label><button>Go</button></form>", TEXT),
         (f"<nav><p>{TEXT}</p>", TEXT),  # never closed: all of the page stands in it
         (f"<aside><p>{TEXT}</p></aside>", TEXT),
+        (f"<body><noscript><p>{TEXT} {TEXT}</p></noscript><div id=root></div>", f"{TEXT} {TEXT}"),
+        ("<body><noscript>You need to enable JavaScript to run this app.</noscript><div id=root></div>", ""),
         (f"<nav>Home Docs</nav><p>{TEXT}</p><footer>© Port</footer><aside>More</aside>", TEXT),  # the twin: menus go
         (f"<article><p>{TEXT}</p><aside>Note: at low tide.</aside></article>", f"{TEXT}\n\nNote: at low tide."),
         (f"<template shadowrootmode=open><p>{TEXT}</p></template><template>unused</template>", TEXT),
