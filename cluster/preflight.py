@@ -193,7 +193,7 @@ def _data(experiment: Experiment, model_folder: Path | None) -> Line:
     from trainer.text_config import positions, text_config
 
     tokenizer = load_tokenizer(str(model_folder))
-    known = text_config(model_folder).vocab_size
+    known = getattr(text_config(model_folder), "vocab_size", len(tokenizer))
     if not experiment.model.resize_embeddings and len(tokenizer) > known:
         text = f"the tokenizer has {len(tokenizer)} tokens and the model knows {known}: they do not belong together"
         return Line("data", False, text)

@@ -17,8 +17,11 @@ from console import UserError
 if TYPE_CHECKING:
     from trainer.weights import FolderWeights, Weights
 
-_CONSTANT = re.compile(r"(?:^|\.)(?:slope_rate|query_decay|key_decay|diagonal_decay|act_fn\.beta|act_fn\.eps|\w*inv_freq)$")
-"""By the ends of names: MiniMax's slopes, Apertus' activation, rotary tables."""
+_CONSTANT = re.compile(
+    r"(?:^|\.)(?:slope_rate|query_decay|key_decay|diagonal_decay|act_fn\.beta|act_fn\.eps|\w*inv_freq"
+    r"|layer_multipliers|ngram_heads_vocab_sizes|ngram_heads_offsets)$"
+)
+"""By the ends of names: MiniMax's slopes, Apertus' activation, rotary tables; the hashes of n-grams in Qwen 4's preview."""
 _EXACT = 2**24
 """Whole numbers below it are fp32 numbers."""
 
