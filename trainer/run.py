@@ -131,6 +131,7 @@ def prepare(
         from trainer.families import check_attention
 
         check_attention(model_folder, trainer.attention, has_gpu, precision)
+    announce_lost_decay(arms, trainer.weight_decay)
     plans = compile_arms(arms, catalogue, seed, lambda stage: store.worded(wording_of(stage)).lengths)
     starts_trained = parent is not None and parent.stage is not None
     initial = parent.identity() if parent and starts_trained else initial_identity(model, given, seed, store.sha256)
@@ -184,6 +185,26 @@ def _announce_changes(parent: Parent, changes: Changes, arms: dict[str, list[Sta
     for arm, stages in arms.items():
         if arm != "base" and (kinds := untrained(stages, corpus)):
             say(f"warning: {arm}: new or changed {' and '.join(kinds)} are in no stage's mix: they will not be trained")
+
+
+_LEAST_DECAY = 2.0**-25
+"""Half of the last bit of fp32 below 1: torch multiplies a weight by 1 - rate × decay."""
+
+
+def announce_lost_decay(arms: dict[str, list[Stage]], weight_decay: float) -> None:
+    """Where a stage's highest rate is so small that its weights do not decay at all."""
+    lost = {
+        f"{arm}: stage {n}": stage.rate
+        for arm, stages in arms.items()
+        for n, stage in enumerate(stages, start=1)
+        if 0 < stage.rate * weight_decay < _LEAST_DECAY
+    }
+    if lost:
+        place, rate = next(iter(lost.items()))
+        say(
+            f"warning: {place}{f' and {len(lost) - 1} more' if len(lost) > 1 else ''}: trainer.weight_decay {weight_decay:g} does nothing at rate {rate:g}: "
+            f"their product is below {_LEAST_DECAY:.1g}, so that 1 less it is 1 in fp32"
+        )
 
 
 def describe_model(folder: Path, model: ModelConfig) -> Path | None:

@@ -49,7 +49,8 @@ def test_equals_all_logits_at_once(at_once: int, bias: bool) -> None:
 
 
 def test_in_bf16_it_is_as_near_to_fp32_as_all_logits_are() -> None:
-    """bf16 keeps 8 bits: logits and slopes are rounded to 2⁻⁹ of themselves in both, so 1 % of the largest entry is allowed."""
+    """The largest entries are those of targets: the slope, their share less a small part, and its product are each rounded to 2⁻⁸ of themselves at most. With half
+    as much for what roundings of the logits do to that small part 1 % of the largest entry is allowed, whichever order a processor adds in."""
     exact = [x.detach().float().requires_grad_() for x in made(torch.bfloat16, False)[:2]]
     loss = plain(*exact, None, *made(torch.bfloat16, False)[3:])
     (3 * loss).backward()

@@ -6,6 +6,7 @@ from transformers import LlamaConfig
 from data.config import Mix, Stage
 from trainer.config import TrainerConfig
 from trainer.flops import matmul_parameters, peak_flops, row_flops
+from trainer.run import announce_lost_decay
 from trainer.schedule import learning_rate
 from trainer.store import stage_key
 
@@ -27,6 +28,25 @@ STAGE = Stage(mix=Mix(train_documents=1), epochs=1, batch_items=1, rate=1.0)
 )
 def test_learning_rate(changes: dict, step: int, rate: float) -> None:  # type: ignore[type-arg]
     assert learning_rate(STAGE.model_copy(update=changes), step, 100) == pytest.approx(rate)
+
+
+def test_a_decay_that_fp32_cannot_see_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """At the least product that torch's AdamW still applies nothing is said; at half of it the weight stays as it is, and that is said once."""
+    import torch
+
+    def decayed(rate: float) -> bool:
+        weight = torch.nn.Parameter(torch.ones(1))
+        weight.grad = torch.zeros(1)
+        torch.optim.AdamW([weight], lr=rate, weight_decay=0.1).step()
+        return float(weight) < 1
+
+    for rate in (5e-6, 4e-7, 2e-7, 1e-8):
+        announce_lost_decay({"a": [STAGE.model_copy(update={"rate": rate})] * 3, "b": [STAGE]}, 0.1)
+        told = capsys.readouterr().err
+        assert bool(told) != decayed(rate), rate
+        assert told.count("\n") <= 1 and ("a: stage 1 and 2 more" in told) == bool(told)
+    announce_lost_decay({"a": [STAGE.model_copy(update={"rate": 1e-8})]}, 0.0)
+    assert not capsys.readouterr().err
 
 
 def test_cosine_equals_transformers() -> None:
