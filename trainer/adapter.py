@@ -6,6 +6,7 @@ what comes out are ordinary weights, so the next stage, the export and the exam 
 
 import hashlib
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def inject(module: torch.nn.Module, adapter: Adapter, seed: int, number: int, em
     """
     config = peft_config(adapter, module)
     digest = hashlib.sha256(f"{seed} {number} adapter".encode()).digest()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match")  # peft looks for modules, not parameters
         torch.manual_seed(int.from_bytes(digest[:7], "big"))
         try:
             inject_adapter_in_model(config, module, low_cpu_mem_usage=empty)
@@ -99,7 +101,7 @@ def inject(module: torch.nn.Module, adapter: Adapter, seed: int, number: int, em
     return config
 
 
-def _adapted(module: torch.nn.Module) -> dict[str, Any]:
+def adapted(module: torch.nn.Module) -> dict[str, Any]:
     """What an injected model adapts, modules and parameters, by the names of the model without adapter."""
     found = {}
     for path, layer in module.named_modules():
@@ -112,7 +114,7 @@ def _adapted(module: torch.nn.Module) -> dict[str, Any]:
 def _refuse_idle_patterns(adapter: Adapter, module: torch.nn.Module) -> None:
     """UserError for a pattern that no adapted module has: peft passes over it without a word."""
     settings, renamed = adapter.settings(), renamed_experts(module)
-    names = [name for path in _adapted(module) for name in (path, *names_in_files(path, renamed))]
+    names = [name for path in adapted(module) for name in (path, *names_in_files(path, renamed))]
     names += [f"{name.rpartition('.')[0]}.0.{name.rpartition('.')[2]}" for name in names if ".experts." in name]
     for kind in ("rank_pattern", "alpha_pattern"):
         for pattern in settings.get(kind) or {}:
@@ -124,17 +126,18 @@ def _refuse_idle_patterns(adapter: Adapter, module: torch.nn.Module) -> None:
 
 def _leaves(module: torch.nn.Module) -> list[str]:
     """Last names of what is adapted, as they come; of experts and routers with their container's."""
-    paths = [path.split(".") for path in _adapted(module)]
-    return list(dict.fromkeys(".".join(path[-2:] if "experts" in path or path[-2:-1] == ["gate"] else path[-1:]) for path in paths))
+    paths = [path.split(".") for path in adapted(module)]
+    names = ("gate (router)" if path[-2:] == ["gate", "weight"] else ".".join(path[-2 if "experts" in path else -1 :]) for path in paths)
+    return list(dict.fromkeys(names))
 
 
 def _left_out(module: torch.nn.Module) -> list[str]:
     """Last names of matrices in the model's layers that no adapter reaches: of mixtures shared experts, dense layers or all experts."""
-    adapted = _adapted(module)
+    reached = adapted(module)
     found = []
     for name, parameter in module.named_parameters():
         path = name.replace(".base_layer", "")
-        inside = path in adapted or any(path.startswith(f"{key}.") for key in adapted)
+        inside = path in reached or any(path.startswith(f"{key}.") for key in reached)
         if not (parameter.requires_grad or inside or parameter.ndim < 2) and re.search(r"\.\d+\.", path):
             found.append(".".join(path.removesuffix(".weight").split(".")[-2:]))
     return list(dict.fromkeys(found))
@@ -224,7 +227,7 @@ class MergedWeights:
             return
         config: Any = self.config
         for name, default, of in (("rank_pattern", config.r, "r"), ("alpha_pattern", config.lora_alpha, "lora_alpha")):
-            values = {re.escape(path): getattr(layer, of)[_NAME] for path, layer in _adapted(self._model).items()}
+            values = {re.escape(path): getattr(layer, of)[_NAME] for path, layer in adapted(self._model).items()}
             setattr(config, name, {path: value for path, value in values.items() if value != default})
 
     def adapter_tensors(self) -> dict[str, Tensor]:
