@@ -16,7 +16,8 @@ from experiment import load_experiment
 from experiment_yaml import ExperimentError
 from tests.conftest import ROOT
 from tests.models.families import FAMILIES, save_model
-from trainer.adapter import MergedWeights, adapted, check_adapter, inject, trained_parameters, write_adapter
+from trainer.adapter import MergedWeights, check_adapter, inject, trained_parameters, write_adapter
+from trainer.adapter_reach import adapted
 from trainer.config import ModelConfig, TinyModel, TrainerConfig
 from trainer.families import folder_weights
 from trainer.fits import check_planned
