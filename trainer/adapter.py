@@ -6,6 +6,7 @@ what comes out are ordinary weights, so the next stage, the export and the exam 
 
 import hashlib
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,16 @@ from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, PeftType
-from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import Tensor
 
 from console import UserError
 from data.adapters import Adapter
+from trainer.adapter_reach import adapted, leaves, left_out, refuse_idle_patterns
 from trainer.buffers import buffers
 from trainer.families import has_state_space
 from trainer.fragment_file import sha256_of
-from trainer.mixtures import names_in_files, renamed_experts, translate
+from trainer.mixtures import translate
 from trainer.model import build_model
 from trainer.store import sync
 from trainer.weights import Weights
@@ -77,7 +78,8 @@ def inject(module: torch.nn.Module, adapter: Adapter, seed: int, number: int, em
     """
     config = peft_config(adapter, module)
     digest = hashlib.sha256(f"{seed} {number} adapter".encode()).digest()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match")  # peft looks for modules, not parameters
         torch.manual_seed(int.from_bytes(digest[:7], "big"))
         try:
             inject_adapter_in_model(config, module, low_cpu_mem_usage=empty)
@@ -88,7 +90,7 @@ def inject(module: torch.nn.Module, adapter: Adapter, seed: int, number: int, em
                     "leave them out with exclude_modules: [experts, gate], or leave that setting out"
                 ) from None
             raise UserError(f"adapter: {_first_line(error)}") from None
-    _refuse_idle_patterns(adapter, module)
+    refuse_idle_patterns(adapter, module)
     model: Any = module
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     if model.config.tie_word_embeddings and any(isinstance(end, BaseTunerLayer | ModulesToSaveWrapper) for end in ends):
@@ -97,47 +99,6 @@ def inject(module: torch.nn.Module, adapter: Adapter, seed: int, number: int, em
             "leave embeddings out, or train all weights (adapter: full)"
         )
     return config
-
-
-def _adapted(module: torch.nn.Module) -> dict[str, Any]:
-    """What an injected model adapts, modules and parameters, by the names of the model without adapter."""
-    found = {}
-    for path, layer in module.named_modules():
-        if isinstance(layer, BaseTunerLayer):
-            parameter = getattr(layer, "parameter_name", None)
-            found[path.replace(".base_layer", "") + (f".{parameter}" if parameter else "")] = layer
-    return found
-
-
-def _refuse_idle_patterns(adapter: Adapter, module: torch.nn.Module) -> None:
-    """UserError for a pattern that no adapted module has: peft passes over it without a word."""
-    settings, renamed = adapter.settings(), renamed_experts(module)
-    names = [name for path in _adapted(module) for name in (path, *names_in_files(path, renamed))]
-    names += [f"{name.rpartition('.')[0]}.0.{name.rpartition('.')[2]}" for name in names if ".experts." in name]
-    for kind in ("rank_pattern", "alpha_pattern"):
-        for pattern in settings.get(kind) or {}:
-            if not any(get_pattern_key([pattern], name) == pattern for name in names):
-                raise UserError(
-                    f"adapter: {kind}: {pattern!r} names nothing that is adapted here; adapted are {', '.join(_leaves(module))}"
-                )
-
-
-def _leaves(module: torch.nn.Module) -> list[str]:
-    """Last names of what is adapted, as they come; of experts and routers with their container's."""
-    paths = [path.split(".") for path in _adapted(module)]
-    return list(dict.fromkeys(".".join(path[-2:] if "experts" in path or path[-2:-1] == ["gate"] else path[-1:]) for path in paths))
-
-
-def _left_out(module: torch.nn.Module) -> list[str]:
-    """Last names of matrices in the model's layers that no adapter reaches: of mixtures shared experts, dense layers or all experts."""
-    adapted = _adapted(module)
-    found = []
-    for name, parameter in module.named_parameters():
-        path = name.replace(".base_layer", "")
-        inside = path in adapted or any(path.startswith(f"{key}.") for key in adapted)
-        if not (parameter.requires_grad or inside or parameter.ndim < 2) and re.search(r"\.\d+\.", path):
-            found.append(".".join(path.removesuffix(".weight").split(".")[-2:]))
-    return list(dict.fromkeys(found))
 
 
 def check_adapter(adapter: Adapter, model_folder: str, zero_stage: int) -> str:
@@ -151,11 +112,11 @@ def check_adapter(adapter: Adapter, model_folder: str, zero_stage: int) -> str:
     trained = sum(parameter.numel() for parameter in trained_parameters(module).values())
     if not trained:
         raise UserError(f"adapter: target_modules {adapter.target_modules!r} leaves nothing to train in this model")
-    left_out = _left_out(module) if adapter.target_modules == "all-linear" else []
-    without = f", but for {', '.join(left_out)}" if left_out else ""
+    missed = left_out(module) if adapter.target_modules == "all-linear" else []
+    without = f", but for {', '.join(missed)}" if missed else ""
     return (
         f"{adapter.type} adapter: {trained:,} weights are trained beside {whole:,} ({100 * trained / whole:.2g} %), and merged when a stage ends; "
-        f"in {', '.join(_leaves(module))}{without}"
+        f"in {', '.join(leaves(module))}{without}"
     )
 
 
@@ -224,7 +185,7 @@ class MergedWeights:
             return
         config: Any = self.config
         for name, default, of in (("rank_pattern", config.r, "r"), ("alpha_pattern", config.lora_alpha, "lora_alpha")):
-            values = {re.escape(path): getattr(layer, of)[_NAME] for path, layer in _adapted(self._model).items()}
+            values = {re.escape(path): getattr(layer, of)[_NAME] for path, layer in adapted(self._model).items()}
             setattr(config, name, {path: value for path, value in values.items() if value != default})
 
     def adapter_tensors(self) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Whether stages go with the model: adapters, and what is drawn at random. On the driver, before anything starts; no weights are read."""
 
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,14 +14,14 @@ from trainer.randomness import refuse_draws
 Arms = dict[str, list[Stage]]
 
 
-def check_stages(arms: Arms, model_folder: str, trainer: TrainerConfig) -> None:
+def check_stages(arms: Arms, model_folder: str, trainer: TrainerConfig, tell: Callable[[str], None] = say) -> None:
     """Tells what each adapter trains; UserError, naming the arm, for what does not fit."""
     adapters = {repr(stage.adapter): (arm, stage.adapter) for arm in reversed(arms) for stage in arms[arm] if stage.adapter}
     for arm, adapter in adapters.values():
         from trainer.adapter import check_adapter  # peft takes seconds
 
         try:
-            say(check_adapter(adapter, model_folder, trainer.zero_stage))
+            tell(check_adapter(adapter, model_folder, trainer.zero_stage))
         except UserError as error:
             raise UserError(f"{f'arms.{arm}' if arm != 'base' else arm}: {error}") from None
     if any(arms.values()):
@@ -34,7 +35,7 @@ def check_planned(arms: Arms, model: ModelConfig, trainer: TrainerConfig) -> Non
 
         with TemporaryDirectory() as folder:
             tiny_config(model.tiny, model.tiny.vocab_size).save_pretrained(folder)
-            check_stages(arms, folder, trainer)
+            check_stages(arms, folder, trainer, lambda line: None)  # its vocabulary is not known yet, and so no count of weights
     elif model.name and (config := _config_here(model)):
         check_stages(arms, str(config.parent), trainer)
 

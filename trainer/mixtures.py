@@ -36,8 +36,10 @@ def translate(config: Any, module: torch.nn.Module) -> None:
         found = {key: olds for key, olds in found.items() if _agree(key, [_reached(config, name) for name in olds], olds)}
         config.target_parameters = set(found)
     for name, default in _PATTERNS.items():
-        own = {re.escape(key): _value(asked[name], key, olds, getattr(config, default)) for key, olds in found.items()}
-        setattr(config, name, {**own, **asked[name]})  # the first that matches counts
+        patterns, usual = asked[name], getattr(config, default)
+        values = {key: _value(patterns, key, olds, usual) for key, olds in found.items()}
+        own = {re.escape(key): value for key, value in values.items() if value != patterns.get(get_pattern_key(patterns, key), usual)}
+        setattr(config, name, {**own, **patterns})  # the first that matches counts
 
 
 def renamed_experts(module: Any) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from console import UserError
 from data.adapters import KINDS, Adapter
@@ -15,8 +16,11 @@ from experiment import load_experiment
 from experiment_yaml import ExperimentError
 from tests.conftest import ROOT
 from tests.models.families import FAMILIES, save_model
-from trainer.adapter import MergedWeights, check_adapter, inject, trained_parameters
+from trainer.adapter import MergedWeights, check_adapter, inject, trained_parameters, write_adapter
+from trainer.adapter_reach import adapted
+from trainer.config import ModelConfig, TinyModel, TrainerConfig
 from trainer.families import folder_weights
+from trainer.fits import check_planned
 from trainer.model import build_model
 from trainer.weights import load_into
 
@@ -107,6 +111,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [(family, {}) for family in FAMILIES] 
     ("qwen3", {"bias": "all"}), ("qwen2", {"bias": "lora_only"}), ("qwen3", {"target_modules": ["q_proj", "embed_tokens"]}),
     ("qwen3", {"target_modules": r".*\.[kv]_proj"}), ("qwen3", {"target_modules": ["v_proj"], "layers_to_transform": [1]}),
     ("qwen3", {"type": "loha", "r": 4}), ("qwen3", {"type": "lokr", "r": 4}), ("qwen3", {"type": "ia3", "feedforward_modules": []}),
+    ("mixtral", {"r": 4, "rank_pattern": {"w2": 8}}),
     ("qwen3", {"type": "oft", "oft_block_size": 4}), ("qwen3", {"type": "hra", "r": 4}), ("qwen3", {"type": "miss", "r": 4}),
 ]  # fmt: skip
 
@@ -148,6 +153,14 @@ def test_merged_is_what_the_adapter_computes(folders: dict[str, Path], family: s
         ("qwen3", {"embeddings": True}, 3, "trainer.zero_stage 0, 1 or 2"),
         ("qwen3", {"target_modules": ["nowhere"]}, 2, "nowhere"),
         ("mamba", {"target_modules": ["out_proj"]}, 2, "out_proj"),
+        ("qwen3", {"type": "oft", "oft_block_size": 4, "coft": True}, 1, "trainer.zero_stage 0"),
+        ("qwen3", {"rank_pattern": {"vproj": 4}}, 2, "rank_pattern: 'vproj' names nothing that is adapted here"),
+        ("mixtral", {"rank_pattern": {"w1": 6}}, 2, "w1 and w3 are one parameter"),
+        ("mixtral", {"alpha_pattern": {"w1": 6, "w3": 4}}, 2, "w1 and w3 are one parameter"),
+        ("mixtral", {"rank_pattern": {"experts.3.w2": 8}}, 2, "names nothing that is adapted"),
+        ("mixtral", {"exclude_modules": ["w3"]}, 2, "w1 and w3 are one parameter"),
+        ("mixtral", {"target_modules": r".*\.w1"}, 2, "w1 and w3 are one parameter"),
+        ("mixtral", {"use_dora": True}, 2, "exclude_modules: [experts, gate]"),
     ],
     ids=str,
 )
@@ -155,6 +168,98 @@ def test_impossible_combinations(folders: dict[str, Path], family: str, settings
     with pytest.raises(UserError) as refused:
         check_adapter(Adapter.model_validate(settings), str(folders[family]), zero_stage)
     assert str(refused.value).startswith("adapter: ") and told in str(refused.value) and "\n" not in str(refused.value)
+
+
+def ranks(folder: Path, settings: dict[str, Any]) -> dict[str, int]:
+    """Of what is adapted, by whole names."""
+    with torch.device("meta"):
+        module = build_model(str(folder), "eager", torch.float32)
+    inject(module, Adapter.model_validate({"r": 4, **settings}), 0, 0, empty=True)
+    return {name: layer.r["default"] for name, layer in adapted(module).items()}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "expected"),
+    [
+        ("mixtral", {"target_modules": ["w2"], "rank_pattern": {"w2": 32}}, {(0, "experts.down_proj"): 32, (1, "experts.down_proj"): 32}),
+        ("mixtral", {"target_modules": ["w1", "w3"], "rank_pattern": {"w[13]": 6}}, {(0, "experts.gate_up_proj"): 12, (1, "experts.gate_up_proj"): 12}),
+        ("mixtral", {"target_modules": ["w2"], "layers_to_transform": [1]}, {(1, "experts.down_proj"): 4}),
+        ("mixtral", {"target_modules": r".*\.0\..*\.(experts\.\d+\.w2|q_proj)"}, {(0, "self_attn.q_proj"): 4, (0, "experts.down_proj"): 4}),
+        ("mixtral", {"target_modules": ["q_proj", "w2", "gate"], "exclude_modules": ["experts", "gate"]}, {(0, "self_attn.q_proj"): 4, (1, "self_attn.q_proj"): 4}),
+        ("qwen3-moe", {"target_modules": ["gate"], "rank_pattern": {"layers.1.mlp.gate": 2}}, {(0, "gate.weight"): 4, (1, "gate.weight"): 2}),
+        ("qwen3-moe", {"target_modules": ["gate_proj", "up_proj"]}, {(0, "experts.gate_up_proj"): 8, (1, "experts.gate_up_proj"): 8}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_experts_are_adapted_as_the_names_of_the_files_say(
+    folders: dict[str, Path], family: str, settings: dict[str, Any], expected: dict[tuple[int, str], int]
+) -> None:
+    found = {(int(name.split(".")[2]), ".".join(name.split(".")[-2:])): r for name, r in ranks(folders[family], settings).items()}
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("mixtral", {"rank_pattern": {"gate_up_proj": 6}}),
+        ("qwen3-moe", {"rank_pattern": {"down_proj": 6}, "alpha_pattern": {"gate": 3}}),
+        ("mixtral", {"target_modules": ["w2"], "layers_to_transform": [1]}),
+        # the first that matches counts, and peft's files sort them: read again by the given names they would be others
+        ("qwen3", {"rank_pattern": {"v_proj": 8, "layers.0.self_attn.v_proj": 2}, "alpha_pattern": {"q_proj": 3}}),
+    ],
+    ids=str,
+)
+def test_a_written_adapter_is_read_again(folders: dict[str, Path], tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
+    from peft import PeftModel
+
+    folder, adapter = folders[family], Adapter.model_validate({"r": 4, **settings})
+    module, parent = build_model(str(folder), "eager", torch.float32), folder_weights(folder)
+    load_into(module, parent)
+    before = logits(module)
+    inject(module, adapter, 0, 0)
+    for parameter in trained_parameters(module).values():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    trained = Held({name: parameter.detach() for name, parameter in trained_parameters(module).items()})
+    write_adapter(MergedWeights(str(folder), adapter, parent, trained), tmp_path)
+    plain = build_model(str(folder), "eager", torch.float32)
+    load_into(plain, parent)
+    again = logits(PeftModel.from_pretrained(plain, str(tmp_path)))
+    wanted = logits(module)
+    torch.testing.assert_close(again, wanted, rtol=0, atol=2e-5 * float(wanted.abs().max()))  # as above
+    assert (again - before).abs().max() > 1e-3 * wanted.abs().max()
+
+
+def test_what_peft_writes_into_reaches_no_key(folders: dict[str, Path]) -> None:
+    """Two equal stages of two arms on a mixture stay equal when one of them has been checked."""
+    from trainer.store import stage_facts
+
+    def stage() -> Any:
+        overrides = ["trainer.adapter={r: 4, rank_pattern: {w2: 8}, alpha_pattern: {q_proj: 4}}"]
+        return load_experiment(DEMO, overrides).stages("pit")[-1]
+
+    one, other = stage(), stage()
+    check_adapter(one.adapter, str(folders["mixtral"]), 2)
+    assert stage_facts(one) == stage_facts(other) and one == other
+
+
+def test_people_are_told_what_is_reached(folders: dict[str, Path], tmp_path: Path) -> None:
+    def told(folder: Path, **settings: Any) -> str:
+        return check_adapter(Adapter.model_validate(settings), str(folder), 2).partition("; in ")[2]
+
+    assert told(folders["qwen3"]) == "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+    assert told(folders["mixtral"]) == "q_proj, k_proj, v_proj, o_proj, gate (router), experts.down_proj, experts.gate_up_proj"
+    assert told(folders["mixtral"], type="loha").endswith("o_proj, but for mlp.gate, experts.gate_up_proj, experts.down_proj")
+    dense = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_experts": 4}
+    transformers.Qwen3MoeConfig(**dense, moe_intermediate_size=64, mlp_only_layers=[0]).save_pretrained(tmp_path)
+    assert told(tmp_path).endswith(", but for mlp.gate_proj, mlp.up_proj, mlp.down_proj")  # peft takes these names for the experts'
+
+
+def test_a_dry_run_refuses_too(folders: dict[str, Path]) -> None:
+    adapter = Adapter(r=4, target_modules=["nowhere"])
+    stage = load_experiment(DEMO).stages("pit")[-1].model_copy(update={"adapter": adapter})
+    for model in (ModelConfig(tiny=TinyModel()), ModelConfig(name=str(folders["qwen3"]))):
+        with pytest.raises(UserError, match=r"arms\.pit: adapter: .*nowhere"):
+            check_planned({"base": [], "pit": [stage]}, model, TrainerConfig())
 
 
 EXPERIMENT = """\

@@ -11,7 +11,7 @@ import torch
 from data.rows import step_rows
 from tests.numerics import steps
 from trainer.schedule import learning_rate
-from trainer.step import optimiser_step
+from trainer.step import Draws, optimiser_step
 from trainer.weights import FragmentWeights, load_into
 
 SAVED_AT = 2
@@ -19,12 +19,12 @@ CASES = [(zero_stage, "fp32") for zero_stage in (0, 1, 2, 3)] + [(1, "bf16"), (2
 SHAPES = {name: list(p.shape) for name, p in steps.made_model().named_parameters()}
 
 
-def run(engine, first: int, last: int, rank: int, world_size: int) -> list[str]:  # type: ignore[no-untyped-def]
+def run(engine, first: int, last: int, rank: int, world_size: int, draw: Draws = lambda row: None) -> list[str]:  # type: ignore[no-untyped-def]
     """Losses of the whole steps, in hexadecimal."""
     losses = []
     for step in range(first, last):
         rows = step_rows(steps.made_plan(), steps.made_store(), step, rank, world_size, steps.CAPACITY, "example")
-        share, _ = optimiser_step(engine, rows, learning_rate(steps.STAGE, step, steps.NUM_STEPS), "padded_sdpa")
+        share, _ = optimiser_step(engine, rows, learning_rate(steps.STAGE, step, steps.NUM_STEPS), "padded_sdpa", draw=draw)
         total = share.double().reshape(1)
         torch.distributed.all_reduce(total)
         losses.append(float(total).hex())

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,13 +39,13 @@ def made_plan() -> Plan:
     return Plan(np.random.default_rng(4).permutation(40), np.array([0, 12, 21, 33, 40]), "")
 
 
-def made_model(attention: str = "padded_sdpa", tied: bool = False) -> torch.nn.Module:
+def made_model(attention: str = "padded_sdpa", tied: bool = False, **more: Any) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=128, tie_word_embeddings=tied, attn_implementation=attention,
+        max_position_embeddings=128, tie_word_embeddings=tied, attn_implementation=attention, **more,
     )  # fmt: skip
     return AutoModelForCausalLM.from_config(config)
 

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from data.rows import step_rows
+from data.rows import Row, step_rows
 from tests.groups import Groups
 from tests.numerics import adapter_steps, rounding, steps
-from tests.numerics.adapter_steps import ADAPTERS, CASES, NUMBER, RESUMED, SEED, model_folder
+from tests.numerics.adapter_steps import ADAPTERS, CASES, DROPPING, NUMBER, RESUMED, SEED, Case, model_folder, save_models
 from trainer.adapter import inject, peft_config, trained_parameters
 from trainer.model import build_model
 from trainer.plain import PlainEngine
+from trainer.randomness import draws_of
 from trainer.schedule import learning_rate
 from trainer.step import optimiser_step
 from trainer.weights import FolderWeights, FragmentWeights, load_into
@@ -24,22 +25,23 @@ WORLD_SIZE = 2
 @pytest.fixture(scope="module")
 def results(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("adapter")
-    model: Any = steps.made_model()
-    model.save_pretrained(model_folder(out))
+    save_models(out)
     return groups.call("tests.numerics.adapter_steps", out, WORLD_SIZE)
 
 
 class Oracle:
-    """peft's own model, started where ours starts, four steps of plain torch."""
+    """peft's own model, started where ours starts, four steps of plain torch over all ranks' rows, drawn as each rank draws."""
 
-    def __init__(self, out: Path, name: str) -> None:
+    def __init__(self, out: Path, name: str, drawn_apart: bool = True) -> None:
         from peft import get_peft_model
 
-        start = build_model(str(model_folder(out)), "padded_sdpa", torch.float32)
-        load_into(start, FolderWeights(model_folder(out)))
+        folder = model_folder(out, name)
+        start = build_model(str(folder), "padded_sdpa", torch.float32)
+        load_into(start, FolderWeights(folder))
         inject(start, ADAPTERS[name], SEED, NUMBER)
-        module = build_model(str(model_folder(out)), "padded_sdpa", torch.float32)
-        load_into(module, FolderWeights(model_folder(out)))
+        module = build_model(str(folder), "padded_sdpa", torch.float32)
+        load_into(module, FolderWeights(folder))
+        module.train()
         self.model: Any = get_peft_model(module, peft_config(ADAPTERS[name], module))
         ours = trained_parameters(start)
         theirs = {key.removeprefix("base_model.model."): p for key, p in self.model.named_parameters() if p.requires_grad}
@@ -50,11 +52,21 @@ class Oracle:
         engine = PlainEngine(self.model, steps.CONFIG.betas, steps.CONFIG.weight_decay, steps.CONFIG.clip)
         self.losses = []
         for step in range(steps.NUM_STEPS):
-            rows = step_rows(steps.made_plan(), steps.made_store(), step, 0, 1, steps.CAPACITY, "example")
-            loss, _ = optimiser_step(engine, rows, learning_rate(steps.STAGE, step, steps.NUM_STEPS), "padded_sdpa")
+            rows = [row | {"rank": rank} for rank in range(WORLD_SIZE) for row in _rows(step, rank)]
+            loss, _ = optimiser_step(
+                engine,
+                rows,
+                learning_rate(steps.STAGE, step, steps.NUM_STEPS),
+                "padded_sdpa",
+                draw=lambda row: draws_of(SEED, NUMBER, row["rank"] if drawn_apart else 0)(row),
+            )
             self.losses.append(float(loss))
         self.trained = {key: parameter.detach().clone() for key, parameter in theirs.items()}
         self.merged = dict(self.model.merge_and_unload().named_parameters())
+
+
+def _rows(step: int, rank: int) -> list[Row]:
+    return step_rows(steps.made_plan(), steps.made_store(), step, rank, WORLD_SIZE, steps.CAPACITY, "example")
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +74,12 @@ def oracles(results: Path) -> dict[str, Oracle]:
     return {name: Oracle(results, name) for name in ADAPTERS}
 
 
-def folder_of(results: Path, case: tuple[int, str, str]) -> Path:
+def folder_of(results: Path, case: Case) -> Path:
     return results / "-".join(map(str, case))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case[1] == "fp32"], ids=str)
-def test_steps_equal_plain_peft(results: Path, oracles: dict[str, Oracle], case: tuple[int, str, str]) -> None:
+def test_steps_equal_plain_peft(results: Path, oracles: dict[str, Oracle], case: Case) -> None:
     folder, oracle = folder_of(results, case), oracles[case[2]]
     told = json.loads((folder / "result.json").read_text())
     # fp32 sums in another order, as in test_zero.py
@@ -83,7 +95,7 @@ def test_steps_equal_plain_peft(results: Path, oracles: dict[str, Oracle], case:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case[1] == "bf16"], ids=str)
-def test_bf16_trains_fp32_adapters_and_leaves_the_base_exact(results: Path, oracles: dict[str, Oracle], case: tuple[int, str, str]) -> None:
+def test_bf16_trains_fp32_adapters_and_leaves_the_base_exact(results: Path, oracles: dict[str, Oracle], case: Case) -> None:
     folder, oracle = folder_of(results, case), oracles[case[2]]
     told = json.loads((folder / "result.json").read_text())
     stored = FragmentWeights(folder / "ended" / "adapter", told["shapes"], WORLD_SIZE)
@@ -92,20 +104,41 @@ def test_bf16_trains_fp32_adapters_and_leaves_the_base_exact(results: Path, orac
     assert torch.nn.functional.cosine_similarity(moved, expected, dim=0) > rounding.DIRECTION
     a_hundredth_wrong = torch.where(torch.arange(len(moved)) % 100 == 0, -moved, moved)  # the twin
     assert torch.nn.functional.cosine_similarity(a_hundredth_wrong, expected, dim=0) < rounding.DIRECTION
-    base = FolderWeights(model_folder(results))
+    base = FolderWeights(model_folder(results, case[2]))
     merged = FragmentWeights(folder / "ended" / "merged", {n: list(p.shape) for n, p in oracle.merged.items()}, WORLD_SIZE)
     for name in oracle.merged:
-        assert torch.equal(merged.read(name), base.read(name)) == (not name.endswith("proj.weight")), name  # not rounded to bf16
+        trained = name.endswith("proj.weight") or (name.endswith("bias") and case[2] == "dora")
+        assert torch.equal(merged.read(name), base.read(name)) == (not trained), name  # not rounded to bf16
 
 
 @pytest.mark.parametrize("case", RESUMED, ids=str)
-def test_a_resumed_stage_is_the_same_to_the_bit(results: Path, case: tuple[int, str, str]) -> None:
+def test_a_resumed_stage_is_the_same_to_the_bit(results: Path, case: Case) -> None:
     folder = folder_of(results, case)
     shapes = json.loads((folder / "result.json").read_text())["shapes"]
     whole, resumed = (FragmentWeights(folder / part / "adapter", shapes, WORLD_SIZE) for part in ("ended", "resumed"))
     saved = FragmentWeights(folder / "saved", shapes, WORLD_SIZE)
     assert all(torch.equal(whole.read(name), resumed.read(name)) for name in shapes)
     assert any(not torch.equal(saved.read(name), whole.read(name)) for name in shapes)
+    if case in DROPPING:  # the twin: what is drawn counts, and without its key it is drawn otherwise
+        undrawn = FragmentWeights(folder / "undrawn" / "adapter", shapes, WORLD_SIZE)
+        assert any((undrawn.read(name) - whole.read(name)).abs().max() > 1e-5 for name in shapes)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_case_starts_where_peft_starts(results: Path, oracles: dict[str, Oracle], case: Case) -> None:
+    """To the bit: draws are rounded by no ZeRO stage, DoRA's norms are the exact weights', trained biases are the parent's."""
+    folder, oracle = folder_of(results, case), oracles[case[2]]
+    shapes = json.loads((folder / "result.json").read_text())["shapes"]
+    start = FragmentWeights(folder / "start", shapes, WORLD_SIZE)
+    assert all(torch.equal(start.read(name), weight) for name, weight in oracle.start.items())
+
+
+def test_ranks_draw_apart(results: Path, oracles: dict[str, Oracle]) -> None:
+    """What test_steps_equal_plain_peft compares with would be another network's losses were all ranks' masks the same."""
+    same = Oracle(results, "dropout", drawn_apart=False)
+    told = json.loads((folder_of(results, (3, "fp32", "dropout")) / "result.json").read_text())["losses"]
+    apart, alike = (max(abs(a - b) for a, b in zip(one.losses, told, strict=True)) for one in (same, oracles["dropout"]))
+    assert apart > 1e-4 > 1e-5 > alike  # at the start nothing is added yet, so the first losses are the same
 
 
 def test_a_checkpoint_holds_what_is_trained_and_no_more(results: Path) -> None:
