@@ -35,7 +35,11 @@ _READ_DIRECTLY = ["out_proj", "x_proj", "dt_proj"]
 """Of state-space layers: their kernels read these weights past the module."""
 
 
-def _closed(module: torch.nn.Module) -> dict[str, str]:
+_BY_HEADS = ["kv_b_proj"]
+"""Of latent attention (DeepSeek-V3): its input has four dimensions, which peft's OFT takes for a picture."""
+
+
+def _closed(module: torch.nn.Module, kind: str) -> dict[str, str]:
     """Ends of names of linear layers that cannot have an adapter beside them → why."""
     found = (
         dict.fromkeys(_READ_DIRECTLY, "kernels read it past the module, so nothing would be trained there")
@@ -43,15 +47,18 @@ def _closed(module: torch.nn.Module) -> dict[str, str]:
         else {}
     )
     for path, part in module.named_modules():  # Llama 4's router gives scores and logits
+        end = path.rpartition(".")[2]
+        if kind == "oft" and end in _BY_HEADS:
+            found[end] = "it is given heads apart, which peft's OFT cannot rotate"
         if isinstance(part, torch.nn.Linear) and type(part).forward is not torch.nn.Linear.forward:
-            found[path.rpartition(".")[2]] = f"it is no plain linear layer but a {type(part).__name__}, which peft does not know"
+            found[end] = f"it is no plain linear layer but a {type(part).__name__}, which peft does not know"
     return found
 
 
 def peft_config(adapter: Adapter, module: torch.nn.Module) -> PeftConfig:
     """peft's own config of this adapter for this model. UserError where peft refuses a value."""
     settings = adapter.settings()
-    if closed := _closed(module):
+    if closed := _closed(module, adapter.type):
         targets = settings["target_modules"]
         if targets == "all-linear" and not isinstance(settings.get("exclude_modules"), str):
             settings["exclude_modules"] = [*settings.get("exclude_modules", []), *closed]

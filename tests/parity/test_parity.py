@@ -14,6 +14,7 @@ from tests.parity.table import rows as table_rows
 from tests.parity.table import text
 from tests.parity.verdict import against_other_stages
 
+pytestmark = pytest.mark.timeout(900)  # of the fixture that runs all cells, on a machine that others use too
 FACTORS = ("family", "trained", "rows", "zero", "precision", "workers")
 
 
