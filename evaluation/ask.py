@@ -15,6 +15,7 @@ from rich import box
 from rich.table import Table
 
 from console import chatter_to, out, say, write_result
+from data.model_config import check_name
 from data.records import Question
 from data.templates import Wording
 from data.tokens import Encoder, load_tokenizer
@@ -126,6 +127,7 @@ def _sit(args: argparse.Namespace, questions: list[Question], connect: Connect) 
         modes=("closed", "retrieval") if documents else ("closed",),
         k=config.retrieval.k,
     )
+    check_name("MODEL", args.model)
     template: Any = args.template or trained_template(args.model)
     encoder = Encoder(
         load_tokenizer(args.model, args.revision), Wording(template)
