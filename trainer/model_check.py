@@ -30,9 +30,7 @@ def check_model_folder(folder: Path, grown: bool = False) -> dict[str, Header]:
         raise UserError(
             f"{folder / 'config.json'}: model_type {model_type!a} is no architecture of transformers{needs_code}; use one that transformers knows"
         )
-    if (
-        "text_config" not in config
-    ):  # of a multimodal folder the text model is checked, once it is a folder of its own (trainer/text_model.py)
+    if "text_config" not in config:  # else its text model is checked, once that is a folder of its own (trainer/text_model.py)
         check_network(folder, tensors)
     return tensors
 
