@@ -2,10 +2,12 @@
 
 import math
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from cluster.guard import check_open_door, check_version, secure_own_ray
 from console import RunError, UserError, say
@@ -24,7 +26,9 @@ def connected(cpus_needed: float, gpus_needed: float = 0, remedy: str = "use a l
     check_version(ray.__version__)
     ours = not ray.is_initialized()
     if ours:
+        handler = signal.getsignal(signal.SIGTERM)
         _start(cpus_needed, insecure)
+        _handle_sigterm(handler)
     try:
         have = ray.cluster_resources()
         for resource, needed in (("CPU", cpus_needed), ("GPU", gpus_needed)):
@@ -34,6 +38,12 @@ def connected(cpus_needed: float, gpus_needed: float = 0, remedy: str = "use a l
     finally:
         if ours:
             ray.shutdown()
+
+
+def _handle_sigterm(handler: Any) -> None:
+    """Ours again: Ray's own handler dumps the stack and aborts the process, which leaves its daemons and workers behind."""
+    if threading.current_thread() is threading.main_thread() and callable(handler):
+        signal.signal(signal.SIGTERM, handler)
 
 
 class Connecting:
@@ -70,6 +80,7 @@ class Connecting:
         self._answered.wait()
         if self._error:
             raise self._error
+        _handle_sigterm(signal.getsignal(signal.SIGTERM))  # the thread that started Ray cannot
 
     def __enter__(self) -> "Connecting":
         return self

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from console import UserError
+from data.model_config import check_name
 from trainer.config import ModelConfig, TinyModel
 from trainer.flops import matmul_parameters
-from trainer.model_check import check_name
 
 
 @dataclass(frozen=True)

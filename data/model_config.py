@@ -1,8 +1,13 @@
-"""What a model's config.json says under one of several names."""
+"""A model by its name, and what its config.json says under one of several names."""
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from console import UserError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 
 
@@ -13,3 +18,16 @@ def positions_in(config: Mapping[str, Any]) -> int | None:
             if isinstance(part.get(key), int):
                 return int(part[key])
     return None
+
+
+def check_name(place: str, name: str) -> None:
+    """UserError where it is neither a folder nor what a model of the hub could be called."""
+    path = Path(name)
+    if path.is_dir():
+        return
+    if path.exists():
+        raise UserError(f"{place}: {name} is a file; give the folder with config.json, tokenizer and safetensors")
+    if "://" in name:
+        raise UserError(f"{place}: {name} is an address; give the model as OWNER/NAME, or a folder")
+    if not _HUB_ID.fullmatch(name):
+        raise UserError(f"{place}: there is no folder {name}, and no model of the hub is called so (OWNER/NAME); mend the path")

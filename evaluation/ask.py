@@ -15,13 +15,16 @@ from rich import box
 from rich.table import Table
 
 from console import chatter_to, out, say, write_result
+from data.model_config import check_name
 from data.records import Question
+from data.templates import Wording
 from data.tokens import Encoder, load_tokenizer
 from evaluation.aggregate import set_scores
 from evaluation.config import ExamConfig, RetrievalConfig
 from evaluation.exam import Exam, tokenise
 from evaluation.findings import hit_rates
 from evaluation.question_files import read_documents, read_questions
+from evaluation.score_files import trained_template
 from evaluation.scores import METRICS
 from evaluation.sitting import Sitting, sit
 
@@ -90,6 +93,11 @@ def _parser(name: str, description: str, examples: str) -> argparse.ArgumentPars
     )
     parser.add_argument("model", metavar="MODEL", help="a folder with config.json, tokenizer and safetensors, or a hub id")
     parser.add_argument("--revision", help="of a hub id")
+    parser.add_argument(
+        "--template",
+        choices=["pit", "alpaca", "chat"],
+        help="how questions are worded; default: as the model's stage was trained, where it lies in its run folder, else pit",
+    )
     parser.add_argument("--documents", metavar="FOLDER", type=Path, help="ask again after what is found in its .txt, .md and .jsonl files")
     parser.add_argument("--embedder", default=RetrievalConfig().embedder, help="model of sentence-transformers for --documents")
     parser.add_argument("--k", type=int, choices=range(1, 11), metavar="1…10", default=3, help="passages before the question (default 3)")
@@ -119,9 +127,15 @@ def _sit(args: argparse.Namespace, questions: list[Question], connect: Connect) 
         modes=("closed", "retrieval") if documents else ("closed",),
         k=config.retrieval.k,
     )
-    encoder = Encoder(load_tokenizer(args.model, args.revision))  # before any engine starts: a wrong name is one line at once
+    check_name("MODEL", args.model)
+    template: Any = args.template or trained_template(args.model)
+    encoder = Encoder(
+        load_tokenizer(args.model, args.revision), Wording(template)
+    )  # before any engine starts: a wrong name is one line at once
     log = _FOLDER / "asked.log"
-    say(f"{args.model}: {len(questions)} question{'s' if len(questions) > 1 else ''}; details: {log}")
+    say(
+        f"{args.model}: {len(questions)} question{'s' if len(questions) > 1 else ''}; {'' if template == 'pit' else f'asked as template {template} words it; '}details: {log}"
+    )
     with chatter_to(log):
         from evaluation.engine import Engine
         from evaluation.examine import look_up

@@ -152,6 +152,14 @@ def _trained_arm(folder: Path, name: str, entry: dict[str, Any]) -> TrainedArm:
     return TrainedArm(name, path, weights, entry.get("revision"), is_local and not local.is_dir(), entry)
 
 
+def trained_template(model: str) -> str:
+    """How the exam words its questions to a model given by its folder: as its stage was trained, where it lies in a run folder; else `pit`."""
+    folder = Path(model).resolve()
+    if folder.name != "hf" or folder.parents[1].name != "stages":
+        return "pit"
+    return _template(folder.parents[2], folder.parent.name)
+
+
 def _template(folder: Path, stage: str | None) -> str:
     """How the exam words its questions to a stage whose entry does not say: as it and the stages before it trained theirs."""
     stages = []

@@ -26,8 +26,13 @@ def dtype_of(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def export_model(weights: Weights, model_folder: str, target: Path, dtype: torch.dtype) -> tuple[str, dict[str, Any]]:
-    """Weights, config and tokenizer for users and the exam; (SHA-256 of the weights, {file: {bytes, sha256}})."""
+def export_model(
+    weights: Weights, model_folder: str, target: Path, dtype: torch.dtype, end_id: int | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Weights, config and tokenizer for users and the exam; (SHA-256 of the weights, {file: {bytes, sha256}}).
+
+    `end_id`: the token that was trained as the end of an answer, where it may be none that the model's own files call one.
+    """
     kept, constants = folder_buffers(Path(model_folder))
     kept |= {name: value.dtype for name, value in constants.items()}
     sha256, exported = export(With(weights, constants), target, dtype, file_layout(model_folder), kept)
@@ -37,7 +42,18 @@ def export_model(weights: Weights, model_folder: str, target: Path, dtype: torch
     config = AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
     config.dtype = dtype
     config.save_pretrained(target)
+    if end_id is not None:
+        _add_end(target / "generation_config.json", end_id, config.get_text_config().eos_token_id)
     return sha256, exported
+
+
+def _add_end(path: Path, end_id: int, known: int | list[int] | None) -> None:
+    """transformers' generate and `vllm serve` stop where generation_config.json says so: there the trained end must be one of the ends."""
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    told = values.get("eos_token_id", known)
+    ends = told if isinstance(told, list) else [told] if told is not None else []
+    if end_id not in ends:
+        path.write_text(json.dumps({**values, "eos_token_id": [end_id, *ends]}, indent=2) + "\n", encoding="utf-8")
 
 
 def export_checkpoint(folder: Path, settings: WorkerSettings, target: Path) -> str:
@@ -49,7 +65,7 @@ def export_checkpoint(folder: Path, settings: WorkerSettings, target: Path) -> s
 
         parent = parent_weights(settings, manifest["job"]["parent"], StageStore(Path(settings.run_folder)))
         weights = MergedWeights(settings.model_folder, Adapter.model_validate(adapter), parent, weights)
-    return export_model(weights, settings.model_folder, target, dtype_of(manifest["precision"]))[0]
+    return export_model(weights, settings.model_folder, target, dtype_of(manifest["precision"]), manifest["job"].get("end_id"))[0]
 
 
 def parent_weights(settings: WorkerSettings, parent: str | None, store: StageStore, check: Check = lambda *_: None) -> Weights:

@@ -4,17 +4,16 @@ Nothing of it is ever run or unpickled: a config that needs code of its own and 
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from console import UserError
+from data.model_config import check_name
 from trainer.config import ModelConfig
 from trainer.model_tensors import Header, check_headers, check_network, headers
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -31,9 +30,7 @@ def check_model_folder(folder: Path, grown: bool = False) -> dict[str, Header]:
         raise UserError(
             f"{folder / 'config.json'}: model_type {model_type!a} is no architecture of transformers{needs_code}; use one that transformers knows"
         )
-    if (
-        "text_config" not in config
-    ):  # of a multimodal folder the text model is checked, once it is a folder of its own (trainer/text_model.py)
+    if "text_config" not in config:  # else its text model is checked, once that is a folder of its own (trainer/text_model.py)
         check_network(folder, tensors)
     return tensors
 
@@ -45,19 +42,6 @@ def check_named(place: str, model: ModelConfig) -> None:
     check_name(place, model.name)
     if Path(model.name).is_dir():
         check_files(Path(model.name), model.resize_embeddings)
-
-
-def check_name(place: str, name: str) -> None:
-    """UserError where it is neither a folder nor what a model of the hub could be called."""
-    path = Path(name)
-    if path.is_dir():
-        return
-    if path.exists():
-        raise UserError(f"{place}: {name} is a file; give the folder with config.json, tokenizer and safetensors")
-    if "://" in name:
-        raise UserError(f"{place}: {name} is an address; give the model as OWNER/NAME, or a folder")
-    if not _HUB_ID.fullmatch(name):
-        raise UserError(f"{place}: there is no folder {name}, and no model of the hub is called so (OWNER/NAME); mend the path")
 
 
 def check_files(folder: Path, grown: bool = False) -> dict[str, Header]:

@@ -28,8 +28,9 @@ Curricula = Mapping[str, list[Stage]]
 
 
 def find_waste(run_folder: Path, keep_best: int | None, unfinished: bool, curricula: Curricula | None = None) -> list[Waste]:
-    """Damaged leftovers and stages that no arm of arms.json or of the given file (`curricula`) uses; with `unfinished` also stages under way; with `keep_best` the weights
-    of all arms but those with the best test EM in report.json (a stage that a kept arm needs stays; scores and the report stay).
+    """Damaged leftovers and stages that no arm of arms.json or of the given file (`curricula`) uses; with `unfinished` also stages under
+    way; with `keep_best` the weights of all arms but those with the best test EM in report.json (a stage that a kept arm needs stays;
+    scores and the report stay).
     """
     store = StageStore(run_folder)
     arms = _read(run_folder / "arms.json").get("arms", {})

@@ -17,7 +17,7 @@ from data.config import DataConfig, Stage
 from data.load import load_corpus
 from data.plan import Plan
 from data.records import Corpus
-from data.templates import exam_template, wording_of
+from data.templates import Wording, exam_template, wording_of
 from data.tokens import Encoder, TokenStore, load_tokenizer, store_key, write_store, write_wordings
 from trainer.config import ModelConfig, TrainerConfig
 from trainer.fits import check_stages
@@ -140,7 +140,9 @@ def prepare(
     own = {arm: found[name] for arm, name in (starts or {}).items()}
     for arm, folder_of_arm in own.items():
         check_stages({arm: arms[arm]}, folder_of_arm.folder, trainer)
-    jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own)
+    jobs, keys = make_jobs(
+        arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own, _chat_end(arms, tokenizer)
+    )
     StageStore(folder).tidy()
     refuse_changed_data(folder, data, {job.key for job in jobs})
     set_aside_rounded(StageStore(folder), jobs, model_folder, trainer.keep_rounded_stages)
@@ -301,6 +303,12 @@ def _relative(path: str, folder: Path) -> str:
 
 def plan_of(prepared: Prepared, job: Job) -> Plan:
     return next(plan for plans in prepared.plans.values() for plan in plans if plan.sha256 == job.plan_sha256)
+
+
+def _chat_end(arms: dict[str, list[Stage]], tokenizer: Any) -> int | None:
+    """The token that ends a turn, where a stage asks in the model's chat template."""
+    chat = any(stage.template == "chat" for stages in arms.values() for stage in stages)
+    return Encoder(tokenizer, Wording("chat")).eos_id if chat else None
 
 
 def _largest_token(store: TokenStore) -> int:

@@ -200,7 +200,7 @@ def _export_and_commit(
     folder = store.folder(job.key)
     dtype = dtype_of(settings.precision)
     sha256, exported = export_model(
-        FragmentWeights(folder / "weights", shapes, facts["world_size"]), settings.model_folder, folder / "hf", dtype
+        FragmentWeights(folder / "weights", shapes, facts["world_size"]), settings.model_folder, folder / "hf", dtype, job.end_id
     )
     manifest = {
         "job": job_dict(job),

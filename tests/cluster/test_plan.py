@@ -397,3 +397,13 @@ def test_more_ranks_than_work_answer_at_once() -> None:
     lengths, plan = work.lengths, work.plan
     exact, twice = (packing_fill(plan, lengths, int(most) * n, question.file.row_tokens, 8) for n in (1, 2))
     assert twice["busiest"] == pytest.approx(2 * exact["busiest"], abs=2e-3) and exact["micro_steps"] == 1  # both are rounded to 3 digits
+
+
+@pytest.mark.parametrize("text", ["many", "12", "-1"])
+def test_an_object_store_that_cannot_be(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster.connect import _object_store_mb
+
+    assert _object_store_mb() >= 75
+    monkeypatch.setenv("STUDYHALL_OBJECT_STORE_MB", text)
+    with pytest.raises(UserError, match=f"^STUDYHALL_OBJECT_STORE_MB={text}: expected a number of megabytes"):
+        _object_store_mb()

@@ -1,7 +1,10 @@
 """Model folders that cannot be what they say: each refused in one line within two seconds, and its good twin taken."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from console import UserError
 from data.tokens import load_tokenizer
+from tests.conftest import ROOT
 from trainer.config import ModelConfig, TinyModel
+from trainer.export import _add_end
 from trainer.model_check import check_files, check_model_folder, check_named
 from trainer.model_tensors import check_tokens, embedding_rows
 from trainer.resize import resized
@@ -183,6 +188,25 @@ def test_names_that_are_paths(name: str, reason: str) -> None:
     check_named("model.name", ModelConfig(name="Qwen/Qwen2.5-0.5B"))  # the twin: for the hub to answer
 
 
+FETCH = "from pathlib import Path; from trainer.config import *; from trainer.hub import *; print(fetch_model(ModelConfig(name='acme/tiny'), Path({target!r})))"
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_without_a_network_the_hubs_cache_is_read(cached: bool, good: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--acme--tiny" / "snapshots" / ("0123456789" * 4)
+    if cached:
+        shutil.copytree(good, snapshot)
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
+    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", FETCH.format(target=str(tmp_path / "target"))]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    if cached:
+        assert done.stdout.strip() == str(snapshot) and "taken from its cache" in done.stderr, done.stderr
+    else:
+        assert "UserError: model.name: acme/tiny is neither a folder nor reachable on the hub" in done.stderr
+
+
 def test_embeddings_are_resized_on_request(folder: Path, tmp_path: Path) -> None:
     grown_tokenizer(folder)
     made = resized(folder, tmp_path / "resized")
@@ -196,3 +220,21 @@ def test_embeddings_are_resized_on_request(folder: Path, tmp_path: Path) -> None
     stamp = (made / "model.safetensors").stat().st_mtime_ns
     assert resized(folder, tmp_path / "resized") == made and (made / "model.safetensors").stat().st_mtime_ns == stamp
     assert resized(made, tmp_path / "again") == made, "nothing to do"
+
+
+@pytest.mark.parametrize(
+    ("told", "known", "ends"),
+    [
+        ({"eos_token_id": 2}, 2, [5, 2]),
+        ({"eos_token_id": [2, 5]}, 2, [2, 5]),
+        ({"top_k": 3}, [2], [5, 2]),
+        (None, 2, [5, 2]),
+        (None, None, [5]),
+    ],
+)
+def test_the_trained_end_is_an_end(told: Values | None, known: Any, ends: list[int], tmp_path: Path) -> None:
+    path = tmp_path / "generation_config.json"
+    if told is not None:
+        path.write_text(json.dumps(told))
+    _add_end(path, 5, known)
+    assert json.loads(path.read_text()) == {**(told or {}), "eos_token_id": ends}
