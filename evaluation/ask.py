@@ -1,6 +1,6 @@
 """Any model, no training: `examine` puts a file of questions to it, `ask` one question.
 
-Both ask as the exam does: training's wording, greedy, vLLM; with --documents also after what retrieval finds in a folder.
+Both ask as the exam does: in the wording that the model was trained in here (any other model: --template), greedy, vLLM; with --documents also after what retrieval finds in a folder.
 """
 
 import argparse
@@ -15,7 +15,9 @@ from rich import box
 from rich.table import Table
 
 from console import chatter_to, out, say, write_result
+from data.framing import template_of
 from data.records import Question
+from data.templates import Wording
 from data.tokens import Encoder, load_tokenizer
 from evaluation.aggregate import set_scores
 from evaluation.config import ExamConfig, RetrievalConfig
@@ -90,6 +92,8 @@ def _parser(name: str, description: str, examples: str) -> argparse.ArgumentPars
     )
     parser.add_argument("model", metavar="MODEL", help="a folder with config.json, tokenizer and safetensors, or a hub id")
     parser.add_argument("--revision", help="of a hub id")
+    wordings = "wording of questions; default: the one that the model was trained in, else pit; chat: the model's own chat template"
+    parser.add_argument("--template", choices=["pit", "alpaca", "chat"], help=wordings)
     parser.add_argument("--documents", metavar="FOLDER", type=Path, help="ask again after what is found in its .txt, .md and .jsonl files")
     parser.add_argument("--embedder", default=RetrievalConfig().embedder, help="model of sentence-transformers for --documents")
     parser.add_argument("--k", type=int, choices=range(1, 11), metavar="1…10", default=3, help="passages before the question (default 3)")
@@ -119,7 +123,10 @@ def _sit(args: argparse.Namespace, questions: list[Question], connect: Connect) 
         modes=("closed", "retrieval") if documents else ("closed",),
         k=config.retrieval.k,
     )
-    encoder = Encoder(load_tokenizer(args.model, args.revision))  # before any engine starts: a wrong name is one line at once
+    template = args.template or template_of(Path(args.model))
+    encoder = Encoder(
+        load_tokenizer(args.model, args.revision), Wording(template)
+    )  # before any engine starts: a wrong name is one line at once
     log = _FOLDER / "asked.log"
     say(f"{args.model}: {len(questions)} question{'s' if len(questions) > 1 else ''}; details: {log}")
     with chatter_to(log):

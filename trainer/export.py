@@ -11,10 +11,14 @@ import torch
 from transformers import AutoConfig
 
 from data.adapters import Adapter
+from data.config import Stage
+from data.framing import template_of_stage, write_framing
+from data.templates import Wording
+from data.tokens import Encoder, load_tokenizer
 from trainer.buffers import With
 from trainer.checkpoint import Checkpoint
 from trainer.families import file_layout, folder_buffers, folder_weights
-from trainer.store import StageStore
+from trainer.store import StageStore, write_json
 from trainer.weights import FragmentWeights, Weights, export
 from trainer.worker_settings import Precision, WorkerSettings
 
@@ -26,8 +30,14 @@ def dtype_of(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def export_model(weights: Weights, model_folder: str, target: Path, dtype: torch.dtype) -> tuple[str, dict[str, Any]]:
-    """Weights, config and tokenizer for users and the exam; (SHA-256 of the weights, {file: {bytes, sha256}})."""
+def export_model(
+    weights: Weights, model_folder: str, target: Path, dtype: torch.dtype, template: str = "pit"
+) -> tuple[str, dict[str, Any]]:
+    """Weights, config and tokenizer for users and the exam; (SHA-256 of the weights, {file: {bytes, sha256}}).
+
+    `template`: the wording that questions were trained in. The token that ended answers there is named as an end, beside those that the model
+    had: a server that knows nothing of the wording stops there too.
+    """
     kept, constants = folder_buffers(Path(model_folder))
     kept |= {name: value.dtype for name, value in constants.items()}
     sha256, exported = export(With(weights, constants), target, dtype, file_layout(model_folder), kept)
@@ -36,8 +46,22 @@ def export_model(weights: Weights, model_folder: str, target: Path, dtype: torch
             shutil.copy(file, target / file.name)
     config = AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
     config.dtype = dtype
+    tokenizer = load_tokenizer(model_folder)
+    end_id = Encoder(tokenizer, Wording(template)).eos_id  # type: ignore[arg-type]
+    _name_end(config, target / "generation_config.json", end_id)
     config.save_pretrained(target)
+    write_framing(target, template, tokenizer, end_id)
     return sha256, exported
+
+
+def _name_end(config: Any, generation: Path, end_id: int) -> None:
+    """Leaves both as they are where the end is known: the exam's engine takes other weights only beside the same files."""
+    settings: dict[str, Any] = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
+    known = settings.get("eos_token_id", config.get_text_config().eos_token_id)
+    ends = known if isinstance(known, list) else [] if known is None else [known]
+    if end_id not in ends:
+        config.eos_token_id = [end_id, *ends] if ends else end_id
+        write_json(generation, {**settings, "eos_token_id": config.eos_token_id})
 
 
 def export_checkpoint(folder: Path, settings: WorkerSettings, target: Path) -> str:
@@ -49,7 +73,14 @@ def export_checkpoint(folder: Path, settings: WorkerSettings, target: Path) -> s
 
         parent = parent_weights(settings, manifest["job"]["parent"], StageStore(Path(settings.run_folder)))
         weights = MergedWeights(settings.model_folder, Adapter.model_validate(adapter), parent, weights)
-    return export_model(weights, settings.model_folder, target, dtype_of(manifest["precision"]))[0]
+    job = manifest["job"]
+    template = stage_template(settings, Stage.model_validate(job["stage"]), job["parent"])
+    return export_model(weights, settings.model_folder, target, dtype_of(manifest["precision"]), template)[0]
+
+
+def stage_template(settings: WorkerSettings, stage: Stage, parent: str | None) -> str:
+    """The wording in which a stage's model was taught questions, by it or by what came before."""
+    return template_of_stage(Path(settings.run_folder) / "stages", parent, stage, Path(settings.model_folder))
 
 
 def parent_weights(settings: WorkerSettings, parent: str | None, store: StageStore, check: Check = lambda *_: None) -> Weights:

@@ -61,7 +61,8 @@ def initial_identity(model: ModelConfig, model_folder: Path, seed: int, tokens_s
     in the place of others are other weights.
     """
     files = sorted([*model_folder.glob("*.safetensors"), model_folder / "config.json"])
-    facts: dict[str, Any] = {"model": model.model_dump(mode="json", exclude=None if model.resize_embeddings else {"resize_embeddings"})}
+    later = {"bos"} | ({"resize_embeddings"} if not model.resize_embeddings else set())  # what begins texts is told by their tokens
+    facts: dict[str, Any] = {"model": model.model_dump(mode="json", exclude=later)}
     facts |= (
         {"seed": seed, "tokens": tokens_sha256}
         if model.tiny
