@@ -4,7 +4,7 @@ KIND := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PY := .venv/bin/python
 RUFF := .venv/bin/ruff
 
-.PHONY: help setup mergekit demo test slow s3 faults parity fuzz benchmarks peers check format lock audit clean-demo
+.PHONY: help setup mergekit real-model real demo test slow s3 faults parity fuzz benchmarks peers check format lock audit clean-demo
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ lock: setup  ## pin requirements/*.lock anew from pyproject.toml
 
 mergekit: setup  ## .venv-mergekit: TIES, DARE and the oracle of instruction residuals (a few MB on top of .venv)
 	@requirements/install-mergekit.sh
+
+real-model: setup  ## .real-model: SmolLM2-135M-Instruct (Apache-2.0, 93 MB), fetched by hash and converted; the tests use it where it is
+	@requirements/real-model.sh
 
 audit: setup  ## known vulnerabilities of the pinned packages; needs the index's vulnerability service
 	@requirements/audit.sh $(KIND)
