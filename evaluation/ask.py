@@ -123,7 +123,7 @@ def _sit(args: argparse.Namespace, questions: list[Question], connect: Connect) 
         modes=("closed", "retrieval") if documents else ("closed",),
         k=config.retrieval.k,
     )
-    template = args.template or template_of(Path(args.model))
+    template: Any = args.template or template_of(Path(args.model))
     encoder = Encoder(
         load_tokenizer(args.model, args.revision), Wording(template)
     )  # before any engine starts: a wrong name is one line at once

@@ -5,6 +5,7 @@ token that ends a turn, how digits are split. Nothing of a GGUF file is run.
 """
 
 import argparse
+import json
 import os
 import shutil
 from collections import Counter
@@ -52,12 +53,13 @@ def convert_gguf(file: Path, out: Path, dtype: str = "auto") -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: bars of two libraries over each other
     reader = _open(file)
     facts = _facts(reader, file)
+    _check_architecture(file, facts)
     kinds = Counter(tensor.tensor_type.name for tensor in reader.tensors)
     wanted = _exact_dtype(kinds) if dtype == "auto" else getattr(torch, dtype)
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        tokenizer = _tokenizer(file, facts)
+        tokenizer = _tokenizer(file, facts, len(reader.fields["tokenizer.ggml.tokens"].data))
         _write_model(file, draft, wanted, facts, len(tokenizer))
         tokenizer.save_pretrained(draft)
         lost = _what_was_lost(reader)
@@ -78,13 +80,14 @@ def _open(file: Path) -> Any:
 
     try:
         with file.open("rb") as opened:
-            if opened.read(4) != b"GGUF":
-                raise UserError(f"{file}: no GGUF file")
-        return GGUFReader(file)
+            magic = opened.read(4)
+        if magic == b"GGUF":
+            return GGUFReader(file)
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     except (ValueError, IndexError, KeyError, OverflowError) as error:  # cut short, or of another version of the format
         raise UserError(f"{file}: no whole GGUF file ({_reason(error)}); fetch it again") from None
+    raise UserError(f"{file}: no GGUF file")
 
 
 def _facts(reader: Any, file: Path) -> dict[str, Any]:
@@ -112,7 +115,7 @@ def _exact_dtype(kinds: Counter[str]) -> torch.dtype:
     return _WHOLE.get(next(iter(matrices)), torch.float32) if len(matrices) == 1 else torch.float32
 
 
-def _tokenizer(file: Path, facts: dict[str, Any]) -> Any:
+def _tokenizer(file: Path, facts: dict[str, Any], num_tokens: int) -> Any:
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
@@ -121,6 +124,7 @@ def _tokenizer(file: Path, facts: dict[str, Any]) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     except Exception as error:  # what the libraries make of a vocabulary that they do not know
         raise UserError(f"{file}: its tokenizer ({facts.get('tokenizer.ggml.model')!a}) cannot be read: {_reason(error)}") from None
+    tokenizer = _without_extra_tokens(tokenizer, num_tokens)
     model, split = facts.get("tokenizer.ggml.model"), str(facts.get("tokenizer.ggml.pre", ""))
     if model == "gpt2" and split in _SINGLE_DIGITS:
         by_digit = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
@@ -135,27 +139,41 @@ def _tokenizer(file: Path, facts: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _write_model(file: Path, target: Path, dtype: torch.dtype, facts: dict[str, Any], num_tokens: int) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
+def _without_extra_tokens(tokenizer: Any, num_tokens: int) -> Any:
+    """transformers' class for byte-level vocabularies adds its own <|endoftext|> to one that has none (Llama 3): the embedding has no row for it."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    values["added_tokens"] = [token for token in values["added_tokens"] if token["id"] < num_tokens]
+    named = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    made = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(values)), **named)
+    made.chat_template = tokenizer.chat_template
+    return made
+
+
+def _check_architecture(file: Path, facts: dict[str, Any]) -> None:
+    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     name = facts.get("general.architecture")
     try:
-        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            raise UserError(f"{file}: architecture {name!a} is no causal language model of transformers")
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            file.parent,
-            gguf_file=file.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=dtype,
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
-    except UserError:
-        raise
-    except Exception as error:  # transformers and gguf raise what they like for architectures and kinds that they lack
-        raise UserError(f"{file}: transformers cannot read it (architecture {name!a}): {_reason(error)}") from None
+        model_type = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False).model_type
+    except Exception as error:  # transformers raises what it likes for architectures that it lacks
+        raise UserError(f"{file}: transformers cannot read a GGUF file of architecture {name!a}: {_reason(error)}") from None
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(f"{file}: architecture {name!a} is no causal language model of transformers")
+
+
+def _write_model(file: Path, target: Path, dtype: torch.dtype, facts: dict[str, Any], num_tokens: int) -> None:
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    name = facts.get("general.architecture")
+    settings = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True), "dtype": dtype, "trust_remote_code": False}
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(file.parent, **settings, output_loading_info=True)
+    except Exception as error:  # and gguf what it likes for kinds of quantisation
+        raise UserError(f"{file}: transformers cannot read its weights (architecture {name!a}): {_reason(error)}") from None
     if missing := sorted(loaded["missing_keys"]):
         raise UserError(f"{file}: {len(missing)} tensors of the architecture {name!a} are missing, {missing[0]} among them")
     rows = model.get_input_embeddings().weight.shape[0]

@@ -126,4 +126,4 @@ def test_the_made_tokenizer_adds_its_own() -> None:
     assert tokenizer("Who")["input_ids"] == [1, *tokenizer("Who", add_special_tokens=False)["input_ids"]]
 
 
-STAGE = {"mix": {"train_questions": 1}, "rate": 1e-3, "epochs": 1, "template": "alpaca"}
+STAGE = {"mix": {"train_questions": 1}, "rate": 1e-3, "epochs": 1, "batch_items": 2, "template": "alpaca"}
