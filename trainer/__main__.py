@@ -66,6 +66,7 @@ def main(argv: list[str] | None) -> int:
 
         return residual_command(given[1:])
     if given[:1] == ["model"]:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: bars of two libraries over each other
         from trainer.convert import model_command
 
         return model_command(given[1:])

@@ -6,7 +6,6 @@ token that ends a turn, how digits are split. Nothing of a GGUF file is run.
 
 import argparse
 import json
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -50,7 +49,6 @@ def convert_gguf(file: Path, out: Path, dtype: str = "auto") -> None:
     """UserError, naming the reason, for a file that cannot become a causal language model; nothing is left in `out` then."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: is there already; give another folder, or remove it")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: bars of two libraries over each other
     reader = _open(file)
     facts = _facts(reader, file)
     _check_architecture(file, facts)
