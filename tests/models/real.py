@@ -12,6 +12,7 @@ import torch
 
 from experiment import Experiment
 from tests.models.chain import train
+from trainer import drive
 from trainer.store import StageStore
 
 NUM_FILMS = 6
@@ -57,12 +58,14 @@ def loss(folder: Path, documents: list[dict[str, Any]]) -> float:
 
 
 def main(model: Path, data: Path, out: Path) -> None:
+    drive.begin_alone()
     documents = films(data)
     one = experiment(model, out, documents)
     prepared = train(one)
     stages = {arm: StageStore(one.folder).folder(keys[-1]) / "hf" for arm, keys in prepared.keys.items() if keys}
     losses = {arm: loss(hf, documents) for arm, hf in {"base": model, **stages}.items()}
     (out / "result.json").write_text(json.dumps({"hf": {arm: str(hf) for arm, hf in stages.items()}, "losses": losses}))
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

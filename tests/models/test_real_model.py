@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from data.framing import framing_of
 from data.templates import Wording
 from data.tokens import Encoder, load_tokenizer
-from evaluation.engine import Engine, EngineOptions
+from evaluation.engine import Engine
+from evaluation.examiner import EngineOptions
 from tests.conftest import ROOT
+from tests.models.real import films
 
 MODEL = ROOT / ".real-model"
 pytestmark = pytest.mark.skipif(not (MODEL / "model.safetensors").is_file(), reason="make real-model has not been run")
@@ -67,3 +70,24 @@ def test_vllm_says_what_transformers_says_before_and_after_training(trained: dic
     assert said["base"] != said["full"], "the twin: other weights say something else"
     assert "Paris" in encoder._backend.decode(said["base"][0])
     assert turn["finish_reason"] == "stop" and "Paris" in turn["text"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_with_the_document_at_hand_it_answers_what_it_cannot_know(
+    shared_data: Path, tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Films of 2023 are newer than the model: by far more than chance (its answers are names and dates) a passage helps, or it cannot read."""
+    data = shared_data / "wiki2023_film"
+    chosen = {film["wiki_id"]: film for film in films(data)}
+    (tmp_path / "films").mkdir()
+    for number, film in chosen.items():
+        (tmp_path / "films" / f"{number}.txt").write_text(film["text"], encoding="utf-8")
+    rows = [row for row in map(json.loads, (data / "test_qa.jsonl").read_text(encoding="utf-8").splitlines()) if row["wiki_id"] in chosen]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps({"question": r["question"], "answers": [r["answer"]]}) + "\n" for r in rows[:16]))
+    options = ("--documents", str(tmp_path / "films"), "--k", "1", "--answer-tokens", "24", "--json")
+    done = run_command("evaluation", "examine", str(MODEL), str(questions), *options, timeout_s=800)
+    assert done.returncode == 0, done.stderr[-2000:]
+    recall = {mode: scores["recall"]["mean"] for mode, scores in json.loads(done.stdout)["modes"].items()}
+    assert recall["retrieval"] > recall["closed"] + 0.2
