@@ -15,7 +15,7 @@ from tests.models.chain import train
 from trainer import drive
 from trainer.store import StageStore
 
-NUM_FILMS = 6
+NUM_FILMS = 4
 STAGE = {"mix": {"test_documents": 1}, "epochs": 3, "batch_items": NUM_FILMS, "schedule": "constant"}
 
 

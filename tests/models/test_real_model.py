@@ -18,7 +18,10 @@ from tests.conftest import ROOT
 from tests.models.real import films
 
 MODEL = ROOT / ".real-model"
-pytestmark = pytest.mark.skipif(not (MODEL / "model.safetensors").is_file(), reason="make real-model has not been run")
+pytestmark = [
+    pytest.mark.skipif(not (MODEL / "model.safetensors").is_file(), reason="make real-model has not been run"),
+    pytest.mark.timeout(900),  # a minute on two idle cores
+]
 FACTS = ["The capital of France is", "Water is made of hydrogen and", "The opposite of hot is", "Question: Who wrote Hamlet? Answer:"]
 NEW_TOKENS = 10
 
@@ -27,14 +30,14 @@ NEW_TOKENS = 10
 def trained(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("real")
     command = [sys.executable, "-m", "tests.models.real", str(MODEL), str(shared_data / "wiki2023_film"), str(out)]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=280)
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=800)
     assert done.returncode == 0, done.stderr[-2000:]
     return dict(json.loads((out / "result.json").read_text()))
 
 
 @pytest.mark.parametrize("arm", ["full", "lora"])
 def test_three_steps_lower_the_loss_on_real_documents(arm: str, trained: dict[str, Any]) -> None:
-    """By more than a tenth of a nat a token: the first steps on six documents go far beyond rounding (1e-6)."""
+    """By more than a tenth of a nat a token: the first steps on a few documents go far beyond rounding (1e-6)."""
     assert trained["losses"][arm] < trained["losses"]["base"] - 0.1
     assert trained["losses"]["base"] < 4.5, "it reads English: a model of uniform guesses has log 49,152 = 10.8"
 
@@ -53,7 +56,6 @@ def said_by_transformers(folder: Path, prompts: list[list[int]]) -> list[list[in
     return [model.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, do_sample=False)[0, len(ids) :].tolist() for ids in prompts]
 
 
-@pytest.mark.timeout(400)
 def test_vllm_says_what_transformers_says_before_and_after_training(trained: dict[str, Any], ray_cluster: str) -> None:
     """Tied weights go through one engine or past it (evaluation/engine.py): either way the second checkpoint's words are its own."""
     encoder = Encoder(load_tokenizer(str(MODEL)))
@@ -73,7 +75,6 @@ def test_vllm_says_what_transformers_says_before_and_after_training(trained: dic
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_with_the_document_at_hand_it_answers_what_it_cannot_know(
     shared_data: Path, tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
