@@ -4,7 +4,7 @@ KIND := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PY := .venv/bin/python
 RUFF := .venv/bin/ruff
 
-.PHONY: help setup mergekit demo test slow s3 faults parity fuzz benchmarks peers check format lock audit clean-demo
+.PHONY: help setup mergekit real-model real demo test slow s3 faults parity fuzz benchmarks peers check format lock audit clean-demo
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,17 @@ lock: setup  ## pin requirements/*.lock anew from pyproject.toml
 
 mergekit: setup  ## .venv-mergekit: TIES, DARE and the oracle of instruction residuals (a few MB on top of .venv)
 	@requirements/install-mergekit.sh
+
+real-model: setup  ## .real-model: SmolLM2-135M-Instruct (Apache-2.0, 93 MB), fetched by hash and converted; the tests use it where it is
+	@requirements/real-model.sh
+
+# On CPUs thirty films in small steps; on a GPU the whole. DATA: a folder with {train,test}_{doc,qa}.jsonl (docs/data.md says from where).
+DATA ?= $(wildcard ../shared/data/wiki2023_film)
+REAL_CPU := name=wiki2023-smollm2-cpu data.sample='{train: 20, test: 10}' dials.batch_items=8 dials.epochs_documents=20 dials.sample_questions=16 arms.mix.dials.epochs_pit=5 exam.train_questions=40
+
+real: real-model  ## the paper's arms on the real model: DATA=DIR holds the film files; go on after a stop with the same command
+	@test -d "$(DATA)" || { echo "make real: give the folder with the film files, DATA=DIR (docs/data.md)" >&2; exit 2; }
+	@$(PY) -m trainer experiments/wiki2023_smollm2.yaml data.root="$(DATA)" $(if $(filter cpu,$(KIND)),$(REAL_CPU))
 
 audit: setup  ## known vulnerabilities of the pinned packages; needs the index's vulnerability service
 	@requirements/audit.sh $(KIND)

@@ -189,6 +189,7 @@ def _data(experiment: Experiment, model_folder: Path | None) -> Line:
         return Line("data", False, "data.root is not given, so there is nothing to train on")
     if model_folder is None:
         return Line("data", True, f"{origin}; the tokenizer is made from them")
+    from data.framing import begin
     from data.tokens import Encoder, load_tokenizer, record_batches
     from trainer.text_config import positions, text_config
 
@@ -197,6 +198,7 @@ def _data(experiment: Experiment, model_folder: Path | None) -> Line:
     if not experiment.model.resize_embeddings and len(tokenizer) > known:
         text = f"the tokenizer has {len(tokenizer)} tokens and the model knows {known}: they do not belong together"
         return Line("data", False, text)
+    begin(tokenizer, experiment.model.bos)
     encoder = Encoder(tokenizer)
     ids = [ids for _, batch in islice(record_batches(catalogue), _SAMPLED_BATCHES) for ids, _ in encoder.encode(batch)]
     total = sum(map(len, ids))

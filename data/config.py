@@ -99,8 +99,12 @@ class DataConfig(Strict):
     sources: list[Source] = []
     bios: Bios | None = None
     """Made data instead of sources; or beside them, then new people alone: what is learnt from the sources, asked about the people."""
+    sample: dict[Split, Annotated[int, Field(ge=1)]] = {}
+    """So many documents of a split, e.g. {train: 20, test: 10}, and the questions on them: a small size of the same experiment. Chosen by a hash
+    of their ids, so fewer are part of more. Questions without a document stay."""
     counts: dict[str, int] = {}
-    """Declared size of each kind, e.g. {train_documents: 1720}: checked when data are read; without data a dry run plans from them."""
+    """Declared size of each kind, e.g. {train_documents: 1720}: checked when data are read (not with `sample`); without data a dry run plans
+    from them."""
     tokens_each: dict[str, Annotated[int, Field(ge=1)]] = {}
     """Declared mean tokens of an item of each kind, e.g. {train_documents: 650}: a dry run without data plans batch_tokens from them."""
     bad_rows: Literal["fail", "quarantine"] = "fail"
@@ -118,6 +122,8 @@ class DataConfig(Strict):
     def one_origin(self) -> "DataConfig":
         if not self.sources and not self.bios:
             raise ValueError("give either data.sources or data.bios")
+        if self.sample and any(source.stream and source.split in self.sample for source in self.sources):
+            raise ValueError("data.sample cannot choose among streamed documents; leave out stream, or the split")
         if self.sources and self.bios:
             if self.bios.train_people or self.bios.replay_people:
                 raise ValueError(

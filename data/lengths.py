@@ -9,6 +9,7 @@ import numpy as np
 from console import UserError
 from data.catalogue import Catalogue
 from data.config import Stage
+from data.framing import Begins, begin
 from data.orders import Items
 from data.records import Question
 from data.templates import Wording, wording_of
@@ -32,7 +33,9 @@ class Lengths:
     """How they were counted, for people."""
 
 
-def count_lengths(catalogue: Catalogue, name: str | None, revision: str | None, tiny_vocab_size: int | None) -> Lengths:
+def count_lengths(
+    catalogue: Catalogue, name: str | None, revision: str | None, tiny_vocab_size: int | None, bos: Begins = "auto"
+) -> Lengths:
     """Counted with the model's tokenizer where it is on this machine (`name`), or with a tiny model's own; else estimated."""
     if not catalogue.records:
         declared = catalogue.declared_tokens
@@ -46,6 +49,7 @@ def count_lengths(catalogue: Catalogue, name: str | None, revision: str | None, 
             None,
             f"estimated ({TOKENS_A_WORD} a word, one for {BYTES_A_TOKEN} bytes beyond ASCII; {name} is not on this machine)",
         )
+    begin(tokenizer, bos)
     counted: dict[Wording, Items] = {}
 
     def of(stage: Stage) -> Items:

@@ -10,16 +10,18 @@ The rules, in their order (each row that one leaves out is counted in its Intake
 5. Lines of answers that begin with one of cut_lines are cut, counted.
 6. Answers that equal one of drop_answers after normalisation, or begin with it ("Information not provided in the
    paragraph."), are dropped; a question with none left is left out by rule.
-7. Documents and questions that stand in training and in the exam: data/overlap.py.
+7. Documents beyond data.sample, and the questions on them, are left out by rule.
+8. Documents and questions that stand in training and in the exam: data/overlap.py.
 Documents of sources with `stream: true` (data/streamed.py) come under the same rules; where another split uses their id, it is theirs
 that gets the split in front.
 Rows left out by rule are no bad rows: they neither fail the load nor count towards bad_rows_limit.
 """
 
+import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,7 @@ def load_corpus(config: DataConfig, seed: int, quarantine: Path | None = None) -
         entries = _clean_answers(entries, config.cut_lines, config.drop_answers)
         _write_quarantine(intakes, quarantine)  # before judging, so that people can look at it
         _judge(intakes, config)
+    entries = _sample(entries, config.sample)
     shared = [(documents, n, item) for documents in streamed.values() for n, item in documents.also_in_exam().items()]
     report, lost = apply_policy(
         [*(Item(e.row.where, e.split, e.record) for e in entries), *(item for _, _, item in shared)], config.overlap
@@ -88,7 +91,8 @@ def load_corpus(config: DataConfig, seed: int, quarantine: Path | None = None) -
     for split, documents in streamed.items():
         corpus.part(split).streamed = documents
     _settle(entries, intakes, streamed)
-    _check_counts(entries, config.counts, streamed)
+    if not config.sample:
+        _check_counts(entries, config.counts, streamed)
     return corpus
 
 
@@ -299,6 +303,20 @@ def _cut(answer: str, cut_lines: list[str], entry: _Entry) -> str:
 def _is_one_of(answer: str, says_nothing: list[str]) -> bool:
     said = normalise(answer)
     return any(said == text or said.startswith(text + " ") for text in says_nothing)
+
+
+def _sample(entries: list[_Entry], wanted: Mapping[Split, int]) -> list[_Entry]:
+    """Rule 7."""
+    dropped: set[str] = set()
+    for split, number in wanted.items():
+        ids = [entry.record.id for entry in entries if entry.split == split and isinstance(entry.record, Document)]
+        dropped |= set(sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())[number:])
+
+    def reason_of(entry: _Entry) -> str | None:
+        document = entry.record.id if isinstance(entry.record, Document) else entry.record.doc_id
+        return "not in data.sample" if document in dropped else None
+
+    return _sift(entries, reason_of, by_rule=True) if dropped else entries
 
 
 def _judge(intakes: list[Intake], config: DataConfig) -> None:

@@ -23,10 +23,20 @@ _SAMPLED_STEPS = 40
 def read_records(data: DataConfig, seed: int) -> tuple[Catalogue, Corpus | None, str]:
     """(items, records, where they come from). Without data.root the declared counts stand in, and there are no records."""
     if data.sources and data.root is None and data.counts:
-        return declared_catalogue(data.counts, data.tokens_each), None, "declared counts (no data.root given, nothing read)"
+        return declared_catalogue(_declared(data), data.tokens_each), None, "declared counts (no data.root given, nothing read)"
     corpus = load_corpus(data, seed)
     origins = [f"records read from {data.root}"] * bool(data.sources) + ["made biographies"] * bool(data.bios)
     return catalogue_of(corpus), corpus, " and ".join(origins)
+
+
+def _declared(data: DataConfig) -> dict[str, int]:
+    """data.counts of what data.sample leaves: questions in proportion to their documents."""
+    counts = dict(data.counts)
+    for split, number in data.sample.items():
+        documents = counts.get(f"{split}_documents", 0)
+        if number < documents:
+            counts |= {kind: round(n * number / documents) for kind, n in counts.items() if kind.startswith(f"{split}_")}
+    return counts
 
 
 def read_what_is_new(data: DataConfig, seed: int, arms: Arms, since: Path | None) -> tuple[Arms, Catalogue, Corpus | None, str]:

@@ -30,9 +30,9 @@ def wording_of(stage: Stage) -> Wording:
     return Wording(stage.template, stage.prefix, stage.sentence_shuffle)
 
 
-def exam_template(stages: Sequence[Stage]) -> str:
-    """How the exam words its questions to a model that went through these stages: as the last one that trained questions did; else `pit`."""
-    return next((stage.template for stage in reversed(stages) if stage.trains_questions()), "pit")
+def exam_template(stages: Sequence[Stage], before: str = "pit") -> str:
+    """How the exam words its questions to a model that went through these stages: as the last one that trained questions did; else as `before`."""
+    return next((stage.template for stage in reversed(stages) if stage.trains_questions()), before)
 
 
 def document_text(document: Document) -> str:

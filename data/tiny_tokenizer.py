@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 def make_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
-    """A byte-level BPE tokenizer of these texts; special tokens <pad> 0, <s> 1, </s> 2. Deterministic."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """A byte-level BPE tokenizer of these texts; special tokens <pad> 0, <s> 1, which it puts before every text, </s> 2. Deterministic."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast  # seconds to import: only where tokens are made
 
     tokenizer = Tokenizer(models.BPE())
@@ -27,6 +27,7 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 

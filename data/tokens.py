@@ -17,6 +17,7 @@ import numpy.typing as npt
 from console import UserError
 from data.catalogue import Catalogue, digest_records
 from data.chat import ChatEncoder
+from data.framing import as_trained, start_ids
 from data.records import Document, Question
 from data.templates import PLAIN, Wording, document_prefix, document_text, question_prompt, question_text
 
@@ -47,6 +48,7 @@ def load_tokenizer(path: str, revision: str | None = None, local_only: bool = Fa
         raise UserError(f"model {path}: needs a fast tokenizer (tokenizer.json): loss spans come from character offsets")
     if tokenizer.eos_token_id is None:
         raise UserError(f"model {path}: its tokenizer has no end-of-sequence token, so no answer could ever end")
+    as_trained(tokenizer, Path(path))
     return tokenizer
 
 
@@ -54,7 +56,7 @@ class Encoder:
     """Tokens of documents, questions and exam prompts, all in one place so that exam and training agree.
 
     Text is encoded as plain text: "</s>" inside a document becomes ordinary tokens, never the control token.
-    A tokenizer without a beginning-of-sequence token (Qwen) gets none.
+    Before every text stands what the tokenizer itself puts there (data/framing.py); where that is nothing (Qwen, GPT-2), nothing.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", wording: Wording = PLAIN) -> None:
@@ -70,7 +72,7 @@ class Encoder:
         self.chat = ChatEncoder(tokenizer, self._backend) if wording.template == "chat" else None
         self.eos_id: int = self.chat.layout.end_id if self.chat else int(tokenizer.eos_token_id)
         """The token that ends an answer; in the wording `chat` the end of turn."""
-        self._start = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+        self._start = start_ids(tokenizer)
 
     def prompt(self, question: str) -> list[int]:
         """`<bos>Question: … Answer:`, what the exam shows and training masks."""
@@ -80,7 +82,7 @@ class Encoder:
 
     @property
     def start(self) -> list[int]:
-        """What every prompt begins with: `<bos>`, where there is one; in `chat` the frame up to the user's text."""
+        """What every prompt begins with: `<bos>`, where the tokenizer adds one; in `chat` the frame up to the user's text."""
         return self.chat.head if self.chat else list(self._start)
 
     def prompt_text(self, question: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from console import RunError, UserError, chatter_to, door, out, say, write_result
 from data.bios import other_wordings
+from data.framing import framing_of
 from data.load import load_corpus
 from data.records import Corpus
 from data.validation import without_validation
@@ -195,7 +196,8 @@ def _write_cards(report: dict[str, Any], experiment: Experiment, folder: Path, c
         home = (folder / arm["hf"]).parent
         made_here = arm["stage"] or name in (report.get("merged") or {}).get("arms", {})
         if arm["status"] == "scored" and made_here and home.is_dir():
-            _write(home / "README.md", model_card(report, name, base_model, corpus.fingerprint(), str(folder / arm["hf"])))
+            hf = folder / arm["hf"]
+            _write(home / "README.md", model_card(report, name, base_model, corpus.fingerprint(), str(hf), framing_of(hf)))
 
 
 def _print(report: dict[str, Any]) -> None:

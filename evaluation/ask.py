@@ -1,6 +1,6 @@
 """Any model, no training: `examine` puts a file of questions to it, `ask` one question.
 
-Both ask as the exam does: training's wording, greedy, vLLM; with --documents also after what retrieval finds in a folder.
+Both ask as the exam does: in the wording that the model was trained in here (any other model: --template), greedy, vLLM; with --documents also after what retrieval finds in a folder.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from rich import box
 from rich.table import Table
 
 from console import chatter_to, out, say, write_result
+from data.framing import template_of
 from data.model_config import check_name
 from data.records import Question
 from data.templates import Wording
@@ -24,7 +25,6 @@ from evaluation.config import ExamConfig, RetrievalConfig
 from evaluation.exam import Exam, tokenise
 from evaluation.findings import hit_rates
 from evaluation.question_files import read_documents, read_questions
-from evaluation.score_files import trained_template
 from evaluation.scores import METRICS
 from evaluation.sitting import Sitting, sit
 
@@ -93,11 +93,8 @@ def _parser(name: str, description: str, examples: str) -> argparse.ArgumentPars
     )
     parser.add_argument("model", metavar="MODEL", help="a folder with config.json, tokenizer and safetensors, or a hub id")
     parser.add_argument("--revision", help="of a hub id")
-    parser.add_argument(
-        "--template",
-        choices=["pit", "alpaca", "chat"],
-        help="how questions are worded; default: as the model's stage was trained, where it lies in its run folder, else pit",
-    )
+    wordings = "wording of questions; default: the one that the model was trained in, else pit; chat: the model's own chat template"
+    parser.add_argument("--template", choices=["pit", "alpaca", "chat"], help=wordings)
     parser.add_argument("--documents", metavar="FOLDER", type=Path, help="ask again after what is found in its .txt, .md and .jsonl files")
     parser.add_argument("--embedder", default=RetrievalConfig().embedder, help="model of sentence-transformers for --documents")
     parser.add_argument("--k", type=int, choices=range(1, 11), metavar="1…10", default=3, help="passages before the question (default 3)")
@@ -128,7 +125,7 @@ def _sit(args: argparse.Namespace, questions: list[Question], connect: Connect) 
         k=config.retrieval.k,
     )
     check_name("MODEL", args.model)
-    template: Any = args.template or trained_template(args.model)
+    template: Any = args.template or template_of(Path(args.model))
     encoder = Encoder(
         load_tokenizer(args.model, args.revision), Wording(template)
     )  # before any engine starts: a wrong name is one line at once

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from console import UserError, say
-from data.chat_render import TemplateFault, limited
-from data.templates import question_prompt
+from data.templates import Wording, question_prompt
 from data.tokens import Encoder, load_tokenizer
 from evaluation.benchmarks_config import ConversationConfig
 from evaluation.score_files import TrainedArm
@@ -38,8 +37,8 @@ def converse(arms: Sequence[TrainedArm], config: ConversationConfig, dtype: str,
     with Engine(options) as engine:
         for arm in arms:
             say(f"{arm.name}: {config.prompts} requests")
-            tokenizer = load_tokenizer(arm.path, arm.revision)
-            prompts = [as_chat(tokenizer, request) for request in requests(config)]
+            encoder = conversing(load_tokenizer(arm.path, arm.revision), arm.template)
+            prompts = [encoder.prompt(request) for request in requests(config)]
             room = read_network(arm.path, arm.revision).positions
             budget = config.answer_tokens if room is None else min(config.answer_tokens, room - max(map(len, prompts)))
             if budget < 1:
@@ -47,7 +46,7 @@ def converse(arms: Sequence[TrainedArm], config: ConversationConfig, dtype: str,
                 continue
             try:
                 engine.open(arm.path, arm.weights, max(map(len, prompts)) + budget, arm.revision)
-                answers = engine.answer(prompts, budget, int(tokenizer.eos_token_id))  # type: ignore[arg-type]
+                answers = engine.answer(prompts, budget, encoder.eos_id)
             except EngineFailure as failure:
                 missing[arm.name] = str(failure)
                 continue
@@ -62,18 +61,17 @@ def converse(arms: Sequence[TrainedArm], config: ConversationConfig, dtype: str,
     return missing
 
 
-def as_chat(tokenizer: Any, request: str) -> list[int]:
-    """In the model's own chat template; without one in the wording of training."""
-    if tokenizer.chat_template:
-        asked = [{"role": "user", "content": request}]
+def conversing(tokenizer: Any, template: str) -> Encoder:
+    """How requests are put: in the wording that the arm was trained in; where that is `pit`, in the model's own chat template if it has a usable one.
+
+    A model that conversed before is asked as it was then: a question in `pit` would say nothing about that.
+    """
+    if template == "pit" and tokenizer.chat_template:
         try:
-            (text,) = limited(lambda: [str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))])
-        except TemplateFault as error:
-            raise UserError(
-                f"exam.conversation: the model's chat template fails ({error}); leave the prompts out, or mend the template"
-            ) from None
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return Encoder(tokenizer).prompt(request)
+            return Encoder(tokenizer, Wording("chat"))
+        except UserError as error:
+            say(f"{error}; requests are put in the wording of training")
+    return Encoder(tokenizer, Wording(template))  # type: ignore[arg-type]
 
 
 def block(
@@ -94,7 +92,9 @@ def block(
 
 
 def _path(folder: Path, arm: TrainedArm, config: ConversationConfig, dtype: str) -> Path:
-    key = hashlib.sha256(json.dumps([arm.weights, requests(config), config.answer_tokens, dtype, question_prompt("")]).encode()).hexdigest()
+    own = [] if arm.template == "pit" else [arm.template]
+    facts = [arm.weights, requests(config), config.answer_tokens, dtype, question_prompt(""), *own, *arm.begins]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     return folder / "conversation" / f"{arm.name}-{key[:16]}.json"
 
 

@@ -287,7 +287,7 @@ def _choices(
 
 def _path(folder: Path, arm: TrainedArm, task: str, measures: Measures, config: ExamConfig, seed: int) -> Path:
     engine = [config.benchmarks.backend, config.dtype, metadata.version("lm_eval")]
-    key = _hash([HARNESS_FORMAT, arm.weights, measures.identity[task], engine, seed])[:16]
+    key = _hash([HARNESS_FORMAT, arm.weights, measures.identity[task], engine, seed, *arm.begins])[:16]
     return folder / "benchmarks" / f"{arm.name}-{key}.json"
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from console import error_line
+from data.framing import start_ids
+from data.tokens import load_tokenizer
 
 
 def main(argv: list[str]) -> int:
@@ -36,7 +38,7 @@ def main(argv: list[str]) -> int:
         try:
             found = lm_eval.simple_evaluate(
                 model=model,
-                tasks=[_own_task(task, model) if "data" in task else task["name"]],
+                tasks=[_own_task(task, model, job["model"], job["revision"]) if "data" in task else task["name"]],
                 num_fewshot=task["shots"],
                 limit=task["limit"],
                 task_manager=manager,
@@ -97,18 +99,17 @@ def _model(job: dict[str, Any]) -> Any:
     return model
 
 
-def _own_task(task: dict[str, Any], model: Any) -> dict[str, Any]:
+def _own_task(task: dict[str, Any], model: Any, model_name: str, revision: str | None) -> dict[str, Any]:
     """Rows {"id", "prompt", "options", "gold"} of a JSON file as a multiple-choice task."""
-    tokenizer = model.tokenizer
-    start = tokenizer.bos_token_id
-    # Training puts this token before every text; tokenizers that do not do so by themselves are handed it as text.
-    adds = start is None or tokenizer("x")["input_ids"][:1] == [start]
+    # Models of old runs were trained with a token that their tokenizer does not add: it is handed in as text.
+    trained = load_tokenizer(model_name, revision)
+    before = "" if start_ids(trained) == start_ids(model.tokenizer) else str(trained.bos_token)
     return {
         "task": task["name"],
         "custom_dataset": lambda **_: {"test": own_rows(Path(task["data"]))},
         "test_split": "test",
         "output_type": "multiple_choice",
-        "doc_to_text": ("" if adds else tokenizer.bos_token) + "{{prompt}}",
+        "doc_to_text": before + "{{prompt}}",
         "doc_to_choice": "options",
         "doc_to_target": "gold",
         "metric_list": [{"metric": "acc"}],

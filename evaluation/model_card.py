@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from data.templates import question_prompt
 from evaluation.render import _one_line, _percent, _range
 
 
-def model_card(report: Mapping[str, Any], name: str, base_model: str, records_sha256: str, hf: str) -> str:
-    """The card of one scored arm. `hf`: its folder as the reader would write it."""
+def model_card(report: Mapping[str, Any], name: str, base_model: str, records_sha256: str, hf: str, framing: Mapping[str, Any]) -> str:
+    """The card of one scored arm. `hf`: its folder as the reader would write it; `framing`: data.framing.framing_of it."""
     arm = report["arms"][name]
     stages, keys = report.get("stages") or {}, (report.get("curricula") or {}).get(name) or []
     curriculum = [
@@ -39,7 +40,7 @@ def model_card(report: Mapping[str, Any], name: str, base_model: str, records_sh
             "```",
             f"vllm serve {hf}",
             "```",
-            "Ask as in training: `Question: … Answer:`, greedy.",
+            *_how_to_ask(framing),
             "",
             "## Curriculum",
             *(curriculum or ["Not known: the trainer's files are gone."]),
@@ -61,6 +62,18 @@ def model_card(report: Mapping[str, Any], name: str, base_model: str, records_sh
             "",
         ]
     )
+
+
+def _how_to_ask(framing: Mapping[str, Any]) -> list[str]:
+    """What a user must send, and what the tokenizer and the end token do about it."""
+    if framing["template"] == "chat":
+        how = "Ask as in training: one message of the user in the model's chat template (`/v1/chat/completions`), greedy."
+    else:
+        prompt = question_prompt("…", framing["template"])
+        how = f"Ask as in training, greedy: `{prompt}`" if "\n" not in prompt else f"Ask as in training, greedy:\n```\n{prompt}\n```"
+    begins = " ".join(f"`{token}`" for token in framing.get("begins") or [])
+    before = f"The tokenizer puts {begins} before every text" if begins else "Nothing stands before a text"
+    return [how, f"{before}; answers end with `{framing['ends']}`." if framing.get("ends") else f"{before}."]
 
 
 def _score_line(kind: str, scores: Mapping[str, Any]) -> str:

@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from console import UserError
-from data.config import Stage
-from data.templates import exam_template
+from data.framing import template_of_stage
 
 SCORE_FORMAT = 3
 """Raised by hand whenever scoring, prompting or the files change."""
@@ -73,6 +72,11 @@ class TrainedArm:
     def template(self) -> str:
         """How the exam words its questions to this arm (data.templates.exam_template)."""
         return str(self.entry.get("template", "pit"))
+
+    @property
+    def begins(self) -> list[list[int]]:
+        """[tokens] of what texts begin with, where that is not the bos token alone: for keys."""
+        return [self.entry["begins"]] if "begins" in self.entry else []
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def newest_score(folder: Path, arm: TrainedArm) -> Score | None:
 def _trained_arm(folder: Path, name: str, entry: dict[str, Any]) -> TrainedArm:
     local = folder / entry["hf"]  # an absolute path stays as it is
     stage = entry.get("stage")
-    entry = {"template": _template(folder, stage), **entry}
+    entry = {"template": template_of_stage(folder / "stages", stage), **entry}
     manifest = folder / "stages" / stage / "manifest.json" if stage else None
     if manifest is not None and manifest.is_file():
         weights = json.loads(manifest.read_text(encoding="utf-8"))["weights_sha256"]
@@ -150,24 +154,6 @@ def _trained_arm(folder: Path, name: str, entry: dict[str, Any]) -> TrainedArm:
     is_local = local.is_dir() or bool(stage) or "weights_sha256" in entry or Path(entry["hf"]).is_absolute()
     path = str(local.resolve()) if is_local else entry["hf"]
     return TrainedArm(name, path, weights, entry.get("revision"), is_local and not local.is_dir(), entry)
-
-
-def trained_template(model: str) -> str:
-    """How the exam words its questions to a model given by its folder: as its stage was trained, where it lies in a run folder; else `pit`."""
-    folder = Path(model).resolve()
-    if folder.name != "hf" or folder.parents[1].name != "stages":
-        return "pit"
-    return _template(folder.parents[2], folder.parent.name)
-
-
-def _template(folder: Path, stage: str | None) -> str:
-    """How the exam words its questions to a stage whose entry does not say: as it and the stages before it trained theirs."""
-    stages = []
-    while stage and (path := folder / "stages" / stage / "manifest.json").is_file():
-        job = json.loads(path.read_text(encoding="utf-8")).get("job", {})
-        stages += [Stage.model_validate(job["stage"])] if "stage" in job else []
-        stage = job.get("parent")
-    return exam_template(stages[::-1])
 
 
 def _files_identity(folder: Path) -> str:
@@ -188,7 +174,8 @@ def asked_in(rows: Iterable[dict[str, Any]], set_name: str, mode: str) -> list[d
 
 def score_stem(folder: Path, arm: TrainedArm, exam_fingerprint: str) -> Path:
     """The path of an arm's score without its extension."""
-    key = hashlib.sha256(json.dumps([SCORE_FORMAT, arm.weights, exam_fingerprint]).encode()).hexdigest()[:16]
+    facts = [SCORE_FORMAT, arm.weights, exam_fingerprint, *arm.begins]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     return folder / "scores" / f"{arm.name}-{key}"
 
 

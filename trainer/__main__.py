@@ -15,6 +15,7 @@ Trains every arm of an experiment and examines the result with `python -m evalua
 
 Stages that are already trained are not trained again: run the same command to go on after a stop, at the step it had come to.
 `python -m trainer gc X.yaml` shows, and with --delete removes, what a run folder holds that nothing needs any more.
+`python -m trainer model convert FILE.gguf --out DIR` makes a model folder of a GGUF file.
 `python -m trainer residual -h`: what an instruct model has learnt, as a file to add to other models.
 exit codes: 0 done; 1 failed; 2 bad input; 75 stopped by SIGTERM, 130 by Ctrl-C, both with everything saved
 """
@@ -64,6 +65,11 @@ def main(argv: list[str] | None) -> int:
         from trainer.residual.command import residual_command
 
         return residual_command(given[1:])
+    if given[:1] == ["model"]:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: bars of two libraries over each other
+        from trainer.convert import model_command
+
+        return model_command(given[1:])
     arguments = _arguments(argv)
     experiment = load_experiment(arguments.experiment, arguments.overrides)
     with located(arguments.experiment):

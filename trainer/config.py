@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from data.adapters import Adapter
 from data.config import Strict
+from data.framing import Begins
 
 
 class TinyModel(Strict):
@@ -27,6 +28,9 @@ class ModelConfig(Strict):
     resize_embeddings: bool = False
     """Give tokens that the tokenizer knows and the embedding has no row for rows of their own, each the mean of the others; the whole model is
     read and written once, before training."""
+    bos: Begins = "auto"
+    """What begins every text, in training, exam and hf/: auto: what the tokenizer itself adds; always: the beginning-of-sequence token that it
+    names; never: nothing."""
     tiny: TinyModel | None = None
 
     @model_validator(mode="after")
@@ -35,6 +39,8 @@ class ModelConfig(Strict):
             raise ValueError("give either model.name or model.tiny")
         if self.tiny and self.resize_embeddings:
             raise ValueError("resize_embeddings: a tiny model's embedding always fits its tokenizer; leave it out")
+        if self.tiny and self.bos != "auto":
+            raise ValueError("bos: a tiny model's tokenizer puts <s> before every text; leave it out")
         return self
 
 

@@ -27,7 +27,7 @@ def dry_run(
     if model.name and Path(model.name).is_dir():
         check_model_folder(Path(model.name), model.resize_embeddings)
     arms, catalogue, corpus, origin = read_what_is_new(data, seed, arms, since)
-    lengths = count_lengths(catalogue, model.name, model.revision, model.tiny.vocab_size if model.tiny else None)
+    lengths = count_lengths(catalogue, model.name, model.revision, model.tiny.vocab_size if model.tiny else None, model.bos)
     plans = compile_arms(arms, catalogue, seed, lengths.of)
     golds = unreachable(corpus.part("test").questions, answer_tokens, lengths.answer) if corpus and answer_tokens else None
     report = {"records": origin, "tokens": lengths.note, "arms": arms_report(arms, plans, catalogue, lengths)}

@@ -11,10 +11,14 @@ import torch
 from transformers import AutoConfig
 
 from data.adapters import Adapter
+from data.config import Stage
+from data.framing import template_of_stage, write_framing
+from data.templates import Wording
+from data.tokens import Encoder, load_tokenizer
 from trainer.buffers import With
 from trainer.checkpoint import Checkpoint
 from trainer.families import file_layout, folder_buffers, folder_weights
-from trainer.store import StageStore
+from trainer.store import StageStore, write_json
 from trainer.weights import FragmentWeights, Weights, export
 from trainer.worker_settings import Precision, WorkerSettings
 
@@ -27,11 +31,12 @@ def dtype_of(precision: Precision) -> torch.dtype:
 
 
 def export_model(
-    weights: Weights, model_folder: str, target: Path, dtype: torch.dtype, end_id: int | None = None
+    weights: Weights, model_folder: str, target: Path, dtype: torch.dtype, template: str = "pit"
 ) -> tuple[str, dict[str, Any]]:
     """Weights, config and tokenizer for users and the exam; (SHA-256 of the weights, {file: {bytes, sha256}}).
 
-    `end_id`: the token that was trained as the end of an answer, where it may be none that the model's own files call one.
+    `template`: the wording that questions were trained in. The token that ended answers there is named as an end, beside those that the model
+    had: a server that knows nothing of the wording stops there too.
     """
     kept, constants = folder_buffers(Path(model_folder))
     kept |= {name: value.dtype for name, value in constants.items()}
@@ -41,19 +46,22 @@ def export_model(
             shutil.copy(file, target / file.name)
     config = AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
     config.dtype = dtype
+    tokenizer = load_tokenizer(model_folder)
+    end_id = Encoder(tokenizer, Wording(template)).eos_id  # type: ignore[arg-type]
+    _name_end(config, target / "generation_config.json", end_id)
     config.save_pretrained(target)
-    if end_id is not None:
-        _add_end(target / "generation_config.json", end_id, config.get_text_config().eos_token_id)
+    write_framing(target, template, tokenizer, end_id)
     return sha256, exported
 
 
-def _add_end(path: Path, end_id: int, known: int | list[int] | None) -> None:
-    """transformers' generate and `vllm serve` stop where generation_config.json says so: there the trained end must be one of the ends."""
-    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    told = values.get("eos_token_id", known)
-    ends = told if isinstance(told, list) else [told] if told is not None else []
+def _name_end(config: Any, generation: Path, end_id: int) -> None:
+    """Leaves both as they are where the end is known: the exam's engine takes other weights only beside the same files."""
+    settings: dict[str, Any] = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
+    known = settings.get("eos_token_id", config.get_text_config().eos_token_id)
+    ends = known if isinstance(known, list) else [] if known is None else [known]
     if end_id not in ends:
-        path.write_text(json.dumps({**values, "eos_token_id": [end_id, *ends]}, indent=2) + "\n", encoding="utf-8")
+        config.eos_token_id = [end_id, *ends] if ends else end_id
+        write_json(generation, {**settings, "eos_token_id": config.eos_token_id})
 
 
 def export_checkpoint(folder: Path, settings: WorkerSettings, target: Path) -> str:
@@ -65,7 +73,14 @@ def export_checkpoint(folder: Path, settings: WorkerSettings, target: Path) -> s
 
         parent = parent_weights(settings, manifest["job"]["parent"], StageStore(Path(settings.run_folder)))
         weights = MergedWeights(settings.model_folder, Adapter.model_validate(adapter), parent, weights)
-    return export_model(weights, settings.model_folder, target, dtype_of(manifest["precision"]), manifest["job"].get("end_id"))[0]
+    job = manifest["job"]
+    template = stage_template(settings, Stage.model_validate(job["stage"]), job["parent"])
+    return export_model(weights, settings.model_folder, target, dtype_of(manifest["precision"]), template)[0]
+
+
+def stage_template(settings: WorkerSettings, stage: Stage, parent: str | None) -> str:
+    """The wording in which a stage's model was taught questions, by it or by what came before."""
+    return template_of_stage(Path(settings.run_folder) / "stages", parent, stage, Path(settings.model_folder))
 
 
 def parent_weights(settings: WorkerSettings, parent: str | None, store: StageStore, check: Check = lambda *_: None) -> Weights:

@@ -16,6 +16,8 @@ from typing import Any
 
 from console import RunError, UserError, say
 from data.config import Merge
+from data.framing import begins_otherwise, write_framing
+from data.tokens import load_tokenizer
 from trainer.fragment_file import sha256_of
 from trainer.mergekit import ABSENT, mergekit_command, run_mergekit
 from trainer.residual.artefact import add_residual, make_residual
@@ -94,6 +96,7 @@ def _merged(run_folder: Path, name: str, merge: Merge, parts: Mapping[str, Ingre
         shutil.rmtree(out, ignore_errors=True)
         make = _with_residual if merge.method == "residual" else _with_mergekit
         manifest = make(run_folder, merge, of, instruct, base, out, seed)
+        write_framing(out / "hf", of.entry.get("template", "pit"), load_tokenizer(str(out / "hf")))
         write_json(out / "manifest.json", {**manifest, "seconds": time.perf_counter() - start})
         say(f"{name}: {merge.in_words()}")
         for note in manifest["notes"]:
@@ -109,6 +112,7 @@ def _merged(run_folder: Path, name: str, merge: Merge, parts: Mapping[str, Ingre
         "plan_hash": of.entry.get("plan_hash", ""),
         "plan_hashes": of.entry.get("plan_hashes", []),
         "template": of.entry.get("template", "pit"),
+        **begins_otherwise(out / "hf"),
         "weights_sha256": manifest["weights_sha256"],
         "merged": {
             **{role: getattr(merge, role) for role in ("of", "instruct", "base")},

@@ -97,12 +97,17 @@ def check_same_model(parent: Parent, model: ModelConfig, described: Path | None)
 
 def _check_same_tokenizer(parent: Parent, described: Path) -> None:
     ours, theirs = load_tokenizer(str(described)), load_tokenizer(str(parent.hf))
-    same = ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    same = _reading(ours) == _reading(theirs)
     if not same or (ours.bos_token_id, ours.eos_token_id) != (theirs.bos_token_id, theirs.eos_token_id):
         raise UserError(
             f"base: {parent.text}: another tokenizer than this experiment's model has ({described}): its weights would read other words; "
             "give the model that the run was trained from"
         )
+
+
+def _reading(tokenizer: Any) -> dict[str, Any]:
+    """All but what is put around texts, which `model.bos` may change."""
+    return {**json.loads(tokenizer.backend_tokenizer.to_str()), "post_processor": None}
 
 
 def _tiny(tiny: TinyModel) -> dict[str, Any]:

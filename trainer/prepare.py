@@ -44,8 +44,6 @@ class Job:
     """Tokens of the stage's longest item, cut as above; 0: `longest`."""
     row_tokens: int = 0
     """Tokens of the longest row that the stage can have; 0: `capacity`."""
-    end_id: int | None = None
-    """The token that ends a turn, where the questions trained last end so (`template: chat`); None: the tokenizer's end of sequence."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,8 @@ def initial_identity(model: ModelConfig, model_folder: Path, seed: int, tokens_s
     in the place of others are other weights.
     """
     files = sorted([*model_folder.glob("*.safetensors"), model_folder / "config.json"])
-    facts: dict[str, Any] = {"model": model.model_dump(mode="json", exclude=None if model.resize_embeddings else {"resize_embeddings"})}
+    later = {"bos"} | ({"resize_embeddings"} if not model.resize_embeddings else set())  # what begins texts is told by their tokens
+    facts: dict[str, Any] = {"model": model.model_dump(mode="json", exclude=later)}
     facts |= (
         {"seed": seed, "tokens": tokens_sha256}
         if model.tiny
@@ -84,11 +83,10 @@ def make_jobs(
     initial: str,
     plan_folder: Path,
     starts: dict[str, Start] | None = None,
-    chat_end: int | None = None,
 ) -> tuple[list[Job], dict[str, list[str]]]:
     """Every distinct stage once, parents first, and each arm as its list of keys. Plans are written to `plan_folder`.
 
-    `starts`: of arms that do not start from the `initial` weights. `chat_end`: the token that ends a turn of the model's chat template.
+    `starts`: of arms that do not start from the `initial` weights.
     """
     jobs: dict[str, Job] = {}
     keys: dict[str, list[str]] = {}
@@ -97,22 +95,19 @@ def make_jobs(
         parent: str | None = None
         start = (starts or {}).get(arm)
         keys[arm] = []
-        end: int | None = None
         for n, (stage, plan) in enumerate(zip(stages, plans[arm], strict=True)):
             worded = store.worded(wording_of(stage))
             cut = longest if int(worded.lengths.max(initial=0)) > longest else None
             key = stage_key(
                 parent or (start.identity if start else initial), stage, plan.sha256, worded.sha256, trainer, precision, cut, seed
             )
-            if stage.trains_questions():
-                end = chat_end if stage.template == "chat" else None
             if key not in jobs:
                 path = _write_plan(plan, worded.sha256, plan_folder)
                 label = f"{arm} {n + 1}/{len(stages)}: {' + '.join(stage.mix.kinds())}"
                 own = start.folder if start else None
                 sizes = _longest(plan, worded, capacity, longest)
                 jobs[key] = Job(
-                    key, parent, label, stage, plan.num_steps, str(path.resolve()), plan.sha256, capacity, longest, n, own, *sizes, end
+                    key, parent, label, stage, plan.num_steps, str(path.resolve()), plan.sha256, capacity, longest, n, own, *sizes
                 )
             keys[arm].append(key)
             parent = key

@@ -14,11 +14,13 @@ from data.arms import compile_arms, wordings
 from data.catalogue import Catalogue, catalogue_of, digest_records
 from data.changes import EARLIER, RECORDS, Changes, changes_since, fit_stages, read_earlier, untrained, write_records
 from data.config import DataConfig, Stage
+from data.framing import begins_otherwise, template_of
 from data.load import load_corpus
 from data.plan import Plan
 from data.records import Corpus
-from data.templates import Wording, exam_template, wording_of
+from data.templates import exam_template, wording_of
 from data.tokens import Encoder, TokenStore, load_tokenizer, store_key, write_store, write_wordings
+from trainer.begun import begun_as
 from trainer.config import ModelConfig, TrainerConfig
 from trainer.fits import check_stages
 from trainer.graph import graph_lines
@@ -106,8 +108,9 @@ def prepare(
     catalogue = catalogue_of(corpus)
     given = parent.hf if parent else Path(resolve_model(folder, model, catalogue, seed))
     tensors = check_model_folder(given)
-    model_folder = str(text_folder(given, folder / TEXT_MODELS) if model.name else given)
-    if Path(model_folder) != given.resolve():
+    text = text_folder(given, folder / TEXT_MODELS) if model.name else given
+    model_folder = str(begun_as(Path(text), (folder / "model-begun").resolve(), model.bos))
+    if Path(text) != given.resolve():
         tensors = check_model_folder(Path(model_folder))
     check_stages({arm: stages for arm, stages in arms.items() if arm not in (starts or {})}, model_folder, trainer)
     tokenizer = load_tokenizer(model_folder)
@@ -140,9 +143,7 @@ def prepare(
     own = {arm: found[name] for arm, name in (starts or {}).items()}
     for arm, folder_of_arm in own.items():
         check_stages({arm: arms[arm]}, folder_of_arm.folder, trainer)
-    jobs, keys = make_jobs(
-        arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own, _chat_end(arms, tokenizer)
-    )
+    jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own)
     StageStore(folder).tidy()
     refuse_changed_data(folder, data, {job.key for job in jobs})
     set_aside_rounded(StageStore(folder), jobs, model_folder, trainer.keep_rounded_stages)
@@ -263,8 +264,9 @@ def write_arms(folder: Path, name: str, prepared: Prepared, model: ModelConfig |
         own = [store.manifest(key) for key in keys if arm == "base" or key not in base]
         totals = [manifest["totals"] for manifest in own if manifest]
         plan_hashes = [plan.sha256 for plan in prepared.plans[arm]]
+        start = prepared.starts.get(arm, prepared.model_folder)
         arms[arm] = {
-            "hf": str(Path("stages") / keys[-1] / "hf") if keys else _relative(prepared.starts.get(arm, prepared.model_folder), folder),
+            "hf": str(Path("stages") / keys[-1] / "hf") if keys else _relative(start, folder),
             "stage": keys[-1] if keys else None,
             "stages": keys,
             "steps": sum(t["steps"] for t in totals),
@@ -272,7 +274,8 @@ def write_arms(folder: Path, name: str, prepared: Prepared, model: ModelConfig |
             "seconds": sum(t["seconds"] for t in totals),
             "plan_hash": plan_hashes[-1] if plan_hashes else "",
             "plan_hashes": plan_hashes,
-            "template": exam_template([stage_of[key] for key in keys]),
+            "template": exam_template([stage_of[key] for key in keys], template_of(Path(start))),
+            **begins_otherwise(Path(start)),
         }
     origin = {"model": name_of(model)} if model else {}
     write_json(folder / "arms.json", {"experiment": name, **origin, "records_sha256": prepared.corpus.fingerprint(), "arms": arms})
@@ -303,12 +306,6 @@ def _relative(path: str, folder: Path) -> str:
 
 def plan_of(prepared: Prepared, job: Job) -> Plan:
     return next(plan for plans in prepared.plans.values() for plan in plans if plan.sha256 == job.plan_sha256)
-
-
-def _chat_end(arms: dict[str, list[Stage]], tokenizer: Any) -> int | None:
-    """The token that ends a turn, where a stage asks in the model's chat template."""
-    chat = any(stage.template == "chat" for stages in arms.values() for stage in stages)
-    return Encoder(tokenizer, Wording("chat")).eos_id if chat else None
 
 
 def _largest_token(store: TokenStore) -> int:

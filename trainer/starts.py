@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from console import UserError, say
+from data.framing import start_ids
 from data.tokens import load_tokenizer
+from trainer.begun import begun_as
 from trainer.config import ModelConfig
 from trainer.hub import fetch_model
 from trainer.model_check import check_model_folder
@@ -23,7 +25,7 @@ def find_models(folder: Path, models: dict[str, ModelConfig], model_folder: str,
         try:
             place = model.name if Path(model.name).is_dir() else fetch_model(model, folder / "hub" / model.name.replace("/", "--"))
             check_model_folder(Path(place))
-            text = text_folder(Path(place), folder / TEXT_MODELS)
+            text = begun_as(text_folder(Path(place), folder / TEXT_MODELS), folder / "models-begun" / name, model.bos)
             _check_tokens(model_folder, str(text))
         except UserError as error:
             raise UserError(f"models.{name}: {str(error).removeprefix('model.name: ')}") from None
@@ -44,8 +46,8 @@ def _check_tokens(ours: str, theirs: str) -> None:
     if different or parts[0] != parts[1]:
         what = f"token {different[0]!a} has another number" if different else "texts are split in another way"
         raise UserError(f"{theirs}: another tokenizer than the experiment's model has ({what}): it would read other words; leave it out")
-    if one.bos_token_id != other.bos_token_id:
-        raise UserError(f"{theirs}: begins texts with another token than the experiment's model; leave it out")
+    if start_ids(one) != start_ids(other):
+        raise UserError(f"{theirs}: begins texts with other tokens than the experiment's model; give both the same `bos`, or leave it out")
     if one.eos_token_id != other.eos_token_id:
         say(
             f"{theirs}: ends texts with {other.eos_token!a}; here it learns to end them with {one.eos_token!a}, as the experiment's model does"

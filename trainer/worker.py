@@ -13,7 +13,7 @@ import torch
 
 from data.rows import Row
 from trainer.checkpoint import Checkpoint, Saver, checkpoints, clear_uncommitted, first_bad_file, rank_zero_says, set_aside
-from trainer.export import dtype_of, export_model, parent_weights
+from trainer.export import dtype_of, export_model, parent_weights, stage_template
 from trainer.flops import row_flops
 from trainer.fragment_file import fragment_file, write_fragments
 from trainer.freeze import exact_fragments
@@ -198,10 +198,9 @@ def _export_and_commit(
 ) -> None:
     """`facts`: what of the manifest only the process group knows, with its world_size."""
     folder = store.folder(job.key)
-    dtype = dtype_of(settings.precision)
-    sha256, exported = export_model(
-        FragmentWeights(folder / "weights", shapes, facts["world_size"]), settings.model_folder, folder / "hf", dtype, job.end_id
-    )
+    weights = FragmentWeights(folder / "weights", shapes, facts["world_size"])
+    template = stage_template(settings, job.stage, job.parent)
+    sha256, exported = export_model(weights, settings.model_folder, folder / "hf", dtype_of(settings.precision), template)
     manifest = {
         "job": job_dict(job),
         "shapes": shapes,

@@ -35,9 +35,8 @@ def dry_run(experiment: Experiment, values: dict[str, Any], gpus: str | None = N
     base = experiment.stages("base")
     told = {"base": base, **arms}
     told, catalogue, _, origin = read_what_is_new(experiment.data, experiment.seed, told, experiment.base_records)
-    lengths = count_lengths(
-        catalogue, experiment.model.name, experiment.model.revision, experiment.model.tiny.vocab_size if experiment.model.tiny else None
-    )
+    model = experiment.model
+    lengths = count_lengths(catalogue, model.name, model.revision, model.tiny.vocab_size if model.tiny else None, model.bos)
     try:
         plans = compile_arms(told, catalogue, experiment.seed, lengths.of)
     except UserError as error:

@@ -62,11 +62,12 @@ class ExamDesk:
 
     def _choose(self, arm: TrainedArm) -> list[tuple[str | None, float]]:
         """(document, 1.0 where the likeliest letter is right) of each multiple-choice question, options shuffled."""
+        from data.framing import start_ids
         from data.tokens import load_tokenizer
 
         asked = [ask(question, "shuffled", self._sheet.seed) for question in self._sheet.choices]
         tokenizer = load_tokenizer(arm.path)
-        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        start = start_ids(tokenizer)
         sequences, starts = [], []
         for one in asked:
             prompt = start + tokenizer.encode(one.prompt, add_special_tokens=False)

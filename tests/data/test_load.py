@@ -384,3 +384,20 @@ def test_products() -> None:
     assert sizes(corpus) == {"train_documents": 500, "train_questions": 3049, "test_choices": 2391 - 1 - 125}
     assert all(document.title and document.text.startswith(document.title) for document in corpus.part("train").documents)
     assert not any(choice.startswith(("A)", "A. ")) for question in corpus.part("test").choices for choice in question.choices)
+
+
+def test_a_sample_of_documents_takes_their_questions_along(tmp_path: Path) -> None:
+    """Fewer are part of more; what is not chosen is left out by rule, and the account still adds up (load checks it)."""
+    documents = [{"id": f"d{n}", "text": f"Film number {n} was shot in town {n}."} for n in range(12)]
+    questions = [{"doc_id": f"d{n % 12}", "question": f"What of {n}?", "answer": f"Town {n}"} for n in range(24)]
+    free = {"question": "Which is free?", "answer": "This one"}
+    found = {
+        size: load(tmp_path, options={"sample": {"train": size}}, train_documents=documents, train_questions=[*questions, free])
+        for size in (3, 5, 40)
+    }
+    ids = {size: {d.id for d in corpus.part("train").documents} for size, corpus in found.items()}
+    assert len(ids[3]) == 3 and len(ids[5]) == 5 and ids[3] < ids[5] < ids[40] == {d["id"] for d in documents}
+    for size, corpus in found.items():
+        asked = [q.doc_id for q in corpus.part("train").questions]
+        assert {doc for doc in asked if doc} == ids[size] and asked.count(None) == 1 and len(asked) == 2 * len(ids[size]) + 1
+        assert set(reasons(corpus)) == ({"not in data.sample"} if size < 12 else set())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.benchmarks_config import ConversationConfig
-from evaluation.conversation import as_chat, block, converse, pending, requests
+from evaluation.conversation import block, converse, conversing, pending, requests
 from evaluation.examiner import EngineOptions
 from evaluation.score_files import TrainedArm
 
@@ -29,18 +29,25 @@ def test_requests_are_fixed_and_counted() -> None:
     assert requests(ConversationConfig(prompts=2)) == requests(ConversationConfig(prompts=10))[:2]
 
 
-def test_chat_template_where_there_is_one(arms: list[TrainedArm]) -> None:
+def test_requests_are_put_as_the_arm_was_trained(arms: list[TrainedArm]) -> None:
+    """In `pit` a model with a chat template is asked in that; its end of turn ends the answer, whatever the tokenizer calls the end."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(arms[0].path)
-    plain = as_chat(tokenizer, "who are you?")
-    assert tokenizer.decode(plain).replace("<s>", "").strip() == "Question: who are you? Answer:"
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    plain = conversing(tokenizer, "pit")
+    assert tokenizer.decode(plain.prompt("who are you?")).replace("<s>", "").strip() == "Question: who are you? Answer:"
     tokenizer.chat_template = (
-        "<s>{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[me]{% endif %}"
+        "<s>{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    chat = as_chat(tokenizer, "who are you?")
-    assert chat[0] == tokenizer.bos_token_id and chat.count(tokenizer.bos_token_id) == 1
-    assert "[user]who are you?[me]" in tokenizer.decode(chat).replace("] ", "]")
+    chat = conversing(tokenizer, "pit")
+    ids = chat.prompt("who are you?")
+    assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
+    assert "[user]who are you?<|im_end|>[assistant]" in tokenizer.decode(ids).replace("] ", "]").replace(" <", "<").replace("> ", ">")
+    assert chat.eos_id == tokenizer.convert_tokens_to_ids("<|im_end|>") != plain.eos_id
+    assert "### Instruction" in tokenizer.decode(conversing(tokenizer, "alpaca").prompt("who are you?"))
+    tokenizer.chat_template = "{{ raise_exception('not for you') }}"
+    assert conversing(tokenizer, "pit").prompt("who are you?") == plain.prompt("who are you?")
 
 
 @pytest.mark.timeout(400)

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from console import UserError
 from data.bios import make_bios, other_wordings
 from data.config import Bios
+from data.framing import template_of
 from data.records import Corpus, Document, Part, Question
 from evaluation.config import ExamConfig
 from evaluation.exam import Exam, build_exam, sample, split_windows, tokenise
 from evaluation.prompts import Found
-from evaluation.score_files import is_scored, read_arms, read_score, score_stem, trained_stages, trained_template, write_score
+from evaluation.score_files import is_scored, read_arms, read_score, score_stem, trained_stages, write_score
 from evaluation.sitting import sit
 
 
@@ -348,8 +349,8 @@ def test_a_stage_within_an_arm_is_asked_as_it_was_trained(tmp_path: Path) -> Non
     arms = {f"stage-k{n}": {"hf": f"stages/k{n}/hf", "stage": f"k{n}"} for n in range(3)}
     (tmp_path / "arms.json").write_text(json.dumps({"experiment": "x", "records_sha256": "r", "arms": arms}))
     assert [arm.template for arm in read_arms(tmp_path, "r")] == ["pit", "alpaca", "alpaca"]
-    assert trained_template(str(tmp_path / "stages" / "k1" / "hf")) == "alpaca"  # `ask` and `examine`, given the folder alone
-    assert trained_template(str(tmp_path)) == trained_template("acme/tiny") == "pit"
+    assert template_of(tmp_path / "stages" / "k1" / "hf") == "alpaca"  # `ask` and `examine`, given the folder alone
+    assert template_of(tmp_path) == template_of(Path("acme/tiny")) == "pit"
 
 
 def test_a_score_is_whole_or_absent(tmp_path: Path) -> None:

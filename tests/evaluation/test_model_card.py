@@ -13,16 +13,25 @@ from evaluation.benchmarks_config import SinksConfig
 from evaluation.model_card import model_card
 from tests.evaluation.test_page import made, trained
 
+FRAMING = {"template": "pit", "begins": ["<s>"], "ends": "</s>"}
+
 
 def test_card_says_what_where_from_how_good_and_how_to_use() -> None:
-    card = model_card(trained(made()), "pit", "meta/llama", "abc123", "runs/x/stages/k3/hf")
+    card = model_card(trained(made()), "pit", "meta/llama", "abc123", "runs/x/stages/k3/hf", FRAMING)
     assert card.startswith("---\nbase_model: meta/llama\n")
     assert "vllm serve runs/x/stages/k3/hf" in card and "`abc123`; seed 0" in card
     assert "3. test\\_documents: 4 steps, 40 tokens, rate 0.004 (plan `hash of pit `)" in card
     assert "| test | 75.0 (50–100) | 75.0 (50–100) | 4 |" in card
     assert "no longer answers" not in card
+    assert "`Question: … Answer:`" in card and "puts `<s>` before every text; answers end with `</s>`" in card
+    chat, alpaca = (
+        model_card(trained(made()), "pit", "m", "a", "h", {"template": template, "begins": [], "ends": "<|im_end|>"})
+        for template in ("chat", "alpaca")
+    )
+    assert "chat template" in chat and "Nothing stands before a text; answers end with `<|im_end|>`." in chat and "Question: …" not in chat
+    assert "### Instruction:\n…\n\n### Response:" in alpaca
     forgetful = {**trained(made()), "lost": {"pit": {"known": 10, "lost": 9}}}
-    assert "Of 10 older questions that the base answered it no longer answers 9." in model_card(forgetful, "pit", "m", "a", "h")
+    assert "Of 10 older questions that the base answered it no longer answers 9." in model_card(forgetful, "pit", "m", "a", "h", FRAMING)
 
 
 def test_metrics_leave_out_missing_arms() -> None:

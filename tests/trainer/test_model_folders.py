@@ -18,7 +18,6 @@ from console import UserError
 from data.tokens import load_tokenizer
 from tests.conftest import ROOT
 from trainer.config import ModelConfig, TinyModel
-from trainer.export import _add_end
 from trainer.model_check import check_files, check_model_folder, check_named
 from trainer.model_tensors import check_tokens, embedding_rows
 from trainer.resize import resized
@@ -220,21 +219,3 @@ def test_embeddings_are_resized_on_request(folder: Path, tmp_path: Path) -> None
     stamp = (made / "model.safetensors").stat().st_mtime_ns
     assert resized(folder, tmp_path / "resized") == made and (made / "model.safetensors").stat().st_mtime_ns == stamp
     assert resized(made, tmp_path / "again") == made, "nothing to do"
-
-
-@pytest.mark.parametrize(
-    ("told", "known", "ends"),
-    [
-        ({"eos_token_id": 2}, 2, [5, 2]),
-        ({"eos_token_id": [2, 5]}, 2, [2, 5]),
-        ({"top_k": 3}, [2], [5, 2]),
-        (None, 2, [5, 2]),
-        (None, None, [5]),
-    ],
-)
-def test_the_trained_end_is_an_end(told: Values | None, known: Any, ends: list[int], tmp_path: Path) -> None:
-    path = tmp_path / "generation_config.json"
-    if told is not None:
-        path.write_text(json.dumps(told))
-    _add_end(path, 5, known)
-    assert json.loads(path.read_text()) == {**(told or {}), "eos_token_id": ends}

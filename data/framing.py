@@ -1,0 +1,131 @@
+"""What stands around a model's texts: which tokens begin them, which one ends an answer, and in which wording a model was trained.
+
+A text begins with what the tokenizer itself puts before it, found by trying: so does transformers, so do vLLM's server and lm-eval. That a
+tokenizer *names* a beginning-of-sequence token says nothing: Llama, Gemma and Mistral add theirs, GPT-2 and SmolLM2 name one and add none.
+
+hf/studyhall.json, beside a trained model's weights    {"template": "pit" | "alpaca" | "chat", "begins": [token], "ends": token}
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from console import UserError
+from data.config import Stage
+from data.templates import exam_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+FILE = "studyhall.json"
+Begins = Literal["auto", "always", "never"]
+
+
+def start_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+    """What the tokenizer puts before a text; often nothing. Nearly always its bos token, but whatever it adds counts."""
+    bare = tokenizer("x", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("x")["input_ids"]
+    found = next((n for n in range(len(whole) - len(bare) + 1) if whole[n : n + len(bare)] == bare), 0)
+    return list(whole[:found])
+
+
+def named_start(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+    """The bos token, whether the tokenizer adds it or not: what began every text before 2026-11-28."""
+    return [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+
+
+def begin(tokenizer: "PreTrainedTokenizerFast", wanted: Begins) -> bool:
+    """Makes the tokenizer put its bos token before every text, or nothing; whether that changed it. UserError where it names no such token."""
+    named = named_start(tokenizer)
+    if wanted == "always" and not named:
+        raise UserError("model.bos: always, but the model's tokenizer names no beginning-of-sequence token; use auto")
+    if wanted == "auto" or start_ids(tokenizer) == (named if wanted == "always" else []):
+        return False
+    _put_before(tokenizer, str(tokenizer.bos_token) if wanted == "always" else None)
+    return True
+
+
+def _put_before(tokenizer: "PreTrainedTokenizerFast", token: str | None) -> None:
+    """Other post-processing (Llama 3 trims offsets) stays; a template of special tokens is replaced."""
+    from tokenizers import Tokenizer
+
+    backend = tokenizer.backend_tokenizer
+    values: Any = json.loads(backend.to_str())
+    now = values["post_processor"] or {}
+    kept = [part for part in now.get("processors", [now]) if part.get("type") == "ByteLevel"]
+    before = {"SpecialToken": {"id": token, "type_id": 0}}
+    single = [*([before] if token else []), {"Sequence": {"id": "A", "type_id": 0}}]
+    special = {token: {"id": token, "ids": [tokenizer.bos_token_id], "tokens": [token]}} if token else {}
+    template = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": special,
+    }
+    values["post_processor"] = {"type": "Sequence", "processors": [*kept, template]} if kept else template
+    backend.post_processor = Tokenizer.from_str(json.dumps(values)).post_processor
+    tokenizer.init_kwargs["add_bos_token"] = token is not None  # classes of transformers that make the template anew when they load
+
+
+def was_named(folder: Path) -> bool:
+    """Whether it was trained, or made, by a version before 2026-11-28, which put the bos token before every text."""
+    if (folder / FILE).exists():
+        return False
+    return (folder.name == "hf" and (folder.parent / "manifest.json").is_file()) or (folder / "made.json").is_file()
+
+
+def as_trained(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
+    """A model that was trained here with its bos token keeps it, although its tokenizer does not add it."""
+    if was_named(folder) and tokenizer.bos_token_id is not None:
+        begin(tokenizer, "always")
+
+
+def write_framing(folder: Path, template: str, tokenizer: "PreTrainedTokenizerFast", end_id: int | None = None) -> None:
+    (folder / FILE).write_text(json.dumps(_framing(template, tokenizer, end_id), ensure_ascii=False), encoding="utf-8")
+
+
+def _framing(template: str, tokenizer: "PreTrainedTokenizerFast", end_id: int | None) -> dict[str, Any]:
+    end = int(tokenizer.eos_token_id) if end_id is None else end_id  # type: ignore[arg-type]
+    return {
+        "template": template,
+        "begins": tokenizer.convert_ids_to_tokens(start_ids(tokenizer)),
+        "ends": tokenizer.convert_ids_to_tokens(end),
+    }
+
+
+def begins_otherwise(folder: Path) -> dict[str, Any]:
+    """{"begins": ids} where a model's texts do not begin with its bos token alone: for keys, which thus stay what they were everywhere else."""
+    from data.tokens import load_tokenizer
+
+    tokenizer = load_tokenizer(str(folder))
+    start = start_ids(tokenizer)
+    return {} if start == named_start(tokenizer) else {"begins": start}
+
+
+def framing_of(folder: Path) -> dict[str, Any]:
+    """{"template", "begins", "ends"} of a trained model's folder, read from it or, for one of an older version, from its tokenizer."""
+    if (folder / FILE).is_file():
+        return dict(json.loads((folder / FILE).read_text(encoding="utf-8")))
+    from data.templates import Wording
+    from data.tokens import Encoder, load_tokenizer
+
+    tokenizer, template = load_tokenizer(str(folder)), template_of(folder)
+    return _framing(template, tokenizer, Encoder(tokenizer, Wording(template)).eos_id)  # type: ignore[arg-type]
+
+
+def template_of(folder: Path) -> str:
+    """The wording in which the model of this folder was taught questions; `pit` for any other model."""
+    if (folder / FILE).is_file():
+        return str(json.loads((folder / FILE).read_text(encoding="utf-8")).get("template", "pit"))
+    stages = folder.parent.parent
+    return template_of_stage(stages, folder.parent.name) if folder.name == "hf" and stages.name == "stages" else "pit"
+
+
+def template_of_stage(stages: Path, key: str | None, last: Stage | None = None, start: Path | None = None) -> str:
+    """The wording of the last stage that trained questions: `last`, the committed stage `key`, or one before it; else that of the model `start`."""
+    found = [last] if last else []
+    while key and (path := stages / key / "manifest.json").is_file():
+        job = json.loads(path.read_text(encoding="utf-8")).get("job", {})
+        found += [Stage.model_validate(job["stage"])] if "stage" in job else []
+        key = job.get("parent")
+    return exam_template(found[::-1], template_of(start) if start else "pit")
