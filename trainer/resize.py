@@ -35,7 +35,12 @@ def _write(source: Path, target: Path, size: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from trainer.buffers import read_buffers, set_buffer
+    from trainer.weights import FolderWeights
+
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False, use_safetensors=True)
+    for name, value in read_buffers(model, FolderWeights(source)).items():  # the library rounds some to the weights' dtype
+        set_buffer(model, name, value, value.dtype)
     old = model.get_input_embeddings().weight.shape[0]
     model.resize_token_embeddings(size, mean_resizing=False)
     heads = [part for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None]

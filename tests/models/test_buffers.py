@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from console import UserError
 from data.config import Merge
 from tests.models.families import save_model
+from trainer import resize
 from trainer.buffers import buffers, set_buffer
 from trainer.export import export_model
 from trainer.families import folder_buffers, folder_weights, make_network
@@ -105,3 +106,16 @@ def test_mergekit_is_not_given_what_it_would_round(glm: Path, tmp_path: Path) ->
     merge = Merge(of="of", instruct="instruct", method="dare_ties")
     with pytest.raises(UserError, match=rf"method: dare_ties: {CORRECTION} belongs to the model .*; use method: residual"):
         _with_mergekit(tmp_path, merge, of, instruct, base, tmp_path / "out", 0)
+
+
+def test_a_model_with_more_rows_keeps_its_corrections(tmp_path: Path) -> None:
+    """MiniMax-M2's, which transformers rounds to the weights' bf16."""
+    folder = save_model("minimax-m2", tmp_path / "model", TEXTS)
+    change_files(folder, lambda tensors: tensors.update({n: t.bfloat16() for n, t in tensors.items() if "correction" not in n}))
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"float32"', '"bfloat16"'))
+    resize._write(folder, tmp_path / "grown", 1000)
+    before, after = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "grown"))
+    corrections = [name for name in before if "correction" in name]
+    assert corrections and all(torch.equal(after[name], before[name]) and after[name].dtype == torch.float32 for name in corrections)
+    assert after["lm_head.weight"].shape[0] == 1000 and after["lm_head.weight"].dtype == torch.bfloat16
