@@ -43,6 +43,8 @@ def stage_key(
         "seed": seed,
         "versions": {name: version(name) for name in libraries},
     }
+    if stage.adapter and any("dropout" in name and value for name, value in stage.adapter.settings().items()):
+        facts["draws"] = "by micro-step and rank"  # before 2026-11-28 once a stage: other weights
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
