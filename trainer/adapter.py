@@ -33,8 +33,6 @@ from trainer.weights import Weights
 _NAME = "default"  # peft's name for a model's only adapter
 _READ_DIRECTLY = ["out_proj", "x_proj", "dt_proj"]
 """Of state-space layers: their kernels read these weights past the module."""
-
-
 _BY_HEADS = ["kv_b_proj"]
 """Of latent attention (DeepSeek-V3): its input has four dimensions, which peft's OFT takes for a picture."""
 

@@ -6,6 +6,7 @@ whose logits spread by 1 to 2 takes up to four times what its logits err by. So 
 that for all together, where few parameters have the worst. In fp32 u is √64 times larger: there sums round too, of up to 4,096 terms, in blocks.
 At most half of such an error lies along the gradient and changes its norm. A first loss has the forward pass's half of the roundings, in logits that
 are a fifth of it, and is the mean of a hundred targets or more; the sums of these means round in fp32.
+HRA rounds each adapted weight four times more, once for each reflection: 80 roundings more where up to ten such layers follow one another, forth and back.
 Nothing else is allowed to differ: buffers, start weights and frozen ones are the oracle's to the bit, and AdamW's step follows from its moments.
 """
 
@@ -22,6 +23,7 @@ from tests.parity.cells import Cell
 
 ROUNDING = {"fp32": 2.0**-24, "bf16": 2.0**-8}
 IN_SEQUENCE = 60
+MORE_IN_SEQUENCE = {"hra": 80}
 SOFTMAX = 4.0
 SUMS_IN_FP32 = 8.0
 
@@ -38,10 +40,11 @@ class Bounds:
     """Of one parameter's gradient; of one that is small (below a hundredth of all), of a hundredth of all."""
 
 
-def bounds(precision: str) -> Bounds:
+def bounds(precision: str, trained: str = "all") -> Bounds:
     unit = ROUNDING[precision] * (SUMS_IN_FP32 if precision == "fp32" else 1.0)
-    epsilon = SOFTMAX * sqrt(IN_SEQUENCE) * unit
-    loss = SOFTMAX * sqrt(IN_SEQUENCE / 2) * unit / 5 / sqrt(100) + 4 * ROUNDING["fp32"]
+    roundings = IN_SEQUENCE + MORE_IN_SEQUENCE.get(trained, 0)
+    epsilon = SOFTMAX * sqrt(roundings) * unit
+    loss = SOFTMAX * sqrt(roundings / 2) * unit / 5 / sqrt(100) + 4 * ROUNDING["fp32"]
     return Bounds(loss, epsilon / 4, epsilon / 2, epsilon)
 
 
@@ -61,7 +64,7 @@ def judge(cell: Cell, taken: dict[str, Any], wanted: dict[str, Any]) -> Verdict:
     told = {key: taken[key] for key in ("attention", "one_item", "losses", "gradients")}
     if "failed" in wanted:
         return Verdict("DIFFERENT", f"trained, and the oracle says: {wanted['failed']}", told=told)
-    allowed, figures, faults = bounds(cell.precision), {}, _bits(taken, wanted)
+    allowed, figures, faults = bounds(cell.precision, cell.trained), {}, _bits(taken, wanted)
     figures["loss"] = abs(sum(taken["losses"]) / wanted["loss"] - 1)
     figures["norm"] = abs(taken["norm"] / wanted["norm"] - 1)
     clipped = min(1.0, oracle.CONFIG.clip / wanted["norm"])
