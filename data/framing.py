@@ -25,6 +25,8 @@ def start_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     """What the tokenizer puts before a text; often nothing. Nearly always its bos token, but whatever it adds counts."""
     bare = tokenizer("x", add_special_tokens=False)["input_ids"]
     whole = tokenizer("x")["input_ids"]
+    if not bare:  # a vocabulary that has no x, nor a token for what it has not
+        return named_start(tokenizer) if whole[:1] == named_start(tokenizer) else []
     found = next((n for n in range(len(whole) - len(bare) + 1) if whole[n : n + len(bare)] == bare), 0)
     return list(whole[:found])
 
