@@ -56,6 +56,7 @@ def said_by_transformers(folder: Path, prompts: list[list[int]]) -> list[list[in
     return [model.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, do_sample=False)[0, len(ids) :].tolist() for ids in prompts]
 
 
+@pytest.mark.slow
 def test_vllm_says_what_transformers_says_before_and_after_training(trained: dict[str, Any], ray_cluster: str) -> None:
     """Tied weights go through one engine or past it (evaluation/engine.py): either way the second checkpoint's words are its own."""
     encoder = Encoder(load_tokenizer(str(MODEL)))
