@@ -1,7 +1,7 @@
 """What stands around a model's texts: which tokens begin them, which one ends an answer, and in which wording a model was trained.
 
-A text begins with what the tokenizer itself puts before it, found by trying: so does transformers, so do vLLM's server and lm-eval. That a
-tokenizer *names* a beginning-of-sequence token says nothing: Llama, Gemma and Mistral add theirs, GPT-2 and SmolLM2 name one and add none.
+A text begins with the bos token that the tokenizer names, or, with `model.bos: auto`, with what the tokenizer itself puts before it, found by trying, as in
+transformers, vLLM's server and lm-eval: Llama, Gemma and Mistral add theirs, GPT-2 and SmolLM2 name one and add none.
 
 hf/studyhall.json, beside a trained model's weights    {"template": "pit" | "alpaca" | "chat", "begins": [token], "ends": token}
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 FILE = "studyhall.json"
-Begins = Literal["auto", "always", "never"]
+Begins = Literal["named", "auto", "always", "never"]
 
 
 def start_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
@@ -32,7 +32,7 @@ def start_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
 
 
 def named_start(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
-    """The bos token, whether the tokenizer adds it or not: what began every text before 2026-11-28."""
+    """The bos token, whether the tokenizer adds it or not."""
     return [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
 
 
@@ -41,7 +41,7 @@ def begin(tokenizer: "PreTrainedTokenizerFast", wanted: Begins) -> bool:
     named = named_start(tokenizer)
     if wanted == "always" and not named:
         raise UserError("model.bos: always, but the model's tokenizer names no beginning-of-sequence token; use auto")
-    if wanted == "auto" or start_ids(tokenizer) == (named if wanted == "always" else []):
+    if wanted in ("named", "auto") or start_ids(tokenizer) == (named if wanted == "always" else []):
         return False
     _put_before(tokenizer, str(tokenizer.bos_token) if wanted == "always" else None)
     return True
@@ -69,16 +69,9 @@ def _put_before(tokenizer: "PreTrainedTokenizerFast", token: str | None) -> None
     tokenizer.init_kwargs["add_bos_token"] = token is not None  # classes of transformers that make the template anew when they load
 
 
-def was_named(folder: Path) -> bool:
-    """Whether it was trained, or made, by a version before 2026-11-28, which put the bos token before every text."""
-    if (folder / FILE).exists():
-        return False
-    return (folder.name == "hf" and (folder.parent / "manifest.json").is_file()) or (folder / "made.json").is_file()
-
-
 def as_trained(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
-    """A model that was trained here with its bos token keeps it, although its tokenizer does not add it."""
-    if was_named(folder) and tokenizer.bos_token_id is not None:
+    """Makes the tokenizer put its bos token before every text, but for a model whose folder says how its texts begin: there it does so itself."""
+    if not (folder / FILE).exists() and tokenizer.bos_token_id is not None:
         begin(tokenizer, "always")
 
 

@@ -1,4 +1,4 @@
-"""What begins a text is what the tokenizer itself adds, family by family; `model.bos` changes it; models of older versions keep theirs."""
+"""What begins a text, family by family: the token that is named, or with `model.bos: auto` what the tokenizer itself adds; models of older versions keep theirs."""
 
 import json
 from pathlib import Path
@@ -92,18 +92,25 @@ def test_more_than_one_token_and_one_at_the_end() -> None:
     assert start_ids(tokenizer) == [1, 0]
 
 
-@pytest.mark.parametrize(("family", "bos", "starts"), [("smollm-2", "always", True), ("llama-3", "never", False)])
+@pytest.mark.parametrize(
+    ("family", "bos", "starts"),
+    [("smollm-2", "always", True), ("smollm-2", "named", True), ("smollm-2", "auto", False), ("llama-3", "never", False)],
+)
 def test_a_folder_with_another_beginning_is_made_of_links(family: str, bos: Any, starts: bool, tmp_path: Path) -> None:
-    """What loads it (here transformers) begins texts as the setting says; with `auto` the folder itself is used."""
+    """What loads it (here transformers) begins texts as the setting says; where its own tokenizer does so anyway the folder itself is used."""
     folder, target = tmp_path / "model", tmp_path / "begun"
     tokenizer = tokenizer_of(family)
     tokenizer.save_pretrained(folder)
     (folder / "model.safetensors").write_bytes(b"weights")
-    assert begun_as(folder, target, "auto") == folder and not target.exists()
+    if family == "llama-3":
+        assert begun_as(folder, target, "named") == begun_as(folder, target, "auto") == folder and not target.exists()
     assert begun_as(folder, target, bos) == target
     assert (target / "model.safetensors").resolve() == folder / "model.safetensors"
     assert start_ids(PreTrainedTokenizerFast.from_pretrained(target)) == ([tokenizer.bos_token_id] if starts else [])
-    assert start_ids(load_tokenizer(str(folder))) == ([] if starts else [tokenizer.bos_token_id]), "the user's own folder stays as it is"
+    assert start_ids(load_tokenizer(str(target))) == ([tokenizer.bos_token_id] if starts else [])
+    own = start_ids(PreTrainedTokenizerFast.from_pretrained(folder))
+    assert own == ([] if family == "smollm-2" else [tokenizer.bos_token_id]), "the user's own folder stays as it is"
+    assert start_ids(load_tokenizer(str(folder))) == [tokenizer.bos_token_id]
 
 
 def test_what_an_older_version_trained_keeps_its_beginning(tmp_path: Path) -> None:
