@@ -42,12 +42,12 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )  # fmt: skip
 def test_one_line_with_the_place(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "x.yaml").write_text(text)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ExperimentError, match=message) as caught:
         load_experiment(tmp_path / "x.yaml")
     said = str(caught.value)
     assert "\n" not in said and len(said) < 600 and said.startswith(str(tmp_path / "x.yaml:"))
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_the_good_one_loads_with_aliases(tmp_path: Path) -> None:

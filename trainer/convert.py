@@ -167,9 +167,9 @@ def _write_model(file: Path, target: Path, dtype: torch.dtype, facts: dict[str, 
     from transformers import AutoModelForCausalLM, GgufConfig
 
     name = facts.get("general.architecture")
-    settings = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True), "dtype": dtype, "trust_remote_code": False}
+    settings = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True), "dtype": dtype}
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(file.parent, **settings, output_loading_info=True)
+        model, loaded = AutoModelForCausalLM.from_pretrained(file.parent, **settings, trust_remote_code=False, output_loading_info=True)
     except Exception as error:  # and gguf what it likes for kinds of quantisation
         raise UserError(f"{file}: transformers cannot read its weights (architecture {name!a}): {_reason(error)}") from None
     if missing := sorted(loaded["missing_keys"]):

@@ -53,7 +53,7 @@ def test_a_container_with_dockers_shared_memory() -> None:
 def test_a_node_that_does_not_answer() -> None:
     silent = Node("b", "b.address", TimeoutError("no answer"), {}, 0)  # type: ignore[arg-type]
     line = answering(Told([node("a"), silent]))  # type: ignore[arg-type]
-    assert line.good is False and "b.address does not run tasks (no answer)" in line.text
+    assert line.good is False and "b.address does not run tasks (TimeoutError: no answer)" in line.text
 
 
 def test_storage_that_is_not_writable_or_not_shared(tmp_path: Path) -> None:

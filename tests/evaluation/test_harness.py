@@ -110,7 +110,7 @@ def test_before_and_after_on_ray(place: Path, tmp_path: Path, ray_cluster: str) 
 
 
 def _by_transformers(model: Path, asked: Any) -> list[float]:
-    """Log-likelihood of each option after <s> + prompt + space, in fp32."""
+    """Log-likelihood of each option after prompt + space, in fp32; the tokenizer puts <s> before them."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -118,8 +118,8 @@ def _by_transformers(model: Path, asked: Any) -> list[float]:
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     values = []
     for option in asked.options:
-        prompt = tokenizer("<s>" + asked.prompt)["input_ids"]
-        whole = tokenizer("<s>" + asked.prompt + " " + option)["input_ids"]
+        prompt = tokenizer(asked.prompt)["input_ids"]
+        whole = tokenizer(asked.prompt + " " + option)["input_ids"]
         with torch.no_grad():
             logprobs = network(torch.tensor([whole])).logits[0].log_softmax(-1)
         values.append(sum(float(logprobs[i - 1, whole[i]]) for i in range(len(prompt), len(whole))))

@@ -24,6 +24,10 @@ LOSSES = SPREAD_LOGITS * LOGITS
 DIRECTION = 1 - 2 * SPREAD_GRADIENTS / pi
 """Cosine of Adam's updates, 0.988: they are of the rate's size whatever the gradient's, so what counts are signs. Of numbers that move by a share s of their
 size, s / π change sign, and each that does takes 2 off the sum of n products that are 1 each: 2 s / π of the cosine."""
+_SPREAD_BESIDE = sqrt(SPREAD_GRADIENTS**2 + 2 * (1 - DIRECTION))
+"""Of the gradient of LoRA's A: it is made of B, which starts at zero and is then nothing but updates, whose direction is as far off as DIRECTION says; 16 %."""
+DIRECTION_OF_ADAPTERS = (DIRECTION + 1 - 2 * _SPREAD_BESIDE / pi) / 2
+"""0.944: of an adapter's two matrices, which have about as many numbers, B's updates are as good as any other's and A's follow from the above."""
 
 
 def norms(independent: float) -> float:

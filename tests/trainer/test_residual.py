@@ -243,22 +243,28 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda f: set_config(f, model_type="mistral"),
         "another architecture than base: model_type is mistral here and llama there",
     ),
-    "heads": (lambda f: set_config(f, num_key_value_heads=2), "num_key_value_heads is 2 here and 1 there"),
-    "untied": (lambda f: set_config(f, tie_word_embeddings=True), "tie_word_embeddings is True here and False there"),
+    "heads": (
+        lambda f: set_config(f, num_key_value_heads=2),
+        "k_proj.weight is .16, 32. in the files and .32, 32. by config.json; they do not belong together",
+    ),
+    "untied": (
+        lambda f: set_config(f, tie_word_embeddings=True),
+        "config.json ties lm_head.weight to model.embed_tokens.weight, and the files hold two different ones",
+    ),
     "missing": (
         lambda f: rewrite(f, lambda w: w.pop("model.norm.weight")),
-        r"instruct: lacks 1 of the tensors of base, model.norm.weight first",
+        r"the weights lack 1 of the model's parameters, model.norm.weight first",
     ),
-    "extra": (lambda f: rewrite(f, lambda w: w.update(more=torch.ones(2))), r"base: lacks 1 of the tensors of instruct, more first"),
+    "extra": (lambda f: rewrite(f, lambda w: w.update(more=torch.ones(2))), "1 tensors have no place in the network, more first"),
     "shape": (
         lambda f: rewrite(f, lambda w: w.update({"model.norm.weight": torch.ones(31, dtype=torch.bfloat16)})),
-        r"instruct: model.norm.weight is 31 here and 32 in base",
+        r"instruct: model.norm.weight is \[31\] in the files and \[32\] by config.json",
     ),
     "nan": (lambda f: rewrite(f, lambda w: w["model.norm.weight"].fill_(float("nan"))), "numbers that are not finite"),
-    "quantised": (lambda f: set_config(f, quantization_config={"bits": 4}), "is quantised"),
+    "quantised": (lambda f: set_config(f, quantization_config={"bits": 4}), "the weights are quantised"),
     "8 bits": (
         lambda f: rewrite(f, lambda w: w.update({"model.norm.weight": w["model.norm.weight"].to(torch.float8_e4m3fn)})),
-        "model.norm.weight is quantised",
+        "model.norm.weight is stored as F8_E4M3, no plain float",
     ),
     "pickled": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickled weights are never read"),
     "code": (lambda f: set_config(f, model_type="mine", auto_map={"AutoConfig": "x.Y"}), "code of its own, which is never run"),
@@ -326,7 +332,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_mismatch_ends_with_code_2_and_one_line(tmp_path: Path, run_command: Any) -> None:
     trio = write_trio(tmp_path / "models", "untied")
-    set_config(trio.instruct, num_key_value_heads=2)
+    set_config(trio.instruct, model_type="mistral")
     done = run_command("trainer", "residual", "make", str(trio.instruct), str(trio.base), "--out", str(tmp_path / "r"))
     assert done.returncode == 2 and "another architecture" in done.stderr and "Traceback" not in done.stderr
 
