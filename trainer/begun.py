@@ -17,15 +17,17 @@ def begun_as(folder: Path, target: Path, wanted: Begins) -> Path:
     """
     from transformers import AutoTokenizer
 
+    named = load_tokenizer(str(folder))  # first: it refuses in one line what cannot be read
     own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     trained_here = (folder / FILE).exists() or (folder.name == "hf" and (folder.parent / "manifest.json").is_file())
     as_it_is = wanted == "auto" and not trained_here
-    tokenizer = own if as_it_is else load_tokenizer(str(folder))  # as the model was trained here, if it was
+    tokenizer = own if as_it_is else named  # as the model was trained here, if it was
+    usual = start_ids(named)
     begin(tokenizer, wanted)
     start = start_ids(tokenizer)
     if named_start(tokenizer) and not start and wanted == "auto":
         say(f"texts begin without {tokenizer.bos_token}: the tokenizer names it and does not add it")
-    if start == start_ids(own) == start_ids(load_tokenizer(str(folder))):
+    if start == start_ids(own) == usual:
         return folder
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)

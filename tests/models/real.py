@@ -35,7 +35,7 @@ def experiment(model: Path, out: Path, documents: list[dict[str, Any]]) -> Exper
     ]
     return Experiment.model_validate(
         {
-            "name": "real", "runs": str(out / "runs"), "model": {"name": str(model)}, "data": {"root": str(out), "sources": sources},
+            "name": "real", "runs": str(out / "runs"), "model": {"name": str(model), "bos": "auto"}, "data": {"root": str(out), "sources": sources},
             "arms": {
                 "full": {"stages": [{**STAGE, "rate": 2e-4}]},
                 "lora": {"stages": [{**STAGE, "rate": 2e-3}], "adapter": {"r": 8}},
