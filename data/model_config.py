@@ -20,6 +20,13 @@ def positions_in(config: Mapping[str, Any]) -> int | None:
     return None
 
 
+def ropes_in(parameters: Any) -> list[dict[str, Any]]:
+    """A config's rotary parameters: one set, or one for each kind of layer; none where it has no such positions."""
+    if not isinstance(parameters, dict) or not parameters:
+        return []
+    return [of for of in parameters.values() if isinstance(of, dict)] or [parameters]
+
+
 def check_name(place: str, name: str) -> None:
     """UserError where it is neither a folder nor what a model of the hub could be called."""
     path = Path(name)

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from data.model_config import positions_in
+from data.model_config import positions_in, ropes_in
 
 # Keys of config.json that change nothing in the network; the engine's dtype is ours to choose.
 _INCIDENTAL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
@@ -50,7 +50,7 @@ class Network:
 def read_network(path: str, revision: str | None = None) -> Network:
     """Of a folder or a hub id. Of files for several media the part that reads text; where transformers does not know the family, the bare JSON."""
     config = _text_config(path, revision)
-    ropes = _ropes(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
+    ropes = ropes_in(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
     long = [rope for rope in ropes if "longrope" in (rope.get("rope_type"), rope.get("type"))]
     original = next((rope["original_max_position_embeddings"] for rope in long if rope.get("original_max_position_embeddings")), None)
     kinds = set(getattr(config, "layer_types", None) or ())
@@ -71,14 +71,6 @@ def _text_config(path: str, revision: str | None) -> Any:
         file = Path(path) / "config.json"
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         return SimpleNamespace(**config, **{k: v for k, v in (config.get("text_config") or {}).items() if k not in config})
-
-
-def _ropes(rope: Any) -> list[dict[str, Any]]:
-    """One, or one for each kind of layer."""
-    if not isinstance(rope, dict):
-        return []
-    nested = [of for of in rope.values() if isinstance(of, dict)]
-    return nested or [rope]
 
 
 def network(path: str) -> str | None:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
 from console import UserError
+from data.model_config import ropes_in
 from trainer.attention import choose_attention
 from trainer.buffers import With, buffers, read_buffers, read_constants
 from trainer.weights import FolderWeights, Weights
@@ -56,7 +57,7 @@ def rows_mix(config: Any, row_tokens: int, longest: int) -> str | None:
     What leaves no trace in a config is found by trying (trainer/isolation.py).
     """
     text = config.get_text_config()
-    for rope in _ropes(getattr(text, "rope_parameters", None) or {}):
+    for rope in ropes_in(getattr(text, "rope_parameters", None)):
         kind = str(rope.get("rope_type", ""))
         short = rope.get("original_max_position_embeddings") or getattr(text, "max_position_embeddings", None)
         if (kind == "longrope" or "dynamic" in kind) and short and longest > short:
@@ -70,11 +71,6 @@ def rows_mix(config: Any, row_tokens: int, longest: int) -> str | None:
     if getattr(text, "compress_rates", None):
         return "keys and values are compressed in blocks that count from the row's start"
     return None
-
-
-def _ropes(parameters: dict[str, Any]) -> list[dict[str, Any]]:
-    """One set of parameters, or one a kind of layer."""
-    return [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
 
 
 def has_state_space(module: torch.nn.Module) -> bool:
@@ -144,7 +140,7 @@ def folder_weights(folder: Path) -> Weights:
     return With(weights, beside) if beside else weights
 
 
-def check_network(folder: Path) -> None:
+def check_buffers(folder: Path) -> None:
     """UserError where a model folder is none that can be trained: found on the driver, without reading more than buffers."""
     network = make_network(folder)
     if buffers(network):

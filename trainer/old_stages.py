@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from console import say
+from data.model_config import ropes_in
 from trainer.checkpoint import checkpoints
 from trainer.prepare import Job
 from trainer.store import StageStore
+from trainer.text_config import text_config
 
 EXACT = {"exact_buffers": True}
 """In manifests of stages and checkpoints since then."""
@@ -26,11 +28,7 @@ def is_rounded(manifest: dict[str, Any], model_folder: str) -> bool:
 
 def _ropes(model_folder: str) -> set[str]:
     """Kinds of rotary frequencies that the model has; none where it has no positions of that sort."""
-    from transformers import AutoConfig
-
-    parameters = getattr(AutoConfig.from_pretrained(model_folder, trust_remote_code=False).get_text_config(), "rope_parameters", None) or {}
-    kinds = [value for value in parameters.values() if isinstance(value, dict)] or ([parameters] if parameters else [])
-    return {str(kind.get("rope_type", "default")) for kind in kinds}
+    return {str(rope.get("rope_type", "default")) for rope in ropes_in(getattr(text_config(Path(model_folder)), "rope_parameters", None))}
 
 
 def set_aside_rounded(store: StageStore, jobs: Sequence[Job], model_folder: str, keep: bool) -> None:

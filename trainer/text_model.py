@@ -18,7 +18,7 @@ from torch import Tensor
 
 from console import UserError, say
 from trainer.buffers import names_in_files
-from trainer.families import build_network, check_network
+from trainer.families import build_network, check_buffers
 from trainer.residual.describe import copy_description
 from trainer.residual.models import LazyWeights, chunks, fingerprint
 from trainer.shard_writer import DTYPES, TensorSpec, write_sharded
@@ -62,7 +62,7 @@ def check_text_model(folder: Path) -> None:
         return
     if towers := [part for part in config.sub_configs if "vision" in part or "audio" in part]:
         raise UserError(f"{folder}: model_type {config.model_type} has a {towers[0]} and no text model of its own: not supported")
-    check_network(folder)
+    check_buffers(folder)
 
 
 def _is_text(config: Any) -> bool:
