@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 MainJob: TypeAlias = "tuple[Path, Watched]"
 pytest_plugins = ["tests.faults.table"]
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests share two cores, before torch is imported
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # two processes of tests share two cores, before torch is imported; OMP_NUM_THREADS=2 make test gives everything two
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 gives its workers what other tests leave: nearly nothing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +60,7 @@ def ray_cluster() -> Iterator[str]:
     """Address of the one Ray cluster of this run: 8 logical CPUs."""
     import ray
 
-    env_vars = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    env_vars = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"], "DS_ACCELERATOR": "cpu"}
     context = ray.init(
         address="local", num_cpus=8, include_dashboard=False, object_store_memory=300 * 2**20, runtime_env={"env_vars": env_vars}
     )

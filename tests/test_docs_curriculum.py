@@ -30,7 +30,7 @@ def test_the_example_of_the_docs_trains(tmp_path: Path, run_command: Any) -> Non
     assert len(EXAMPLE.splitlines()) < 20
     planned = run_command("data", "plan", str(tmp_path / "my.yaml"), "--json")
     stages = json.loads(planned.stdout)["arms"]["mine"]
-    done = run_command("trainer", str(tmp_path / "my.yaml"), f"runs={tmp_path}", "--no-ray", "--no-exam", env={"OMP_NUM_THREADS": "1"})
+    done = run_command("trainer", str(tmp_path / "my.yaml"), f"runs={tmp_path}", "--no-ray", "--no-exam")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "my-curriculum"
     arms = json.loads((folder / "arms.json").read_text())["arms"]

@@ -1,5 +1,6 @@
 """Readers on nearly right files: rows or refusals, nothing else, and nothing lost."""
 
+import codecs
 import json
 import os
 from pathlib import Path
@@ -68,8 +69,29 @@ def test_fuzz_text_formats(tmp_path: Path, format: str, holds: str, content: byt
             assert_usable(row.record)
     assert not any(isinstance(row, Refusal) and row.ends_source for row in rows[:-1])
     if format == "jsonl":  # nothing is lost: each line that holds something is a row
-        lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-        assert len(rows) == sum(bool(line.strip()) for line in lines)
+        if (lines := lines_of(content)) is not None:
+            assert len(rows) == sum(bool(line.strip()) for line in lines)
+        else:
+            assert isinstance(rows[-1], Refusal) and rows[-1].ends_source
+
+
+def lines_of(content: bytes) -> list[bytes] | None:
+    """As they stand in UTF-8; None for a file that begins as UTF-16 and is none."""
+    if content[:2] not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    try:
+        return content.decode("utf-16").encode().split(b"\n")
+    except UnicodeDecodeError:
+        return None
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("end", [b"", b"\n\n", b"\x00"])
+def test_lines_in_utf_16(tmp_path: Path, encoding: str, end: bytes) -> None:
+    """Nothing behind the mark is no row; half a character is one refusal."""
+    mark = codecs.BOM_UTF16_LE if encoding == "utf-16-le" else codecs.BOM_UTF16_BE
+    for text in ("", '{"text": "ä one"}\n{"text": "two"}'):
+        test_fuzz_text_formats.hypothesis.inner_test(tmp_path, "jsonl", "documents", mark + text.encode(encoding) + end)  # type: ignore[attr-defined]
 
 
 def assert_usable(record: Document | Question | ChoiceQuestion) -> None:

@@ -115,7 +115,6 @@ def test_killed_driver_and_raising_trials(ray_cluster: str, tmp_path: Path) -> N
     trained = subprocess.run(
         [sys.executable, "-m", "trainer", str(folder / "search/winner.yaml"), *settings],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         text=True,
         capture_output=True,
         timeout=240,

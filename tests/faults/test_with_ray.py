@@ -30,7 +30,7 @@ class Run:
         self.run = experiment.parent / experiment.stem / "small"
         self.log = Path(f"{experiment}.log")
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **({"RAY_ADDRESS": address} if address else {}), **env}
+        environment |= {"DS_ACCELERATOR": "cpu", **({"RAY_ADDRESS": address} if address else {}), **env}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "trainer", str(experiment), "--no-exam", *overrides],
             cwd=ROOT, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=self.log.open("a"), start_new_session=True,

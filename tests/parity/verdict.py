@@ -26,6 +26,8 @@ IN_SEQUENCE = 60
 MORE_IN_SEQUENCE = {"hra": 80}
 SOFTMAX = 4.0
 SUMS_IN_FP32 = 8.0
+ADAM_EPSILON = 1e-8
+"""torch's default, which the trainer leaves."""
 
 
 @dataclass(frozen=True)
@@ -132,15 +134,22 @@ def _update(taken: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 
 def _against_oracle(taken: dict[str, Any], wanted: dict[str, Any], noise: dict[str, float]) -> list[str]:
-    """The weights after one step are the oracle's. AdamW's first step is the gradient's sign: where that is below the bound it may be either."""
+    """The weights after one step are the oracle's. AdamW's first step is g / (|g| + ε): either sign where g is below the bound, and where it is near
+    ε = 1e-8 less than the whole rate by a share that a gradient within the bound changes: by s(|g|) − s(|g| − bound) at most, s(g) = g / (g + ε)."""
     clipped = min(1.0, oracle.CONFIG.clip / wanted["norm"])
     for name, weight in wanted["stepped"].items():
-        allowed = 4 * ROUNDING["fp32"] * weight.abs() + 1e-4 * items.RATE
-        clear = (clipped * wanted["gradient"][name]).abs() > 2 * noise[name]
+        size = (clipped * wanted["gradient"][name]).abs()
+        clear = size > 2 * noise[name]
+        allowed = 4 * ROUNDING["fp32"] * weight.abs() + (1e-4 + _first_step(size) - _first_step(size - noise[name])) * items.RATE
         far = ((taken["after"][name] - weight).abs() > allowed) & clear
         if bool(far.any()):
             return [f"weight: {name} is not the oracle's after a step ({int(far.sum())} of {weight.numel()} values)"]
     return []
+
+
+def _first_step(size: Tensor) -> Tensor:
+    """A share of the rate."""
+    return size / (size + ADAM_EPSILON)
 
 
 def against_other_stages(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

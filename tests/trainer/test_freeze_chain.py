@@ -49,7 +49,7 @@ def check(folder: Path, num_workers: int) -> None:
 
 def test_alone_with_zero_2(tmp_path: Path, run_command: Any) -> None:
     (tmp_path / "half.yaml").write_text(EXPERIMENT.format(runs=tmp_path))
-    done = run_command("trainer", str(tmp_path / "half.yaml"), "--no-ray", "--no-exam", env={"OMP_NUM_THREADS": "1"})
+    done = run_command("trainer", str(tmp_path / "half.yaml"), "--no-ray", "--no-exam")
     assert done.returncode == 0, done.stderr
     check(tmp_path / "half", 1)
 

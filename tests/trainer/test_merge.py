@@ -60,7 +60,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(place: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "trainer", str(place / "sums.yaml"), "--no-ray", "--no-exam"]
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "STUDYHALL_MERGEKIT": "/nowhere"}
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "STUDYHALL_MERGEKIT": "/nowhere"}
     return subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=280)
 
 

@@ -76,7 +76,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(world: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "trainer", str(world / "town.yaml"), "--no-ray", "--no-exam", *arguments]
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "DS_ACCELERATOR": "cpu"}
     return subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=280)
 
 
