@@ -1,7 +1,8 @@
 """What stands around a model's texts: which tokens begin them, which one ends an answer, and in which wording a model was trained.
 
-A text begins with the bos token that the tokenizer names, or, with `model.bos: auto`, with what the tokenizer itself puts before it, found by trying, as in
-transformers, vLLM's server and lm-eval: Llama, Gemma and Mistral add theirs, GPT-2 and SmolLM2 name one and add none.
+A text begins with what the tokenizer itself puts before it, found by trying, as in transformers, vLLM's server and lm-eval: Llama, Gemma and Mistral add
+their bos token, GPT-2, Phi-3 and SmolLM2 name one and add none. A tokenizer whose file has no rule for it either way (no post-processor and no
+`add_bos_token`, as in some conversions) is taken to mean the token that it names, where that stands for nothing else.
 
 hf/studyhall.json, beside a trained model's weights    {"template": "pit" | "alpaca" | "chat", "begins": [token], "ends": token}
 """
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 FILE = "studyhall.json"
-Begins = Literal["named", "auto", "always", "never"]
+Begins = Literal["auto", "always", "never"]
 
 
 def start_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
@@ -37,14 +38,37 @@ def named_start(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
 
 
 def begin(tokenizer: "PreTrainedTokenizerFast", wanted: Begins) -> bool:
-    """Makes the tokenizer put its bos token before every text, or nothing; whether that changed it. UserError where it names no such token."""
+    """Makes the tokenizer put what is wanted before every text; whether that changed it. UserError where `always` finds no token of that name."""
     named = named_start(tokenizer)
     if wanted == "always" and not named:
         raise UserError("model.bos: always, but the model's tokenizer names no beginning-of-sequence token; use auto")
-    if wanted in ("named", "auto") or start_ids(tokenizer) == (named if wanted == "always" else []):
+    put = wanted == "always" or (wanted == "auto" and _says_nothing(tokenizer))
+    if (wanted == "auto" and not put) or start_ids(tokenizer) == (named if put else []):
         return False
-    _put_before(tokenizer, str(tokenizer.bos_token) if wanted == "always" else None)
+    _put_before(tokenizer, str(tokenizer.bos_token) if put else None)
     return True
+
+
+def _says_nothing(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Whether nothing it came with has a rule for what is added, and its bos token is no other's sign: not what ends (GPT-2), not a turn's mark (SmolLM2).
+
+    A family's own class is such a rule (Phi-3's is Llama's), `add_bos_token` another. transformers 5 writes a template that adds nothing where a
+    tokenizer has no post-processor, so such a template says nothing; and it forgets the setting in what it loads, so the file is read.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    bos = tokenizer.bos_token
+    if (
+        bos is None
+        or bos in (tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
+        or str(bos) in str(tokenizer.chat_template or "")
+    ):
+        return False
+    file = Path(tokenizer.name_or_path) / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else tokenizer.init_kwargs
+    post = json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"]
+    empty = post is None or (post["type"] == "TemplateProcessing" and not post["special_tokens"])
+    return empty and type(tokenizer) is PreTrainedTokenizerFast and "add_bos_token" not in settings
 
 
 def _put_before(tokenizer: "PreTrainedTokenizerFast", token: str | None) -> None:
@@ -70,9 +94,10 @@ def _put_before(tokenizer: "PreTrainedTokenizerFast", token: str | None) -> None
 
 
 def as_trained(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
-    """Makes the tokenizer put its bos token before every text, but for a model whose folder says how its texts begin: there it does so itself."""
-    if not (folder / FILE).exists() and tokenizer.bos_token_id is not None:
-        begin(tokenizer, "always")
+    """Makes the tokenizer begin texts as the model of this folder was taught. Older versions put the named token before every text and left no word of it."""
+    if not (folder / FILE).exists():
+        by_older = folder.name == "hf" and (folder.parent / "manifest.json").is_file() and tokenizer.bos_token_id is not None
+        begin(tokenizer, "always" if by_older else "auto")
 
 
 def write_framing(folder: Path, template: str, tokenizer: "PreTrainedTokenizerFast", end_id: int | None = None) -> None:

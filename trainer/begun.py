@@ -17,17 +17,15 @@ def begun_as(folder: Path, target: Path, wanted: Begins) -> Path:
     """
     from transformers import AutoTokenizer
 
-    named = load_tokenizer(str(folder))  # first: it refuses in one line what cannot be read
-    own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    trained_here = (folder / FILE).exists() or (folder.name == "hf" and (folder.parent / "manifest.json").is_file())
-    as_it_is = wanted == "auto" and not trained_here
-    tokenizer = own if as_it_is else named  # as the model was trained here, if it was
-    usual = start_ids(named)
+    tokenizer = load_tokenizer(str(folder))  # first: it refuses in one line what cannot be read
+    usual = start_ids(tokenizer)
     begin(tokenizer, wanted)
-    start = start_ids(tokenizer)
-    if named_start(tokenizer) and not start and wanted == "auto":
+    start, own = start_ids(tokenizer), start_ids(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    if wanted == "auto" and start != named_start(tokenizer) and not start:
         say(f"texts begin without {tokenizer.bos_token}: the tokenizer names it and does not add it")
-    if start == start_ids(own) == usual:
+    if wanted == "auto" and start != own:
+        say(f"texts begin with {tokenizer.bos_token}, which the tokenizer names and does not add; model.bos: never leaves it out")
+    if start == own == usual:
         return folder
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)

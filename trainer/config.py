@@ -28,9 +28,9 @@ class ModelConfig(Strict):
     resize_embeddings: bool = False
     """Give tokens that the tokenizer knows and the embedding has no row for rows of their own, each the mean of the others; the whole model is
     read and written once, before training."""
-    bos: Begins = "named"
-    """What begins every text, in training, exam and hf/: named: the beginning-of-sequence token that the tokenizer names, if it names one; auto: what
-    the tokenizer itself adds; always: the named one, or an error; never: nothing."""
+    bos: Begins = "auto"
+    """What begins every text, in training, exam and hf/: auto: what the tokenizer itself adds; always: the beginning-of-sequence token that it names, or
+    an error; never: nothing."""
     tiny: TinyModel | None = None
 
     @model_validator(mode="after")
@@ -39,7 +39,7 @@ class ModelConfig(Strict):
             raise ValueError("give either model.name or model.tiny")
         if self.tiny and self.resize_embeddings:
             raise ValueError("resize_embeddings: a tiny model's embedding always fits its tokenizer; leave it out")
-        if self.tiny and self.bos != "named":
+        if self.tiny and self.bos != "auto":
             raise ValueError("bos: a tiny model's tokenizer puts <s> before every text; leave it out")
         return self
 

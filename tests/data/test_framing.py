@@ -1,4 +1,4 @@
-"""What begins a text, family by family: the token that is named, or with `model.bos: auto` what the tokenizer itself adds; models of older versions keep theirs."""
+"""What begins a text, family by family: what the tokenizer itself adds, or the token that is named where it says nothing; models of older versions keep theirs."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,9 @@ def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
         "mistral": ("<s>", "</s>", template("<s>", 0)),
         "qwen-2.5": (None, "<|im_end|>", processors.ByteLevel(trim_offsets=False)),
         "gpt-2": ("<|endoftext|>", "<|endoftext|>", processors.ByteLevel(trim_offsets=True)),
-        "smollm-2": ("<|im_start|>", "<|im_end|>", None),
+        "smollm-2": ("<|im_start|>", "<|im_end|>", None),  # a turn's mark
+        "phi-3": ("<s>", "<|endoftext|>", None),  # and its tokenizer_config.json says add_bos_token: false
+        "says nothing": ("<s>", "</s>", None),
     }
     bos, eos, post = names[family]
     backend = Tokenizer(models.BPE())
@@ -47,10 +49,19 @@ def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
     )
     if post is not None:
         backend.post_processor = post
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos)
+    turns = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}" if family == "smollm-2" else None
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=bos,
+        eos_token=eos,
+        chat_template=turns,
+        **({"add_bos_token": False} if family == "phi-3" else {}),
+    )
 
 
-ADD, ADD_NOT = ["llama-2", "llama-3", "gemma", "mistral"], ["qwen-2.5", "gpt-2", "smollm-2"]
+ADD, ADD_NOT = ["llama-2", "llama-3", "gemma", "mistral"], ["qwen-2.5", "gpt-2", "smollm-2", "phi-3"]
 
 
 @pytest.mark.parametrize("family", ADD + ADD_NOT)
@@ -84,6 +95,17 @@ def test_bos_can_be_put_before_every_text_or_left_out(family: str) -> None:
     assert twice[0] == always.bos_token_id and not begin(always, "auto")
 
 
+@pytest.mark.parametrize("family", [*ADD, *ADD_NOT, "says nothing"])
+def test_auto_puts_a_named_token_only_where_nothing_is_said(family: str, tmp_path: Path) -> None:
+    tokenizer_of(family).save_pretrained(tmp_path)
+    if family == "phi-3":
+        config = tmp_path / "tokenizer_config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "add_bos_token": False}))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert Encoder(tokenizer).start == ([tokenizer.bos_token_id] if family in [*ADD, "says nothing"] else [])
+    assert begin(tokenizer_of(family), "auto") == (family == "says nothing")
+
+
 def test_more_than_one_token_and_one_at_the_end() -> None:
     tokenizer = tokenizer_of("llama-2")
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -94,7 +116,7 @@ def test_more_than_one_token_and_one_at_the_end() -> None:
 
 @pytest.mark.parametrize(
     ("family", "bos", "starts"),
-    [("smollm-2", "always", True), ("smollm-2", "named", True), ("smollm-2", "auto", False), ("llama-3", "never", False)],
+    [("smollm-2", "always", True), ("says nothing", "auto", True), ("says nothing", "never", False), ("llama-3", "never", False)],
 )
 def test_a_folder_with_another_beginning_is_made_of_links(family: str, bos: Any, starts: bool, tmp_path: Path) -> None:
     """What loads it (here transformers) begins texts as the setting says; where its own tokenizer does so anyway the folder itself is used."""
@@ -102,15 +124,14 @@ def test_a_folder_with_another_beginning_is_made_of_links(family: str, bos: Any,
     tokenizer = tokenizer_of(family)
     tokenizer.save_pretrained(folder)
     (folder / "model.safetensors").write_bytes(b"weights")
-    if family == "llama-3":
-        assert begun_as(folder, target, "named") == begun_as(folder, target, "auto") == folder and not target.exists()
+    if family != "says nothing":
+        assert begun_as(folder, target, "auto") == folder and not target.exists()
     assert begun_as(folder, target, bos) == target
     assert (target / "model.safetensors").resolve() == folder / "model.safetensors"
     assert start_ids(PreTrainedTokenizerFast.from_pretrained(target)) == ([tokenizer.bos_token_id] if starts else [])
     assert start_ids(load_tokenizer(str(target))) == ([tokenizer.bos_token_id] if starts else [])
     own = start_ids(PreTrainedTokenizerFast.from_pretrained(folder))
-    assert own == ([] if family == "smollm-2" else [tokenizer.bos_token_id]), "the user's own folder stays as it is"
-    assert start_ids(load_tokenizer(str(folder))) == [tokenizer.bos_token_id]
+    assert own == ([tokenizer.bos_token_id] if family == "llama-3" else []), "the user's own folder stays as it is"
 
 
 def test_what_an_older_version_trained_keeps_its_beginning(tmp_path: Path) -> None:

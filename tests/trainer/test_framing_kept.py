@@ -61,9 +61,7 @@ def test_keys_change_only_where_texts_begin_otherwise(tmp_path: Path) -> None:
     adds.backend_tokenizer.post_processor = adds.backend_tokenizer.decoder = None
     adds.save_pretrained(tmp_path / "names")
     assert begins_otherwise(tmp_path / "adds") == begins_otherwise(tmp_path / "names") == {}
-    (tmp_path / "names" / FILE).write_text(
-        json.dumps({"template": "pit"})
-    )  # as model.bos=auto leaves it: its texts begin with what it adds
+    (tmp_path / "names" / FILE).write_text(json.dumps({"template": "pit"}))  # as model.bos=never leaves it
     assert begins_otherwise(tmp_path / "names") == {"begins": []}
     stems = {score_stem(tmp_path, TrainedArm("a", "p", "w", None, False, entry), "exam") for entry in ({}, {"hf": "x"}, {"begins": []})}
     assert len(stems) == 2
