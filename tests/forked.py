@@ -95,7 +95,7 @@ def _group(world_size: int, work: Callable[[int], object], log: Callable[[int], 
     def in_group(rank: int) -> None:
         os.environ.update(env)
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
-        torch.set_num_threads(1)
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
         work(rank)
         torch.distributed.destroy_process_group()
@@ -108,7 +108,7 @@ def _group(world_size: int, work: Callable[[int], object], log: Callable[[int], 
             if pid not in codes and (ended := os.waitpid(pid, os.WNOHANG))[0]:
                 codes[pid] = os.waitstatus_to_exitcode(ended[1])
                 if codes[pid] != 0:  # as Ray does: the others of a group go with the first that fails
-                    deadline = min(deadline, time.monotonic() + 1.0)
+                    deadline = min(deadline, time.monotonic() + 4.0)  # they end by themselves, when a connection is gone
         if time.monotonic() > deadline:
             for pid in set(pids) - set(codes):
                 os.kill(pid, signal.SIGKILL)

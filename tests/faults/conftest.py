@@ -9,6 +9,9 @@ import pytest
 from tests.groups import Groups
 
 # Two stages of 60 and 40 steps of tiny work; a checkpoint every 10 steps.
+KILLED_AFTER_30 = "step.begin=sleep:1@36,step.begin=kill@37"
+"""Long enough after step 30 for its save, which goes on beside the steps, to be committed."""
+
 EXPERIMENT = """\
 name: small
 runs: {runs}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import oracle, write_experiment
+from tests.faults.conftest import KILLED_AFTER_30, oracle, write_experiment
 from tests.groups import Groups
 from trainer.checkpoint import checkpoints
 from trainer.mirror import Mirror
@@ -18,7 +18,7 @@ from trainer.store import StageStore, write_json
 def begun(groups: Groups, tmp_path: Path) -> Path:
     """A run whose first stage was killed at step 36 of 60."""
     experiment = write_experiment(tmp_path)
-    assert -9 in groups(experiment, STUDYHALL_FAIL="step.begin=kill@36", STUDYHALL_FAIL_RANK="0")
+    assert -9 in groups(experiment, STUDYHALL_FAIL=KILLED_AFTER_30, STUDYHALL_FAIL_RANK="0")
     return tmp_path / "runs" / "small"
 
 

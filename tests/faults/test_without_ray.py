@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import events_of, oracle, write_experiment
+from tests.faults.conftest import KILLED_AFTER_30, events_of, oracle, write_experiment
 from tests.faults.promises import F1, F2, F6, F7, F8, F9, F10, F11, F12
 from tests.forked import EXIT_CORRUPT
 from tests.groups import Groups
@@ -145,7 +145,7 @@ def test_disk_full(groups: Groups, undisturbed: dict, tmp_path: Path) -> None:  
 @pytest.mark.parametrize("damage", ["bit", "truncated", "missing", "other model", "manifest"])
 def test_damaged_checkpoint(groups: Groups, undisturbed: dict, tmp_path: Path, damage: str) -> None:  # type: ignore[type-arg]
     experiment = write_experiment(tmp_path)
-    assert -9 in groups(experiment, STUDYHALL_FAIL="step.begin=kill@36", STUDYHALL_FAIL_RANK="0")
+    assert -9 in groups(experiment, STUDYHALL_FAIL=KILLED_AFTER_30, STUDYHALL_FAIL_RANK="0")
     (stage,) = stage_folders(tmp_path / "runs/small")
     last, before = checkpoints(stage)
     assert (last.step, before.step) == (30, 20)
