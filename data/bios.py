@@ -5,6 +5,7 @@ first sentence only. A question names the person, so answering it needs more tha
 """
 
 import random
+import re
 from dataclasses import replace
 
 from data.config import Bios
@@ -23,12 +24,12 @@ _VALUES = {
     "hobby": "painting fishing chess skiing cooking gardening hiking photography swimming dancing pottery archery sailing knitting "
     "climbing cycling reading surfing fencing karate",
 }
-_SENTENCES = {
-    "city": ["was born in {}", "comes from the city of {}", "grew up in {}", "spent the first years of life in {}"],
-    "university": ["studied at {}", "holds a degree from {}", "was a student of {}", "went to university at {}"],
-    "major": ["majored in {}", "took a degree in {}", "chose the field of {}", "was trained in {}"],
-    "employer": ["works for {}", "has a job at {}", "is employed by {}", "joined the company {}"],
-    "hobby": ["enjoys {}", "spends weekends on {}", "is fond of {}", "likes {} most of all"],
+_SENTENCES = {  # "was|were": of the person by name, and of "they"
+    "city": ["was|were born in {}", "comes|come from the city of {}", "grew up in {}", "spent the first years of life in {}"],
+    "university": ["studied at {}", "holds|hold a degree from {}", "was|were a student of {}", "went to university at {}"],
+    "major": ["majored in {}", "took a degree in {}", "chose the field of {}", "was|were trained in {}"],
+    "employer": ["works|work for {}", "has|have a job at {}", "is|are employed by {}", "joined the company {}"],
+    "hobby": ["enjoys|enjoy {}", "spends|spend weekends on {}", "is|are fond of {}", "likes|like {} most of all"],
 }
 _QUESTIONS = {
     "city": "What is the birth city of {}?",
@@ -44,6 +45,7 @@ _OTHER_QUESTIONS = {  # never in training: is a fact bound to the wording of its
     "employer": "What is the name of the company that employs {}?",
     "hobby": "What does {} like to do at weekends?",
 }
+_FORMS = re.compile(r"(\w+)\|(\w+)")
 _FIRST = (
     "Alice Brian Carla David Elena Frank Grace Henry Irene Jacob Karen Lewis Maria Nolan Olive Peter Queen Ralph Sarah Thomas Ursula "
     "Victor Wendy Xavier Yvonne Zachary Amber Bruno Celia Dylan Esther Felix Gloria Hugo Ingrid Jonas Kylie Leon Mabel Nadia"
@@ -142,4 +144,13 @@ def _biography(name: str, facts: dict[str, str], templates: int, permute: bool, 
     if not permute:
         attributes = list(facts)
     sentences = [rng.choice(_SENTENCES[attribute][:templates]).format(facts[attribute]) for attribute in attributes]
-    return " ".join(f"{name if n == 0 else 'They'} {sentence}." for n, sentence in enumerate(sentences))
+    return " ".join(f"{_of_one(s, name)}." if n == 0 else f"{_of_many(s)}." for n, s in enumerate(sentences))
+
+
+def _of_one(sentence: str, name: str) -> str:
+    return f"{name} {_FORMS.sub(lambda verb: verb[1], sentence)}"
+
+
+def _of_many(sentence: str) -> str:
+    """Singular "they" takes the verb of the plural."""
+    return f"They {_FORMS.sub(lambda verb: verb[2], sentence)}"
