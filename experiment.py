@@ -85,8 +85,8 @@ class Experiment(Strict):
             raise ValueError(f"exam.compare_to: no arm is called {self.exam.compare_to!r}{_suggestion(self.exam.compare_to, compared)}")
         if self.updates:
             self.rounds()
-        if "wordings" in self.exam.looks and self.data.bios is None:
-            raise ValueError("exam.looks: wordings needs data.bios: of other questions no second wording is known to mean the same")
+        if "wordings" in self.exam.looks and self.data.bios is None and self.data.wordings is None:
+            raise ValueError("exam.looks: wordings needs data.bios, or data.wordings: a file that python -m data wordings writes")
         return self
 
     def rounds(self) -> "list[Experiment]":

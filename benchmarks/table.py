@@ -15,7 +15,7 @@ from benchmarks.result_file import FOLDER
 PAGE = FOLDER.parent.parent / "docs" / "performance.md"
 TWO_CORES = (
     "pack_fill", "pack_time", "pack_speed", "tokenise", "stream", "resume_seek", "checkpoint_block", "loop_overhead", "launch", "exam", "reload",
-    "search", "shared_prefix", "pit_effect",
+    "search", "shared_prefix", "pit_effect", "wordings",
 )  # fmt: skip
 ONE_GPU = ("gpu_1b", "gpu_3b", "gpu_8b", "gpu_offload", "gpu_pack", "gpu_mask", "gpu_stream")
 
@@ -39,6 +39,8 @@ _HEADLINES: dict[str, Callable[[dict[str, Any]], str]] = {
     "pack_fill": lambda f: ", ".join(f"{100 * w['fill']['ours']:.2f} %" for w in f["windows"].values())
     + f"; busiest {max(s['median'] for s in f['steps_of_256'].values() if s['full_rows_a_rank'] >= 2):.3f}",
     "pit_effect": lambda f: "pit - standard {mean} ({low} to {high})".format(**f["differences"]["pit - standard"]) + f", seeds {len(f['seeds'])}",
+    "wordings": lambda f: "worst after one wording {worst[pit_1][mean]}, after eight {worst[pit_8][mean]}; as trained {trained[pit_8][mean]}".format(**f)
+    + f", seeds {len(f['seeds'])}",
     "search": lambda f: "{regret_at_most_2:.1%} of replays, tokens {tokens_mean:.2f}".format(**f["schedulers"][f["chosen"]])
     + f", seeds {len(f['seeds'])}",
     "cost_model": lambda f: f"worst {max(s['worst'] for s in f['summary'].values()):.1%}",

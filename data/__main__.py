@@ -1,4 +1,4 @@
-"""python -m data check …: reads an experiment's data (or one file) and says what was used, what not, and why. Also: plan, build, show."""
+"""python -m data check …: reads an experiment's data (or one file) and says what was used, what not, and why. Also: plan, build, wordings, show."""
 
 import argparse
 import json
@@ -11,6 +11,7 @@ from cluster.connect import connected, gpu_gib_here
 from console import UserError, door, out, say, write_result
 from data.build.command import add_build
 from data.build.show import add_show
+from data.build.wordings_command import add_rewordings
 from data.config import DataConfig, Format, Source, format_of
 from data.golds import unreachable
 from data.load import load_corpus
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> int | None:
     _add_check(commands)
     add_plan(commands, _planned)
     add_build(commands, connected, gpu_gib_here)
+    add_rewordings(commands, _data_of, connected, gpu_gib_here)
     add_show(commands)
     args, rest = parser.parse_known_args(argv)  # overrides may stand behind options; sub-parsers know no intermixed arguments
     if any(word.startswith("-") for word in rest) or (rest and not hasattr(args, "overrides")):
@@ -64,6 +66,11 @@ def _planned(file: str, overrides: list[str]) -> Planned:
             experiment.base_records,
             experiment.exam.answer_tokens,
         )
+
+
+def _data_of(file: str, overrides: list[str]) -> tuple[DataConfig, int]:
+    experiment = load_experiment(file, overrides)
+    return experiment.data, experiment.seed
 
 
 def _add_check(commands: Any) -> None:

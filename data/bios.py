@@ -31,20 +31,44 @@ _SENTENCES = {  # "was|were": of the person by name, and of "they"
     "employer": ["works|work for {}", "has|have a job at {}", "is|are employed by {}", "joined the company {}"],
     "hobby": ["enjoys|enjoy {}", "spends|spend weekends on {}", "is|are fond of {}", "likes|like {} most of all"],
 }
+# The first is how questions are asked; the others are trained where a stage has `wordings`, so many of them from the first on.
 _QUESTIONS = {
-    "city": "What is the birth city of {}?",
-    "university": "Which university did {} attend?",
-    "major": "What major did {} study?",
-    "employer": "Which company does {} work for?",
-    "hobby": "What hobby does {} enjoy?",
-}
-_OTHER_QUESTIONS = {  # never in training: is a fact bound to the wording of its question?
-    "city": "In which city was {} born?",
-    "university": "At which university did {} study?",
-    "major": "What was the major of {}?",
-    "employer": "What is the name of the company that employs {}?",
-    "hobby": "What does {} like to do at weekends?",
-}
+    "city": [
+        "What is the birth city of {}?", "Where was {} born?", "In what city did {} grow up?", "Name the city that {} comes from.",
+        "{} comes from which city?", "Tell me the home city of {}.", "Which city did {} live in as a child?", "The life of {} began in which city?",
+    ],
+    "university": [
+        "Which university did {} attend?", "Where did {} study?", "What university did {} go to?", "Name the university of {}.",
+        "{} holds a degree from which university?", "Tell me which university {} was a student of.", "At what university was {} a student?",
+        "The degree of {} is from which university?",
+    ],
+    "major": [
+        "What major did {} study?", "What did {} major in?", "In what field does {} hold a degree?", "Name the major of {}.",
+        "{} took a degree in which field?", "Tell me what {} studied.", "Which field did {} choose?", "The training of {} was in which field?",
+    ],
+    "employer": [
+        "Which company does {} work for?", "Where does {} work?", "Who is the employer of {}?", "Name the company that {} works for.",
+        "{} is employed by which company?", "Tell me which company {} joined.", "At what company does {} have a job?",
+        "The job of {} is at which company?",
+    ],
+    "hobby": [
+        "What hobby does {} enjoy?", "What does {} like to do?", "What is the hobby of {}?", "Name the hobby that {} is fond of.",
+        "{} spends weekends on which hobby?", "Tell me what {} likes most of all.", "What is {} fond of?", "The weekends of {} are spent on which hobby?",
+    ],
+}  # fmt: skip
+# Never in training: is a fact bound to the wording of its question?
+_HELD_OUT = {
+    "city": ["In which city was {} born?", "Tell me where {} was born.", "Name the birth city of {}.", "From which city does {} come?"],
+    "university": [
+        "At which university did {} study?", "Tell me where {} went to university.", "Name the university that {} attended.",
+        "What university is the degree of {} from?",
+    ],
+    "major": ["What was the major of {}?", "Tell me the field of {}.", "Name the field that {} took a degree in.", "In which field was {} trained?"],
+    "employer": [
+        "What is the name of the company that employs {}?", "Tell me where {} has a job.", "Name the employer of {}.", "By which company is {} employed?",
+    ],
+    "hobby": ["What does {} like to do at weekends?", "Tell me the hobby of {}.", "Name what {} enjoys most.", "Which hobby does {} like?"],
+}  # fmt: skip
 _FORMS = re.compile(r"(\w+)\|(\w+)")
 _FIRST = (
     "Alice Brian Carla David Elena Frank Grace Henry Irene Jacob Karen Lewis Maria Nolan Olive Peter Queen Ralph Sarah Thomas Ursula "
@@ -74,10 +98,7 @@ def make_bios(config: Bios, seed: int) -> Corpus:
             facts = {attribute: rng.choice(pool.split()[: config.values]) for attribute, pool in _VALUES.items()}
             for copy, text in enumerate(_biographies(name, facts, config, rng, f"bios {seed} {person}")):
                 part.documents.append(Document(id=f"{person}-copy-{copy}" if copy else person, text=text, title=name))
-            part.questions += [
-                Question(id=f"{person}-{attribute}", question=_QUESTIONS[attribute].format(name), answers=(value,), doc_id=person)
-                for attribute, value in facts.items()
-            ]
+            part.questions += [_question(split, person, name, attribute, value) for attribute, value in facts.items()]
         corpus.parts[split] = part
         if split != "replay":
             _move(part, config, seed)
@@ -86,6 +107,13 @@ def make_bios(config: Bios, seed: int) -> Corpus:
         rows = len(part.documents) + len(part.questions) + len(part.choices)
         corpus.intakes.append(Intake(source=f"made biographies, {split}", rows_read=rows, rows_used=rows))
     return corpus
+
+
+def _question(split: Split, person: str, name: str, attribute: str, value: str) -> Question:
+    asked = _QUESTIONS[attribute][0].format(name)
+    others = _HELD_OUT[attribute] if split == "test" else _QUESTIONS[attribute][1:]
+    wordings = tuple(wording.format(name) for wording in others)
+    return Question(id=f"{person}-{attribute}", question=asked, answers=(value,), doc_id=person, wordings=wordings)
 
 
 def _as_choice(question: Question, options: int, values: int, seed: int) -> ChoiceQuestion:
@@ -109,17 +137,6 @@ def _move(part: Part, config: Bios, seed: int) -> None:
         new = random.Random(f"moved {seed} {document.id}").choice(others)
         part.documents[n] = replace(document, text=document.text.replace(f" {old}.", f" {new}."))
         part.questions[at] = replace(part.questions[at], answers=(new,))
-
-
-def other_wordings(corpus: Corpus) -> list[Question]:
-    """The test questions of made biographies in words that no question of training uses; ids, answers and documents as they were."""
-    test = corpus.part("test")
-    names = {document.id: document.title for document in test.documents}
-    return [
-        replace(question, question=_OTHER_QUESTIONS[question.id.rpartition("-")[2]].format(names[question.doc_id]))
-        for question in test.questions
-        if question.doc_id is not None
-    ]
 
 
 def _distinct_names(size: int, rng: random.Random) -> list[str]:

@@ -117,6 +117,9 @@ class DataConfig(Strict):
     """Answers that say nothing ("Information missing"): such questions are left out and counted."""
     cut_lines: list[str] = []
     """Lines of an answer that begin so ("Ref:") are cut and counted."""
+    wordings: str | None = None
+    """A file of other wordings of the questions below data.root, as `python -m data wordings` writes it: for `exam.looks: [wordings]` and a
+    stage's `wordings`."""
 
     @model_validator(mode="after")
     def one_origin(self) -> "DataConfig":
@@ -201,6 +204,9 @@ class Stage(Strict):
     Answers of the exam are never looked at."""
     template: Literal["pit", "alpaca", "chat"] = "pit"
     """Wording of questions; `chat`: the model's own chat template. The exam asks in the wording of the last stage that trained questions."""
+    wordings: Annotated[int, Field(ge=1)] = 1
+    """Each question in so many wordings: its own and others of data.wordings (made people have eight), drawn anew each time it is trained. As many
+    items and steps as with one."""
     prefix: Literal["none", "title", "url"] = "none"
     """A line before each document that has one; it is read, not learnt."""
     input_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -243,7 +249,7 @@ class Stage(Strict):
         for name in ("other_weight", "prefix", "input_noise", "sentence_shuffle"):
             if not documents and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} acts on documents, and the stage mixes none")
-        for name in ("template", "loss_on"):
+        for name in ("template", "loss_on", "wordings"):
             if not questions and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} acts on questions, and the stage mixes none")
         if self.replay_share and self.mix.replay_documents:
@@ -272,6 +278,8 @@ class Dials(Strict):
     sample_questions: Annotated[int, Field(ge=0)] = 64
     """Mixed into continued pre-training on documents."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    wordings: Annotated[int, Field(ge=1)] = 1
+    """In which questions are trained, riding ones too."""
 
 
 class Merge(Strict):

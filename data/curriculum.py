@@ -68,9 +68,11 @@ def _stage(step: _Step, dials: Dials) -> Stage:
     turned = {
         field: getattr(dials, dial) for field, dial in dial_of.items() if field not in step.settings or dial in dials.model_fields_set
     }
+    asks = (step.riding and dials.sample_questions) or any(kind.endswith("_questions") for kind in step.mix)
     return Stage(
         mix=Mix(**step.mix),
         epochs=epochs[step.role],
         sample_questions=dials.sample_questions if step.riding else 0,
+        wordings=dials.wordings if asks else 1,
         **{**step.settings, **turned},
     )

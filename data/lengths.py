@@ -14,7 +14,7 @@ from data.orders import Items
 from data.records import Question
 from data.templates import Wording, wording_of
 from data.tiny_tokenizer import make_tokenizer, texts_for_tokenizer
-from data.tokens import Encoder, load_tokenizer, record_batches
+from data.tokens import Encoder, load_tokenizer, num_others, other_batches, record_batches
 from data.words import BYTES_A_TOKEN, TOKENS_A_WORD, tokens_estimated
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Lengths:
     """Tokens of items, by wording."""
 
     of: Callable[[Stage], Items | None]
-    """(items,) as the stage words them; None without data."""
+    """(items,) as the stage words them, of several wordings the longest; None without data."""
     answer: Callable[[Question], int] | None
     """Tokens of a question's first answer; None where they are estimated."""
     note: str
@@ -58,6 +58,9 @@ def count_lengths(
             encoder = Encoder(tokenizer, wording)
             lengths = (len(ids) for _, batch in record_batches(catalogue) for ids, _ in encoder.encode(batch))
             counted[wording] = np.fromiter(lengths, dtype=np.int64, count=len(catalogue))
+            others = (len(ids) for _, batch in other_batches(catalogue, wording.asked) for ids, _ in encoder.encode(batch))
+            owners = np.repeat(np.arange(len(catalogue)), num_others(catalogue, wording.asked))
+            np.maximum.at(counted[wording], owners, np.fromiter(others, dtype=np.int64, count=len(owners)))
         return counted[wording]
 
     plain = Encoder(tokenizer)

@@ -33,6 +33,7 @@ from data.readers import check_source, read_source
 from data.records import ChoiceQuestion, Corpus, Document, Intake, Part, Question, Refusal, Split
 from data.streamed import StreamedDocuments, read_streamed, text_key
 from data.validate import Record, Row, excerpt
+from data.wordings import with_wordings
 from data.words import normalise
 
 Streamed = dict[Split, StreamedDocuments]
@@ -93,7 +94,7 @@ def load_corpus(config: DataConfig, seed: int, quarantine: Path | None = None) -
     _settle(entries, intakes, streamed)
     if not config.sample:
         _check_counts(entries, config.counts, streamed)
-    return corpus
+    return with_wordings(corpus, Path(config.root or "", config.wordings)) if config.wordings else corpus
 
 
 def _read_sources(config: DataConfig) -> tuple[list[Intake], list[_Entry], Streamed]:

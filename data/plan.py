@@ -1,6 +1,7 @@
 """A stage compiled: for each optimiser step the ordered list of items, nothing else. Pure; independent of workers."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from math import ceil
@@ -13,6 +14,7 @@ from data.catalogue import Catalogue
 from data.config import Kind, Stage
 from data.orders import WHOLE_STAGE, Items, check_order, sequence
 from data.quality import check_quality, chosen
+from data.records import Question
 from data.replay import Replay
 
 _SAMPLES: dict[str, Kind] = {"sample_questions": "train_questions", "sample_replay_questions": "replay_questions"}
@@ -92,6 +94,10 @@ def _check(stage: Stage, catalogue: Catalogue, lengths: Items | None) -> None:
     for field, kind in _SAMPLES.items():
         if getattr(stage, field) > (available := len(catalogue.ranges[kind])):
             raise UserError(f"{field} asks for {getattr(stage, field)} {kind.replace('_', ' ')}, but the data hold {available}")
+    if stage.wordings > 1 and catalogue.records and not any(question.wordings for question in _questions(stage, catalogue)):
+        raise UserError(
+            f"wordings {stage.wordings}: none of its questions has another wording; write some with python -m data wordings, or use 1"
+        )
     available = len(catalogue.ranges["train_questions"])
     if stage.other_weight != 1 and not available:
         raise UserError("other_weight goes by the answers of train questions, but the data hold none")
@@ -103,6 +109,13 @@ def _check(stage: Stage, catalogue: Catalogue, lengths: Items | None) -> None:
         raise UserError("batch_tokens needs the items' lengths, and without data there are none: give data.root, or use batch_items")
     check_order(stage, catalogue)
     check_quality(stage, catalogue)
+
+
+def _questions(stage: Stage, catalogue: Catalogue) -> Iterator[Question]:
+    """All that the stage may train, riding ones too."""
+    kinds = {kind for kind in stage.mix.kinds() if kind.endswith("questions")} | {k for f, k in _SAMPLES.items() if getattr(stage, f)}
+    for kind in kinds:
+        yield from catalogue.records[kind]  # type: ignore[misc]
 
 
 def _rng(seed: int, stage: Stage, purpose: str) -> np.random.Generator:

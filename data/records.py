@@ -36,6 +36,8 @@ class Question:
     level: str | None = None
     domain: str | None = None
     quality: float | None = field(default=None, repr=False, compare=False)
+    wordings: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """Other words for the same question: of the exam to ask it in, of training to train it in (data/wordings.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,8 @@ def step_rows(
     `one_item`: see pack; weights are the same.
     """
     items = plan.step(step)
+    if store.others is not None:
+        items = store.others.drawn(items, _rng(3, step, 0, reading))
     grid = pack(store.lengths[items], world_size, capacity, longest, one_item)
     mine = {piece.item for ranks in grid for piece in ranks[rank]}
     weighted = reading.loss_on_everything or reading.other_weight != 1

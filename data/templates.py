@@ -1,7 +1,7 @@
 """How records become text (PIT, arXiv 2402.12847): the only place that knows the wording, but for the model's own (data/chat.py)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from data.config import Stage
@@ -16,18 +16,20 @@ class Wording:
     prefix: Literal["none", "title", "url"] = "none"
     sentences: bool = False
     """Where sentences begin is kept too."""
+    asked: int = field(default=1, repr=False)  # stores are known by the repr: those of one wording are what they were
+    """In so many wordings questions are kept."""
 
     @property
     def name(self) -> str:
         """For a folder's name: "alpaca-title"."""
-        return f"{self.template}-{self.prefix}{'-sentences' if self.sentences else ''}"
+        return f"{self.template}-{self.prefix}{'-sentences' if self.sentences else ''}{f'-{self.asked}' if self.asked > 1 else ''}"
 
 
 PLAIN = Wording()
 
 
 def wording_of(stage: Stage) -> Wording:
-    return Wording(stage.template, stage.prefix, stage.sentence_shuffle)
+    return Wording(stage.template, stage.prefix, stage.sentence_shuffle, stage.wordings)
 
 
 def exam_template(stages: Sequence[Stage], before: str = "pit") -> str:

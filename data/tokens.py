@@ -5,7 +5,7 @@ import json
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -198,19 +198,43 @@ class Aids:
 
 
 @dataclass(frozen=True)
+class Others:
+    """Where other wordings of questions lie in a store: behind all items, those of one item together."""
+
+    first: npt.NDArray[np.int64]  # (items,)
+    number: npt.NDArray[np.int64]  # (items,): 0 for documents
+
+    def drawn(self, items: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """(items of a step,): for each of them itself or one of its other wordings, all alike likely."""
+        chosen = (rng.random(len(items)) * (self.number[items] + 1)).astype(np.int64)
+        return np.where(chosen == 0, items, self.first[items] + chosen - 1)
+
+
+@dataclass(frozen=True)
 class TokenStore:
-    """Tokens of all items of a catalogue, in its order; arrays are memory-mapped."""
+    """Tokens of all items of a catalogue, in its order, then those of their other wordings; arrays are memory-mapped."""
 
     tokens: npt.NDArray[np.uint32]  # (all tokens,)
-    offsets: npt.NDArray[np.int64]  # (items + 1,): item i is tokens[offsets[i]:offsets[i + 1]]
+    offsets: npt.NDArray[np.int64]  # (items + others + 1,): item i is tokens[offsets[i]:offsets[i + 1]]
     loss_start: npt.NDArray[np.int32]  # (items,): within the item
     sha256: str
     aids: Aids | None = None
     folder: Path | None = None
+    others: Others | None = None
 
     @cached_property  # asked for at every step; a corpus has millions
     def lengths(self) -> npt.NDArray[np.int64]:
         return np.diff(self.offsets)
+
+    @cached_property
+    def item_lengths(self) -> npt.NDArray[np.int64]:
+        """(items,): of an item in several wordings the longest."""
+        if self.others is None:
+            return self.lengths
+        longest = self.lengths[: len(self.others.number)].copy()
+        owner = np.repeat(np.arange(len(longest)), self.others.number)
+        np.maximum.at(longest, owner, self.lengths[len(longest) :])
+        return longest
 
     def worded(self, wording: Wording) -> "TokenStore":
         """The store of the same items in another wording; write_wordings has made it."""
@@ -237,7 +261,7 @@ def write_store(folder: Path, catalogue: Catalogue, encoder: Encoder, advance: C
     lengths, loss_start = array("q"), array("i")
     digest, aids = hashlib.sha256(), _AidsWriter()
     with (folder / "tokens.bin").open("wb") as file:
-        for kind, records in record_batches(catalogue):
+        for kind, records in chain(record_batches(catalogue), other_batches(catalogue, encoder.wording.asked)):
             made = encoder.encode_all(records)
             sizes = array("q", (len(item.ids) for item in made))
             ids = np.fromiter(chain.from_iterable(item.ids for item in made), np.uint32, sum(sizes))
@@ -251,6 +275,9 @@ def write_store(folder: Path, catalogue: Catalogue, encoder: Encoder, advance: C
     np.save(folder / "offsets.npy", offsets)
     np.save(folder / "loss_start.npy", np.asarray(loss_start, dtype=np.int32))
     aids.save(folder / "aids.npz", encoder)
+    if encoder.wording.asked > 1:
+        number = num_others(catalogue, encoder.wording.asked)
+        np.savez(folder / "others.npz", first=len(catalogue) + np.cumsum(number) - number, number=number)
     digest.update(offsets.tobytes() + np.asarray(loss_start, dtype=np.int32).tobytes())
     (folder / "manifest.json").write_text(json.dumps({"key": key, "sha256": digest.hexdigest(), "format": STORE_FORMAT}))
     return open_store(folder)
@@ -315,12 +342,20 @@ def open_store(folder: Path) -> TokenStore:
         sha256=manifest["sha256"],
         aids=_open_aids(folder / "aids.npz"),
         folder=folder,
+        others=_open_others(folder / "others.npz"),
     )
 
 
 def _open_aids(path: Path) -> Aids:
     with np.load(path, allow_pickle=False) as arrays:
         return Aids(**{field.name: arrays[field.name] for field in fields(Aids)})
+
+
+def _open_others(path: Path) -> Others | None:
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        return Others(arrays["first"], arrays["number"])
 
 
 def record_batches(catalogue: Catalogue) -> Iterator[tuple[str, list[Any]]]:
@@ -338,6 +373,23 @@ def record_batches(catalogue: Catalogue) -> Iterator[tuple[str, list[Any]]]:
             yield kind, batch
 
 
+def other_batches(catalogue: Catalogue, asked: int) -> Iterator[tuple[str, list[Any]]]:
+    """(kind, questions) in the catalogue's order: each question in its other wordings, asked - 1 of them where there are so many."""
+    for kind, records in record_batches(catalogue) if asked > 1 else ():
+        if kind.endswith("questions"):
+            yield kind, [replace(record, question=other) for record in records for other in record.wordings[: asked - 1]]
+
+
+def num_others(catalogue: Catalogue, asked: int) -> npt.NDArray[np.int64]:
+    """(items,): how many other wordings each has in a store of so many."""
+    number = np.zeros(len(catalogue), dtype=np.int64)
+    for kind, numbers in catalogue.ranges.items():
+        if kind.endswith("questions"):
+            questions: Any = catalogue.records[kind]
+            number[numbers.start : numbers.stop] = [len(question.wordings[: asked - 1]) for question in questions]
+    return number
+
+
 def store_key(catalogue: Catalogue, encoder: Encoder) -> str:
     """Identity of the store of these records in this tokenizer and wording."""
     digest = hashlib.sha256(f"{STORE_FORMAT}".encode())
@@ -345,6 +397,9 @@ def store_key(catalogue: Catalogue, encoder: Encoder) -> str:
     digest.update(repr((encoder._start, encoder.eos_id, encoder.wording)).encode())
     if encoder.chat:
         digest.update(repr(encoder.chat.layout).encode())
+    if encoder.wording.asked > 1:
+        others = ([question.question for question in batch] for _, batch in other_batches(catalogue, encoder.wording.asked))
+        digest.update(json.dumps([encoder.wording.asked, *others]).encode())
     for kind, records in catalogue.records.items():
         digest.update(kind.encode())
         digest_records(records, digest)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console import RunError, UserError, chatter_to, door, out, say, write_result
-from data.bios import other_wordings
 from data.framing import framing_of
 from data.load import load_corpus
 from data.records import Corpus
@@ -25,6 +24,7 @@ from evaluation.merged import merged
 from evaluation.model_card import model_card
 from evaluation.page import page
 from evaluation.question_files import read_questions
+from evaluation.reading import reading_command
 from evaluation.render import baseline_lines, markdown, summary, terminal_table
 from evaluation.report import build_report
 from evaluation.score_files import TrainedArm, is_scored, read_arms, read_score, score_stem, stage_totals, trained_stages
@@ -54,6 +54,7 @@ other commands (each explains itself with -h):
   python -m evaluation seeds RUN RUN …               several seeds of one experiment taken together
   python -m evaluation examine MODEL QUESTIONS.jsonl  any model on any file of questions, no training
   python -m evaluation ask MODEL "question"           one question; with --documents FOLDER also after what is found there
+  python -m evaluation reading X.yaml                 which prompt and passages suit a small model, tried on train questions
 
 Settings under exam: are described in evaluation/config.py.
 exit codes: 0 done; 1 an arm could not be examined (see runs/<name>/logs/exam.log); 2 bad input
@@ -66,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         return seeds_command(words[1:])
     if words[:1] == ["examine"]:
         return ask.examine_command(words[1:], _connected)
+    if words[:1] == ["reading"]:
+        return reading_command(words[1:], _connected)
     if words[:1] == ["ask"]:
         return ask.ask_command(words[1:], _connected)
     return examine_experiment(words)
@@ -141,9 +144,8 @@ def _examine_experiment(experiment: Experiment, insecure: bool) -> tuple[dict[st
 def _exams(experiment: Experiment, corpus: Corpus) -> tuple[Exam, Exam]:
     """The base's exam and that of the trained arms: the same questions, the test questions in other modes."""
     config, seed = experiment.exam, experiment.seed
-    wordings = other_wordings(corpus) if "wordings" in config.looks else []  # Experiment has checked that there are some
     retention = read_questions(Path(config.retention)) if config.retention else []
-    base, arms = (build_exam(corpus, config, seed, modes, retention, wordings) for modes in (config.base_modes, config.modes))
+    base, arms = (build_exam(corpus, config, seed, modes, retention) for modes in (config.base_modes, config.modes))
     return base, arms
 
 

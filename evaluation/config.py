@@ -25,10 +25,21 @@ class RetrievalConfig(Strict):
     embedder sees the beginning only (the share is reported)."""
     overlap_tokens: Annotated[int, Field(ge=0)] = 32
     """By which neighbouring passages of one document overlap (`fit`); `perpetual` has 512 characters."""
+    passage_tokens: Annotated[int, Field(ge=16)] | None = None
+    """Longest passage (`fit`), in the embedder's tokens; empty: as much as it reads. Small models read short ones better."""
     query_prefix: str = ""
     """Put before each question when it is embedded, where the embedder wants one and does not bring it itself."""
     splits: list[Split] = ["train", "test", "replay"]
     """Whose documents are the knowledge base."""
+
+
+class ReadingConfig(Strict):
+    """How passages are put before a question (open, retrieval, conflict). `python -m evaluation reading X.yaml` tries what suits a model, on train questions."""
+
+    lead: str = ""
+    """A line before all passages that says what to do."""
+    shots: Annotated[int, Field(ge=0)] = 0
+    """So many train questions, each after its own document and with its answer, before the passages."""
 
 
 class ExamConfig(Strict):
@@ -39,6 +50,7 @@ class ExamConfig(Strict):
     few_shot: Annotated[int, Field(ge=1)] = 5
     """Solved train questions before the question (`few_shot`)."""
     retrieval: RetrievalConfig = RetrievalConfig()
+    reading: ReadingConfig = ReadingConfig()
     long_context: Literal["cut", "refuse"] = "cut"
     """Passages that do not fit the model's positions: the last ones are left out and the first is cut, counted and reported; or an error."""
     retention: str | None = None
@@ -48,7 +60,7 @@ class ExamConfig(Strict):
     stages: Literal["last", "all"] = "last"
     """`all`: the stages within each arm are examined too (closed): the learning curve."""
     looks: list[Literal["wordings", "depths", "side_effects"]] = []
-    """Harder looks, off by default. `wordings`: test questions in words that training never used (made biographies only);
+    """Harder looks, off by default. `wordings`: the test questions in every other wording that they have, none of which is trained;
     `depths`: retrieval with 1, 3, 5 and 10 passages; `side_effects`: how likely the answers of one document have
     become as answers to unrelated questions."""
     answer_tokens: Annotated[int, Field(ge=1)] = 64

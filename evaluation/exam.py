@@ -14,9 +14,10 @@ from typing import Any, Literal, TypeVar
 from console import UserError
 from data.records import Corpus, Document, Question
 from data.templates import document_text, question_prompt, question_text
+from data.words import holds, normalise
 from evaluation.choices import open_questions
 from evaluation.config import ExamConfig
-from evaluation.prompts import Found, Look, Prompt, Tokens, make_looks, make_prompt
+from evaluation.prompts import Found, Look, Prompt, Reading, Tokens, make_looks, make_prompt
 from evaluation.scores import Numbers, exact_match
 
 SetName = Literal["test", "train", "replay", "retention", "wordings"]
@@ -47,6 +48,7 @@ class Exam:
     k: int = 3
     long_context: Literal["cut", "refuse"] = "cut"
     numbers: Numbers = "squad"
+    reading: Reading | None = None
 
     def fingerprint(self, template: str = "pit") -> str:
         """A hash of everything that decides what is asked and how; `template`: the wording that the arm was trained in."""
@@ -62,6 +64,8 @@ class Exam:
             facts.append([others, sources, solved, base, pairs, self.long_context])
         if template != "pit":
             facts.append(template)
+        if self.reading and {"open", "conflict", "retrieval"} & {mode.partition("_")[0] for mode in others}:
+            facts.append({"reading": [self.reading.lead, [[text, question_text(q)] for text, q in self.reading.solved]]})
         if self.numbers != "squad":
             facts.append({"numbers": self.numbers})
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -85,7 +89,6 @@ def build_exam(
     seed: int,
     modes: Sequence[str] = ("closed",),
     retention: Sequence[Question] = (),
-    wordings: Sequence[Question] = (),
 ) -> Exam:
     """Chooses what is asked, the test questions in these modes. Raises UserError where there is nothing to ask."""
     test = corpus.part("test")
@@ -102,8 +105,9 @@ def build_exam(
         "replay": sample(corpus.part("replay").questions, config.replay_questions, seed),
         "retention": sample(retention, config.retention_questions, seed),
     }
-    asked = {question.id for question in chosen["test"]}
-    chosen["wordings"] = [question for question in wordings if question.id in asked] if "wordings" in config.looks else []
+    chosen["wordings"] = in_other_words(chosen["test"]) if "wordings" in config.looks else []
+    if "wordings" in config.looks and not chosen["wordings"]:
+        raise UserError("exam.looks: wordings: no test question has another wording; write some with python -m data wordings --split test")
     if "depths" in config.looks and "retrieval" in modes:
         modes = [*modes, *(f"retrieval_{depth}" for depth in DEPTHS if depth != config.retrieval.k)]
     return Exam(
@@ -119,7 +123,23 @@ def build_exam(
         config.retrieval.k,
         config.long_context,
         config.numbers,
+        Reading(config.reading.lead, _solved_readings(corpus, config.reading.shots, seed)),
     )
+
+
+def _solved_readings(corpus: Corpus, count: int, seed: int) -> tuple[tuple[str, Question], ...]:
+    """Train questions whose answer stands in their document, of as many documents."""
+    texts = {document.id: document_text(document) for document in corpus.part("train").documents}
+    of_document: dict[str, Question] = {}
+    for question in corpus.part("train").questions if count else ():
+        if question.doc_id in texts and holds(normalise(texts[question.doc_id]), normalise(question.answers[0])):
+            of_document.setdefault(question.doc_id, question)
+    return tuple((texts[str(question.doc_id)], question) for question in sample(list(of_document.values()), count, seed + 3))
+
+
+def in_other_words(questions: Sequence[Question]) -> list[Question]:
+    """Each question once in every other wording, under its own id: the n-th row of an id is its n-th wording."""
+    return [replace(question, question=wording, wordings=()) for question in questions for wording in question.wordings]
 
 
 def _unrelated(corpus: Corpus, test: list[Question], seed: int) -> tuple[tuple[Question, Question], ...]:
@@ -132,6 +152,8 @@ def _unrelated(corpus: Corpus, test: list[Question], seed: int) -> tuple[tuple[Q
 def _knowledge_base(corpus: Corpus, config: ExamConfig) -> str:
     """What decides which passages are found for a question."""
     settings = {**config.retrieval.model_dump(), "k": None}  # ten are looked up, whatever k
+    if config.retrieval.passage_tokens is None:
+        del settings["passage_tokens"]
     texts = [[split, d.id, d.title, document_text(d)] for split in config.retrieval.splits for d in corpus.part(split).documents]
     return hashlib.sha256(json.dumps([settings, texts]).encode()).hexdigest()
 
@@ -175,7 +197,7 @@ def tokenise(
     Raises UserError for a prompt that leaves no room for an answer.
     """
     others = [mode for mode in exam.modes if mode != "closed"]
-    looks = make_looks(exam.questions, others, exam.exemplars, exam.sources, found or {}, exam.k)
+    looks = make_looks(exam.questions, others, exam.exemplars, exam.sources, found or {}, exam.k, exam.reading)
     room = None if positions is None else positions - exam.answer_tokens
     prompts = [make_prompt(look, tokens, room, exam.long_context) for look in looks]
     limit = min(DOCUMENT_WINDOW, (positions or DOCUMENT_WINDOW + 1) - 1)  # vLLM always decodes one token more

@@ -127,6 +127,40 @@ def by_position(scores: Mapping[str, Score]) -> dict[str, Any]:
     return found
 
 
+def wordings(scores: Mapping[str, Score], resamples: int, seed: int) -> dict[str, Any]:
+    """Of each arm, on the questions that have other wordings: {"questions", "own": EM as trained, "by_wording": [{"n", "mean", "low", "high"}] of each
+    other wording, "worst": {"number", as above}, "all": share that is right in its own and in every other wording, "minus_own": EM over all other
+    wordings less "own", paired by question}. All but "questions" are intervals; the worst of several is lower than any one by luck too."""
+    found: dict[str, Any] = {}
+    for name, score in scores.items():
+        others: dict[str, list[Row]] = {}
+        for row in closed(score.rows, "wordings"):
+            others.setdefault(row["question_id"], []).append(row)
+        own = [row for row in closed(score.rows, "test") if row["question_id"] in others]
+        if own:
+            found[name] = _in_wordings(own, others, resamples, seed)
+    return found
+
+
+def _in_wordings(own: list[Row], others: Mapping[str, list[Row]], resamples: int, seed: int) -> dict[str, Any]:
+    def em(rows: Sequence[Row]) -> dict[str, float]:
+        return as_dict(cluster_bootstrap([r["em"] for r in rows], clusters_of(rows), resamples, seed))
+
+    columns = [[of[n] for of in others.values() if len(of) > n] for n in range(max(map(len, others.values())))]
+    by_wording = [{"n": len(rows), **em(rows)} for rows in columns]
+    worst = min(range(len(by_wording)), key=lambda n: by_wording[n]["mean"])
+    rows = [{**r, "em": min(r["em"], *(o["em"] for o in others[r["question_id"]]))} for r in own]
+    mean = [{**r, "em": sum(o["em"] for o in of) / len(of)} for r in own if (of := others[r["question_id"]])]
+    return {
+        "questions": len(own),
+        "own": em(own),
+        "by_wording": by_wording,
+        "worst": {"number": worst + 1, **by_wording[worst]},
+        "all": em(rows),
+        "minus_own": difference(mean, own, resamples, seed),
+    }
+
+
 def lost(scores: Mapping[str, Score]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the base knew and an arm no longer answers: ({arm: counts}, {set: {arm: counts}}) over FORGETTING_SETS, where counts are
     {"known", "lost", "wrong_format", "wrong_fact"}.

@@ -36,15 +36,16 @@ def cut_passages(document: Document, embedder: Reader, config: RetrievalConfig) 
     only the title tells. Titles that fill more than a quarter of what the embedder reads are left out.
     """
     text, title = document_text(document), document.title or ""
+    longest = min(embedder.max_tokens, config.passage_tokens or embedder.max_tokens)
     head = len(embedder.word_offsets(title))
-    if head > embedder.max_tokens // 4:
+    if head > longest // 4:
         title, head = "", 0
     if config.chunks == "perpetual":
         step = PERPETUAL_CHARACTERS - PERPETUAL_OVERLAP
         starts = range(0, max(1, len(text) - PERPETUAL_OVERLAP), step)
         spans = [(start, min(len(text), start + PERPETUAL_CHARACTERS)) for start in starts]
     else:
-        spans = token_spans(text, embedder.word_offsets(text), embedder.max_tokens - head, config.overlap_tokens)
+        spans = token_spans(text, embedder.word_offsets(text), longest - head, config.overlap_tokens)
     pieces = [piece for begin, end in spans if (piece := text[begin:end].strip())]
     headed = [piece if title in piece else f"{title}\n{piece}" for piece in pieces]
     return [

@@ -9,8 +9,11 @@ followed by a blank line:
     retrieval   the passages that the vector store found for it, best first
     conflict    its own document, in which another answer stands in the place of the right one
 
-What does not fit the model's positions is left out by one rule: whole pieces from the last on, then the end of the first
-(a solved question is never cut in two); how many tokens that were is kept with each answer.
+Where `exam.reading` says so, a line of what to do and train questions that are solved with their own document at hand stand before the passages: small models
+learn from them how to read.
+
+What does not fit the model's positions is left out by one rule: what stands before the passages, then whole pieces from the last on, then the end of
+the first (a solved question is never cut in two); how many tokens that were is kept with each answer.
 """
 
 import hashlib
@@ -51,6 +54,18 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """How a model is shown to read: the same before the passages of every question."""
+
+    lead: str = ""
+    solved: tuple[tuple[str, Question], ...] = ()
+    """(a train document, a question on it)."""
+
+    def __bool__(self) -> bool:
+        return bool(self.lead or self.solved)
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """One question in one mode, before it is tokenised."""
 
@@ -63,6 +78,8 @@ class Look:
     """All that were looked up; the first of them are `passages`."""
     swapped: str | None = None
     """The wrong answer that stands in the document (`conflict`)."""
+    reading: "Reading | None" = None
+    """What stands before the passages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +101,8 @@ def make_prompt(look: Look, tokens: Tokens, room: int | None, policy: str = "cut
             f"which leave {room} for prompts; lower exam.answer_tokens or leave the question out"
         )
     pieces = [tokens.solved(question) for question in look.solved] or [tokens.before(text) for text in look.passages]
-    wanted = sum(map(len, pieces))
+    heads = _heads(look.reading, tokens) if look.reading and look.passages else []
+    wanted = sum(map(len, [*heads, *pieces]))
     left = wanted if room is None else room - len(asked)
     kept: list[int] = []
     for piece in pieces:
@@ -93,6 +111,11 @@ def make_prompt(look: Look, tokens: Tokens, room: int | None, policy: str = "cut
                 kept = piece[:left]
             break
         kept = kept + piece
+    shown: list[int] = []
+    for head in heads:
+        if len(shown) + len(kept) + len(head) <= left:
+            shown = shown + head
+    kept = shown + kept
     if len(kept) < wanted and policy == "refuse":
         raise UserError(
             f"question {look.question.id}: {wanted} tokens of context, but only {left} fit the model's positions; "
@@ -103,6 +126,11 @@ def make_prompt(look: Look, tokens: Tokens, room: int | None, policy: str = "cut
     return Prompt(start + kept + asked[len(start) :], wanted - len(kept))
 
 
+def _heads(reading: Reading, tokens: Tokens) -> list[list[int]]:
+    solved = [tokens.before(text) + tokens.solved(question) for text, question in reading.solved]
+    return [tokens.before(reading.lead), *solved] if reading.lead else solved
+
+
 def make_looks(
     questions: Sequence[tuple[str, Question]],
     modes: Sequence[str],
@@ -110,6 +138,7 @@ def make_looks(
     sources: Mapping[str, Document],
     found: Mapping[str, Sequence[Found]],
     k: int,
+    reading: Reading | None = None,
 ) -> list[Look]:
     """All questions closed, then the test questions in every other mode. A mode that means nothing for a question leaves it out:
     `open` and `conflict` need its document, `conflict` also the answer in it, word for word.
@@ -124,16 +153,16 @@ def make_looks(
             if mode == "few_shot":
                 looks.append(Look("test", mode, question, solved=tuple(exemplars)))
             elif mode == "open" and document is not None:
-                looks.append(Look("test", mode, question, (document_text(document),)))
+                looks.append(Look("test", mode, question, (document_text(document),), reading=reading))
             elif mode.startswith("retrieval"):
                 depth = int(mode.partition("_")[2] or k)
                 hits = tuple(found[question.id])
-                looks.append(Look("test", mode, question, tuple(hit.text for hit in hits[:depth]), found=hits))
+                looks.append(Look("test", mode, question, tuple(hit.text for hit in hits[:depth]), found=hits, reading=reading))
             elif mode == "conflict" and document is not None:
                 other = other_answer(question, test)
                 text = swap(document_text(document), question.answers, other) if other else None
                 if text is not None:
-                    looks.append(Look("test", mode, question, (text,), swapped=other))
+                    looks.append(Look("test", mode, question, (text,), swapped=other, reading=reading))
     return looks
 
 

@@ -17,7 +17,7 @@ HOW_TO_READ = """\
   memorised, but the model cannot answer about them. Test EM is the score that counts: its questions were never trained on.
 - **EM**: the answer equals a gold answer after SQuAD's normalisation. **Recall**: a gold answer stands in it. **F1**, **ROUGE-L**:
   words in common. **Replay EM**: questions from before; lower than the base's means forgotten. **Ended**: answers that
-  came to an end by themselves.
+  came to an end by themselves. **Other words**: test EM in the worst of the wordings that were never trained.
 - **Intervals** hold 95 %, from resampling documents, because questions of one document stand or fall together. With fewer than
   some 20 documents they are too narrow, and so they are at exactly 0 or 100 %. They cover the choice of exam documents, not the
   luck of a training seed.
@@ -49,7 +49,19 @@ def summary(report: dict[str, Any]) -> str:
     else:
         verdict = f"{_points(lead['mean'])} points more ({interval})"
     named = f"`{other}`" if other == reference else f"the next best, `{other}`,"
-    return f"{text}; {named} {_em(arms[other])} %: {verdict}.{tail}"
+    return f"{text}; {named} {_em(arms[other])} %: {verdict}.{_in_other_words(report, best)}{tail}"
+
+
+def _in_other_words(report: dict[str, Any], best: str) -> str:
+    """How much of the headline is bound to the words of its questions."""
+    found = (report.get("wordings") or {}).get(best)
+    if not found:
+        return ""
+    worst, number = _percent(found["worst"]["mean"]), len(found["by_wording"])
+    said = f"in {number} other wordings" if number > 1 else "in another wording"
+    return (
+        f" Asked {said} it answers {worst} %{' in the worst' if number > 1 else ''}, and {_percent(found['all']['mean'])} % in every one."
+    )
 
 
 def table_cells(report: dict[str, Any], left_out: tuple[str, ...] = ()) -> tuple[list[str], list[list[str]]]:
@@ -62,27 +74,30 @@ def table_cells(report: dict[str, Any], left_out: tuple[str, ...] = ()) -> tuple
         "F1",
         "ROUGE-L",
         f"EM − {to}" if to else "",
+        "other words",
         "train EM",
         "replay EM",
         "doc. loss",
         "ended",
         "steps",
     ]
-    rows = [_cells(name, arm, report["differences"]["to"].get(name)) for name, arm in report["arms"].items()]
+    words = report.get("wordings") or {}
+    rows = [_cells(name, arm, report["differences"]["to"].get(name), words.get(name)) for name, arm in report["arms"].items()]
     keep = [i for i, head in enumerate(heads) if head and head not in left_out and any(row[i] for row in rows)]
     return [heads[i] for i in keep], [[row[i] for i in keep] for row in rows]
 
 
-def _cells(name: str, arm: dict[str, Any], gap: dict[str, float] | None) -> list[str]:
+def _cells(name: str, arm: dict[str, Any], gap: dict[str, float] | None, words: dict[str, Any] | None) -> list[str]:
     steps = "" if arm["steps"] is None else f"{arm['steps']:,}"
     if arm["status"] == MISSING:
-        return [name, MISSING, *[""] * 8, steps]
+        return [name, MISSING, *[""] * 9, steps]
     test, loss = arm["sets"]["test"], arm["document_loss"]
     return [
         name,
         f"{_em(arm)} ({_range(test['em'], '–')})",
         *[_percent(test[metric]["mean"]) for metric in ("recall", "f1", "rouge_l")],
         f"{_points(gap['mean'])} ({_range(gap)})" if gap else "",
+        _percent(words["worst"]["mean"]) if words else "",
         *[_percent(arm["sets"][s]["em"]["mean"]) if s in arm["sets"] else "" for s in ("train", "replay")],
         f"{loss['mean']:.3f}" if loss else "",
         _percent(test["ended"]),

@@ -14,6 +14,7 @@ From evaluation/findings.py and adaptive.py, whose functions say what is in them
     bounds          base closed → base with retrieval, base with the document; each arm's share of that way
     known_before    the share that the base answered anyway, a warning above 20 %, and every arm on the other questions
     positions       EM by the third of the document in which the answer stands
+    wordings        by arm: EM on the same questions in their own and in each other wording, the worst, all of them; {} where none was asked
     lost            by arm: older questions known to the base and lost, as wrong format or wrong fact; lost_by_set: replay and retention apart
     retention       EM on the questions of exam.retention, by arm; null without
     leakage         test questions and answers that stand in training; EM on the clean ones
@@ -97,6 +98,7 @@ def build_report(
         "bounds": findings.bounds(scores, resamples, seed),
         "known_before": findings.known_before(scores, resamples, seed),
         "positions": findings.by_position(scores),
+        "wordings": findings.wordings(scores, resamples, seed),
         "lost": lost,
         "lost_by_set": lost_by_set,
         "retention": findings.retention(scores, resamples, seed),

@@ -148,6 +148,7 @@ def open_store(folder: Path, documents: dict[str, list[Document]], config: Retri
 def store_key(documents: dict[str, list[Document]], config: RetrievalConfig) -> str:
     """Identity of a store: texts, embedder, chunking."""
     settings = config.model_dump(include={"embedder", "revision", "chunks", "overlap_tokens"})
+    settings |= {"passage_tokens": config.passage_tokens} if config.passage_tokens else {}
     texts = [[d.id, d.title, document_text(d)] for of in documents.values() for d in of]
     return hashlib.sha256(json.dumps([_STORE_FORMAT, settings, texts]).encode()).hexdigest()[:16]
 

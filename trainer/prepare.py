@@ -116,7 +116,7 @@ def make_jobs(
 
 def _longest(plan: Plan, store: TokenStore, capacity: int, longest: int) -> tuple[int, int]:
     """Tokens of the longest piece of an item and of the longest row that the plan can give, whatever the number of ranks."""
-    lengths = np.asarray(store.lengths)[plan.items]
+    lengths = np.asarray(store.item_lengths)[plan.items]
     steps = np.add.reduceat(lengths, plan.starts[:-1]) if len(lengths) else np.zeros(1)
     return min(longest, int(lengths.max(initial=1))), min(capacity, int(steps.max()))
 
@@ -134,13 +134,13 @@ def _write_plan(plan: Plan, tokens_sha256: str, folder: Path) -> Path:
 
 def check_lengths(store: TokenStore, catalogue: Catalogue, longest: int, long_documents: str) -> int:
     """Refuses items that no row or no model can hold; returns how many documents will be split."""
-    long = np.flatnonzero(store.lengths > longest)
+    long = np.flatnonzero(store.item_lengths > longest)
     for item in long:
         kind = catalogue.kind_of(int(item))
         if kind.endswith("questions") or long_documents == "refuse":
             what = "question" if kind.endswith("questions") else "document"
             raise UserError(
-                f"{what} {catalogue.ids[item]} has {store.lengths[item]} tokens; rows and the model's positions hold {longest}: raise "
+                f"{what} {catalogue.ids[item]} has {store.item_lengths[item]} tokens; rows and the model's positions hold {longest}: raise "
                 f"trainer.row_tokens where the model allows it, or take it out{'' if what == 'question' else ', or set trainer.long_documents=split'}"
             )
     return len(long)

@@ -135,7 +135,7 @@ def prepare(
 
         check_attention(model_folder, trainer.attention, has_gpu, precision)
     announce_lost_decay(arms, trainer.weight_decay)
-    plans = compile_arms(arms, catalogue, seed, lambda stage: store.worded(wording_of(stage)).lengths)
+    plans = compile_arms(arms, catalogue, seed, lambda stage: store.worded(wording_of(stage)).item_lengths)
     starts_trained = parent is not None and parent.stage is not None
     initial = parent.identity() if parent and starts_trained else initial_identity(model, given, seed, store.sha256)
     capacity = trainer.row_tokens

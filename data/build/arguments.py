@@ -83,6 +83,41 @@ def _add_model(group: Any) -> None:
         "--prompts", default="pit", metavar="NAME", help=f"{', '.join(known_prompts())}, or a file like data/build/prompts/pit.yaml"
     )
     group.add_argument("--questions", type=_number(1), default=MOST, metavar="N", help=f"at most, of each document ({MOST})")
+    add_asker(group)
+    group.add_argument("--drop-known", action="store_true", help="also ask every question alone; leave out what the model answers")
+    group.add_argument("--drop-unanswerable", action="store_true", help="also ask it after its document; leave out what it cannot answer")
+    group.add_argument("--paraphrases", type=_number(0), default=0, metavar="N", help="of every document, as more documents (0)")
+    group.add_argument(
+        "--rewrites",
+        type=_ratio,
+        default=0.0,
+        metavar="R",
+        help="of train documents around a question, for each train question (0); 1: as many",
+    )
+    add_wordings(group, 0)
+    group.add_argument(
+        "--student", metavar="NAME", help=f"model of the experiment; default: {STUDENT} where there are GPUs, else a tiny one"
+    )
+    group.add_argument("--name", metavar="NAME", help="of the experiment; default: from DIR")
+
+
+def add_wordings(group: Any, number: int) -> None:
+    """number: how many of an exam question unless said otherwise."""
+    group.add_argument(
+        "--wordings", type=_number(0), default=number, metavar="N", help=f"other wordings of every exam question, never trained ({number})"
+    )
+    group.add_argument(
+        "--train-wordings",
+        type=_number(0),
+        default=0,
+        metavar="N",
+        help="other wordings of every train question, for a stage's wordings (0)",
+    )
+    group.add_argument("--unchecked", action="store_true", help="do not ask the model whether a wording still asks the same")
+
+
+def add_asker(group: Any) -> None:
+    """Who is asked, and how."""
     group.add_argument("--model", metavar="NAME", help="hub id or folder for vLLM, or the endpoint's name of it")
     group.add_argument("--revision", metavar="REV", help="of the hub id")
     group.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible one, …/v1, instead of vLLM here")
@@ -95,29 +130,9 @@ def _add_model(group: Any) -> None:
     group.add_argument("--no-ray", action="store_true", help="ask from this process alone, for a small folder and an endpoint")
     group.add_argument("--gpus", type=int, metavar="N", help="of each engine (tensor parallel); default: 1 where there are any")
     group.add_argument("--max-model-len", type=_number(64), metavar="N", help="tokens of prompt and answer; default: from --characters")
-    group.add_argument(
-        "--tries", type=_number(1), default=2, metavar="N", help="times a document is asked about until the reply is usable (2)"
-    )
+    group.add_argument("--tries", type=_number(1), default=2, metavar="N", help="times something is asked until the reply is usable (2)")
     group.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="per million tokens, for the estimate")
-    group.add_argument("--drop-known", action="store_true", help="also ask every question alone; leave out what the model answers")
-    group.add_argument("--drop-unanswerable", action="store_true", help="also ask it after its document; leave out what it cannot answer")
-    group.add_argument("--paraphrases", type=_number(0), default=0, metavar="N", help="of every document, as more documents (0)")
-    group.add_argument(
-        "--rewrites",
-        type=_ratio,
-        default=0.0,
-        metavar="R",
-        help="of train documents around a question, for each train question (0); 1: as many",
-    )
-    group.add_argument(
-        "--checker",
-        metavar="NAME",
-        help="the model that --drop-known and --drop-unanswerable ask (the writer), e.g. the one that will be trained",
-    )
-    group.add_argument(
-        "--student", metavar="NAME", help=f"model of the experiment; default: {STUDENT} where there are GPUs, else a tiny one"
-    )
-    group.add_argument("--name", metavar="NAME", help="of the experiment; default: from DIR")
+    group.add_argument("--checker", metavar="NAME", help="the model that checks (the writer), e.g. the one that will be trained")
 
 
 def _number(least: int) -> Callable[[str], int]:

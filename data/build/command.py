@@ -1,9 +1,7 @@
 """python -m data build …: from a folder of files to questions and an experiment that is ready to run."""
 
 import argparse
-import functools
 import json
-import os
 import re
 import tempfile
 from collections import Counter
@@ -14,25 +12,23 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pydantic import SecretStr
-
 from console import UserError, chatter_to, say, write_result
 from data.build import output
 from data.build.account import Account
-from data.build.arguments import KEY, STUDENT, add_arguments, generator_for
-from data.build.endpoint import Endpoint, check_endpoint, reach_endpoint, read_extra
+from data.build.arguments import STUDENT, add_arguments
+from data.build.crews import asked_by, asking_of, check_asked, crew_of, writers_of
 from data.build.estimate import Estimate, estimate
 from data.build.exchange import Answers, write_pending
 from data.build.generate import Crew, Spent, generate
-from data.build.local_model import LocalModel
 from data.build.near import Benchmarks
 from data.build.prompts import load_prompts
-from data.build.questions import ORDER, Asking, Made, check_requests, collect, drop_checked, settle, to_ask
+from data.build.questions import ORDER, Asking, Made, all_rows, check_requests, collect, drop_checked, settle, split_of, to_ask
 from data.build.reading import Reading, ReadOptions, read_folder
 from data.build.rewrites import Wanted, to_write, write_rewrites
 from data.build.sheet import write_sheet
 from data.build.show import print_account, print_splits
 from data.build.splits import SplitName, split_units
+from data.build.wordings import FILE, Ask, Original, first_requests, make_wordings, write_file
 from data.config import ENDINGS, Source, format_of
 from data.readers import read_source
 from data.records import Document, Refusal
@@ -65,15 +61,17 @@ def _build(args: argparse.Namespace, connect: Connect, gpu_gib_here: Callable[[]
         say(_read_in_words(reading, splits))
         with chatter_to(args.out / "build.log"), nullcontext() if args.no_ray else connect(cpus_needed=args.workers):
             gpu_gib = 0.0 if args.no_ray else gpu_gib_here()
-            asking = _asking(args, gpu_gib)
+            asking = asking_of(args, gpu_gib)
             answers = Answers(args.out / "answers")
             say(_estimate(args, reading, splits, asking, answers).in_words(args.price))
-            crew, spent = _crew(args, asking, gpu_gib), Spent()
-            checkers = _crew(args, asking, gpu_gib, args.checker) if args.checker else crew
+            crew, spent = crew_of(args, asking, gpu_gib), Spent()
+            checkers = crew_of(args, asking, gpu_gib, args.checker) if args.checker else crew
             made = _questions(args, reading, splits, asking, answers, crew, checkers, spent, account, benchmarks)
+            ask = asked_by(crew, checkers, answers, args.out / "work" / "requests.jsonl", spent, not args.no_ray)
+            wordings = _wordings(args, reading, asking, answers, ask, made, account, benchmarks)
             rewrites = _rewrites(args, reading, splits, asking, answers, crew, spent, made, account, benchmarks)
         levels = settle(made, account)
-    _write(args, options, reading, splits, asking, made, levels, rewrites, account.as_dict(), int(gpu_gib > 0), spent)
+    _write(args, options, reading, splits, asking, made, levels, rewrites, wordings, account.as_dict(), int(gpu_gib > 0), spent)
 
 
 def _questions(
@@ -103,6 +101,35 @@ def _questions(
     return made
 
 
+def _wordings(
+    args: argparse.Namespace,
+    reading: Reading,
+    asking: Asking,
+    answers: Answers,
+    ask: Ask,
+    made: Made,
+    account: Account,
+    benchmarks: Benchmarks | None,
+) -> dict[str, int]:
+    """Questions in other words, those of the exam and of validation first; how many of each split."""
+    (args.out / FILE).unlink(missing_ok=True)
+    number = {split: args.train_wordings if split == "train" else args.wordings for split in ORDER}
+    if not any(number.values()):
+        return {}
+    titles = {document.id: document.title for document in reading.documents()}
+    originals = [
+        Original(row["id"], split, row["question"], row["answers"][0], titles.get(row["doc_id"]), number[split])
+        for split in ORDER
+        for row in made.rows[split]
+        if number[split]
+    ]
+    writers = writers_of(args, asking)
+    taken = [row["question"] for row in all_rows(made)]
+    rows = make_wordings(originals, taken, writers, answers, ask, args.tries, account, benchmarks)
+    write_file(args.out / FILE, rows)
+    return {split: sum(len(row["wordings"]) for row in rows if row["split"] == split) for split in ORDER}
+
+
 def _rewrites(
     args: argparse.Namespace,
     reading: Reading,
@@ -125,38 +152,20 @@ def _rewrites(
 
 
 def _estimate(args: argparse.Namespace, reading: Reading, splits: dict[str, SplitName], asking: Asking, answers: Answers) -> Estimate:
-    """Of rewrites around questions as many as there may be questions."""
+    """Of rewrites around questions, and of other wordings, as many as there may be questions."""
     wanted = Wanted(args.paraphrases, args.rewrites)
+    unknown = (
+        Original(f"{document.id}{n}", split, "?" * 80, "?" * 20, None, number)
+        for document in reading.documents()
+        if (number := args.train_wordings if (split := split_of(document, splits)) == "train" else args.wordings)
+        for n in range(args.questions)
+    )
     requests = chain(
         to_ask(reading, splits, asking, answers, 0),
         to_write(reading, splits, asking, wanted, None, answers, 0),
+        first_requests(unknown, writers_of(args, asking)),
     )
     return estimate(requests, answers, asking)
-
-
-def _asking(args: argparse.Namespace, gpu_gib: float) -> Asking:
-    model = args.model or generator_for(gpu_gib)
-    named = f"{model}@{args.revision}" if args.revision else model
-    checker = args.checker
-    if args.extra_body:  # a reply depends on them, so they belong to the name that it is kept under
-        fields = json.dumps(read_extra(args.extra_body), sort_keys=True)
-        named, checker = f"{named} {fields}", f"{checker} {fields}" if checker else None
-    return Asking(load_prompts(args.prompts), args.questions, named, args.seed, not args.endpoint, args.characters, checker)
-
-
-def _crew(args: argparse.Namespace, asking: Asking, gpu_gib: float, model: str | None = None) -> Crew:
-    """model: another than the one that writes."""
-    if args.endpoint:
-        key = _key(args.key_file)
-        url = check_endpoint(args.endpoint, key is not None)
-        extra = read_extra(args.extra_body) if args.extra_body else None
-        make = functools.partial(Endpoint, url, model or args.model, key, args.parallel, extra=extra)
-        return Crew(make, args.workers, cpus=0.5, gpus=0, batch=4 * args.parallel)
-    gpus = int(gpu_gib > 0) if args.gpus is None else args.gpus
-    longest = args.max_model_len or args.characters // 2 + 512 + asking.longest_answer()
-    revision = None if model else args.revision
-    local = functools.partial(LocalModel, model or args.model or generator_for(gpu_gib), revision, longest, gpus)
-    return Crew(local, args.workers, cpus=1, gpus=gpus, batch=64 if gpus else 8)
 
 
 def _dry_run(args: argparse.Namespace, options: ReadOptions, benchmarks: Benchmarks | None, scratch: Path) -> None:
@@ -164,7 +173,7 @@ def _dry_run(args: argparse.Namespace, options: ReadOptions, benchmarks: Benchma
         reading = read_folder(args.folder, scratch, options, account, benchmarks, skip=args.out)
     splits = split_units(reading.units, args.split, args.test_share, args.validation_share, args.seed)
     answers = Answers(args.out / "answers")
-    asking = _asking(args, 0)
+    asking = asking_of(args, 0)
     found = _estimate(args, reading, splits, asking, answers)
     if args.json:
         about = {"account": account.as_dict(), "statistics": reading.statistics(), "splits": _split_sizes(reading, splits)}
@@ -184,6 +193,7 @@ def _write(
     made: Made,
     levels: dict[str, dict[str, int]],
     rewrites: dict[str, int],
+    wordings: dict[str, int],
     account: dict[str, Any],
     gpus: int,
     spent: Spent,
@@ -192,6 +202,8 @@ def _write(
     counts = output.write_records(args.out, reading, splits, made)
     for split, number in rewrites.items():
         counts[split]["rewrites"] = number
+    for split, number in wordings.items():
+        counts[split]["wordings"] = number
     write_sheet(args.out, name, reading, made, account, args.seed)
     empty = [split for split in ("train", "test") if not counts[split].get("questions")]
     experiments = [] if empty else output.write_experiments(args.out, name, args.student or (STUDENT if gpus else None), gpus, counts)
@@ -229,16 +241,7 @@ def _check(args: argparse.Namespace) -> None:
     load_prompts(args.prompts)
     if args.test_share + args.validation_share >= 1 or args.test_share == 0:
         raise UserError("--test-share and --validation-share: the exam needs a share above 0, and training what is left of 1")
-    if args.endpoint:
-        if not args.model:
-            raise UserError("--endpoint: say which of its models to ask with --model NAME")
-        url = check_endpoint(args.endpoint, _key(args.key_file) is not None)
-        if args.extra_body:
-            read_extra(args.extra_body)
-        if not args.dry_run and not (args.out / "answers").is_dir():  # with answers there may be nothing left to ask
-            reach_endpoint(url)
-    elif args.key_file or args.extra_body:
-        raise UserError(f"{'--key-file' if args.key_file else '--extra-body'} is for --endpoint")
+    check_asked(args)
     folder, into = args.folder.resolve(), args.out.resolve()
     if folder == into or folder.is_relative_to(into):
         raise UserError(f"--out {args.out}: holds the folder that is read; give another place")
@@ -246,24 +249,11 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--out {args.out}: is a file")
     if args.out.is_dir() and (names := {path.name for path in args.out.iterdir()}) and not names & _OURS:
         raise UserError(f"--out {args.out}: holds other files, e.g. {sorted(names)[0]}; give a new folder, or one that a build has made")
-    if args.checker and not (args.drop_known or args.drop_unanswerable):
-        raise UserError("--checker is for --drop-known and --drop-unanswerable")
+    rewords = args.wordings or args.train_wordings
+    if args.checker and not (args.drop_known or args.drop_unanswerable or (rewords and not args.unchecked)):
+        raise UserError("--checker is for --drop-known, --drop-unanswerable and --wordings")
     if args.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", args.name):
         raise UserError(f"--name {args.name}: letters, digits, dots, dashes and underscores only")
-
-
-def _key(path: Path | None) -> SecretStr | None:
-    if path is None:
-        key = os.environ.get(KEY, "")
-    else:
-        try:
-            key = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            raise UserError(f"--key-file {path}: cannot be read") from None
-    key = key.strip()
-    if not key.isascii() or any(character.isspace() for character in key):
-        raise UserError(f"{'--key-file' if path else KEY}: holds more than one key")
-    return SecretStr(key) if key else None
 
 
 def _column(text: str) -> tuple[str, str]:

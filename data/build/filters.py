@@ -48,7 +48,7 @@ def fault(asked: Asked, source: Source) -> tuple[str, str] | None:
     answer = right_answer(asked)
     if _MISSING.fullmatch(answer.strip()):
         return "says that the information is missing", answer
-    if _SPEAKS_OF_THE_TEXT.search(asked.question):
+    if speaks_of_the_text(asked.question):
         return "speaks of its text instead of its subject", asked.question
     if source.document.title and not names(source.document.title, asked.question):
         return "does not name its subject", asked.question
@@ -57,6 +57,10 @@ def fault(asked: Asked, source: Source) -> tuple[str, str] | None:
     if not supported(answer, source):
         return "answer not supported by the document", answer
     return None
+
+
+def speaks_of_the_text(question: str) -> bool:
+    return _SPEAKS_OF_THE_TEXT.search(question) is not None
 
 
 def right_answer(asked: Asked) -> str:

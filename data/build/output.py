@@ -14,6 +14,7 @@ from data.build.parquet_file import record_file, write_rows
 from data.build.questions import ORDER, Made, split_of
 from data.build.reading import Reading
 from data.build.splits import SplitName
+from data.build.wordings import FILE as WORDINGS
 from data.records import Document
 
 MANIFEST = "manifest.json"
@@ -93,20 +94,24 @@ def _experiment(
         for split, becomes, what in sources
         if counts.get(split, {}).get(what)
     ]
+    worded = any(counts.get(split, {}).get("wordings") for split in (*trained, exam))
     dials: dict[str, Any] = {"batch_items": batch, "sample_questions": min(64, num_trained)}
     # A passage found for a question must be the document's own words: with rewrites nothing is looked up.
     modes = {"modes": ["closed"], "base_modes": ["closed", "few_shot"]} if more else {}
     experiment = {
         "name": name,
         "about": f"Built by python -m data build; examined on the {exam} split, {counts[exam]['questions']} questions.",
-        "data": {"root": str(out.resolve()), "sources": listed},
+        "data": {"root": str(out.resolve()), "sources": listed, **({"wordings": WORDINGS} if worded else {})},
         "model": {"name": student}
         if student
         else {"tiny": {"vocab_size": 8192, "hidden_size": 128, "layers": 2, "head_size": 32, "max_positions": 4096}},
         "dials": dials if student else {"rate_documents": 1.0e-3, "rate_questions": 1.0e-3, **dials},
         "arms": {preset: {"preset": preset} for preset in ("cpt", "standard", "pit")},
         "trainer": {"row_tokens": 4096, **({"zero_stage": 3, "gradient_checkpointing": True} if gpus else {})},
-        "exam": modes or {"modes": ["closed", "retrieval"], "base_modes": ["closed", "few_shot", "retrieval", "open"]},
+        "exam": {
+            **(modes or {"modes": ["closed", "retrieval"], "base_modes": ["closed", "few_shot", "retrieval", "open"]}),
+            **({"looks": ["wordings"]} if counts[exam].get("wordings") else {}),
+        },
     }
     path = out / f"{stem}.yaml"
     text = yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True, width=140, default_flow_style=None)

@@ -17,7 +17,7 @@ from data.records import Document
 from data.strict_json import JsonFault, StrictDecoder, decode_line
 from data.validate import excerpt
 
-Form = Literal["open", "choices", "text"]
+Form = Literal["open", "choices", "text", "wordings", "same"]
 LEVELS = ("remember", "understand", "apply", "analyze", "evaluate", "create")
 """Bloom's taxonomy as revised by Anderson and Krathwohl (2001), lowest first."""
 MOST = 5
@@ -46,9 +46,11 @@ class Template(Strict):
 
     def messages(self, document: Document, values: Mapping[str, str]) -> list[dict[str, str]]:
         """values: what {levels}, {most}, {style}, {question} and {answer} stand for, where the template has them."""
-        known = {**values, "topic": _topic(document), "text": document.text}
-        # All at once: a document may hold the names in braces too, and {"questions": …} is no name.
-        user = _NAMES.sub(lambda found: known.get(found[1], found[0]), self.user)
+        return self.filled({**values, "topic": _topic(document), "text": document.text})
+
+    def filled(self, values: Mapping[str, str]) -> list[dict[str, str]]:
+        """Names all at once: a document may hold them in braces too, and {"questions": …} is no name."""
+        user = _NAMES.sub(lambda found: values.get(found[1], found[0]), self.user)
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
 
@@ -89,7 +91,7 @@ def load_prompts(name: str) -> Prompts:
         template = getattr(prompts, use)
         if "{text}" not in template.user:
             raise UserError(f"{path}: {use}.user: {{text}} is missing: the document would not be shown")
-        if (template.form == "text") != (use in ("paraphrase", "rewrite")):
+        if template.form not in (("text",) if use in ("paraphrase", "rewrite") else ("open", "choices")):
             raise UserError(f"{path}: {use}.form: {template.form}: questions are open or choices, paraphrase and rewrite are text")
     if prompts.train.form != "open":
         raise UserError(f"{path}: train.form: multiple choice is examined, never trained; use open")
@@ -106,6 +108,10 @@ def schema(form: Form, most: int, bounded: bool) -> dict[str, Any]:
     def text(longest: int) -> dict[str, Any]:
         return {"type": "string", "minLength": 1, "maxLength": longest} if bounded else {"type": "string"}
 
+    if form == "same":
+        return _object({"same": {"type": "string", "enum": ["yes", "no"]}})
+    if form == "wordings":
+        return _object({"wordings": {"type": "array", "items": text(_LONGEST_QUESTION), "minItems": 1, "maxItems": most}})
     if form == "text":
         return _object({"text": {"type": "string", "minLength": 1}})
     properties: dict[str, Any] = {"question": text(_LONGEST_QUESTION)}
@@ -163,6 +169,28 @@ def read_text(text: str) -> str | Misread:
         return Misread("not JSON", f"{fault.reason}: {excerpt(text, _BEGINNING)}")
     said = value.get("text") if isinstance(value, dict) else None
     return said.strip() if isinstance(said, str) and said.strip() else Misread("no text", excerpt(text, _BEGINNING))
+
+
+def read_wordings(text: str) -> list[str] | Misread:
+    """The wordings of one answer to a template of that form, each on one line."""
+    try:
+        value = _json_in(text, "wordings")
+    except JsonFault as fault:
+        return Misread("not JSON", f"{fault.reason}: {excerpt(text, _BEGINNING)}")
+    words = value.get("wordings") if isinstance(value, dict) else value
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+        return Misread("no list of wordings", excerpt(text, _BEGINNING))
+    return [" ".join(word.split()) for word in words]
+
+
+def read_same(text: str) -> bool:
+    """Whether an answer to a template of form `same` says yes, as JSON or as its first word."""
+    try:
+        value = _json_in(text, "same")
+        said = value.get("same") if isinstance(value, dict) else value
+    except JsonFault:
+        said = without_thoughts(text)
+    return isinstance(said, str) and said.strip().lower().startswith("yes")
 
 
 def _asked(one: Any, form: Form) -> Asked | Misread:

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from console import UserError
-from data.bios import make_bios, other_wordings
+from data.bios import make_bios
 from data.config import Bios
 from data.framing import template_of
 from data.records import Corpus, Document, Part, Question
 from evaluation.config import ExamConfig
-from evaluation.exam import Exam, build_exam, sample, split_windows, tokenise
+from evaluation.exam import Exam, build_exam, in_other_words, sample, split_windows, tokenise
 from evaluation.prompts import Found
 from evaluation.score_files import is_scored, read_arms, read_score, score_stem, trained_stages, write_score
 from evaluation.sitting import sit
@@ -195,19 +195,28 @@ def test_conflict_rows_follow_the_context_or_not() -> None:
 
 def test_harder_looks_are_asked_for() -> None:
     bios = make_bios(Bios(replay_people=3, train_people=3, test_people=4), 0)
-    other = other_wordings(bios)
-    assert len(other) == 20
-    trained = {q.question for part in bios.parts.values() for q in part.questions}
-    for question, reworded in zip(bios.part("test").questions, other, strict=True):
+    other = in_other_words(bios.part("test").questions)
+    assert len(other) == 4 * 20
+    trained = {
+        text
+        for part in bios.parts.values()
+        for q in part.questions
+        for text in (q.question, *(q.wordings if part != bios.part("test") else ()))
+    }
+    asked = [question for question in bios.part("test").questions for _ in range(4)]
+    for question, reworded in zip(asked, other, strict=True):
         assert (reworded.id, reworded.answers, reworded.doc_id) == (question.id, question.answers, question.doc_id)
         assert reworded.question not in trained
         title = next(d.title for d in bios.part("test").documents if d.id == question.doc_id)
         assert title and title in reworded.question and title in question.question
-    plain = build_exam(bios, ExamConfig(), 0, ["closed", "retrieval"], wordings=other)
+    plain = build_exam(bios, ExamConfig(), 0, ["closed", "retrieval"])
     assert "wordings" not in {name for name, _ in plain.questions} and not plain.side_effects
     config = ExamConfig(looks=["wordings", "depths", "side_effects"], test_questions=7)
-    exam = build_exam(bios, config, 0, ["closed", "retrieval"], wordings=other)
-    assert [name for name, _ in exam.questions].count("wordings") == 7
+    exam = build_exam(bios, config, 0, ["closed", "retrieval"])
+    assert [name for name, _ in exam.questions].count("wordings") == 4 * 7
+    fewer = replace(bios, parts={**bios.parts, "test": replace(bios.part("test"), questions=[replace(q, wordings=()) for q in asked[::4]])})
+    with pytest.raises(UserError, match="no test question has another wording; write some with python -m data wordings"):
+        build_exam(fewer, config, 0)
     assert exam.modes == ("closed", "retrieval", "retrieval_1", "retrieval_5", "retrieval_10")
     for elsewhere, asked in exam.side_effects:
         assert elsewhere.id.startswith("replay") and asked.id.startswith("test") and elsewhere.answers != asked.answers

@@ -210,3 +210,18 @@ def test_learning() -> None:
             {"stage": "k2", "steps": 12, "tokens": 120},
         ],
     }
+
+
+def test_in_other_words_by_hand() -> None:
+    """Four questions of two documents; the last has one other wording only."""
+    others = [row(i, em, set_name="test") | {"set": "wordings"} for i, em in [(0, 1), (0, 1), (1, 1), (1, 0), (2, 0), (2, 0), (3, 1)]]
+    asked_once = Score([*rows("1110"), *others, row(4, 1)], {})
+    found = findings.wordings({"pit": asked_once, "base": BASE}, 200, 0)
+    assert list(found) == ["pit"]
+    pit = found["pit"]
+    assert (pit["questions"], pit["own"]["mean"]) == (4, 0.75)  # the fifth has no other wording
+    assert [(one["n"], one["mean"]) for one in pit["by_wording"]] == [(4, 0.75), (3, pytest.approx(1 / 3))]
+    assert (pit["worst"]["number"], pit["worst"]["n"]) == (2, 3)
+    assert pit["all"]["mean"] == 0.25  # the first alone: the second fails once, the third twice, the fourth as trained
+    assert pit["minus_own"]["mean"] == pytest.approx((1 + 0.5 + 0 + 1) / 4 - 0.75)
+    json.dumps(found)

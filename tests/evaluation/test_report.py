@@ -10,8 +10,10 @@ import pytest
 
 from console import RunError
 from data.records import Corpus, Document, Intake, OverlapReport, Part, Question
+from evaluation.blocks import markdown_blocks
 from evaluation.config import ExamConfig
 from evaluation.exam import Exam, build_exam
+from evaluation.page import page
 from evaluation.render import markdown, summary, table_cells
 from evaluation.report import build_report
 from evaluation.score_files import Score, TrainedArm
@@ -254,3 +256,22 @@ def test_texts_of_models_and_data_are_no_markup() -> None:
     text = markdown(made)
     assert r"\<script\>x\</script\> \[a\](http://b)" in text and "<script>" not in text
     assert "`mix` is missing: \\| broken \\| \\<b\\> next line" in text
+
+
+def test_the_headline_says_what_other_words_do() -> None:
+    made = report(["standard", "pit"], {"standard": STANDARD, "pit": PIT})
+    assert "other words" not in table_cells(made)[0] and "wording" not in summary(made) and "In other words" not in markdown(made)
+    one = {"mean": 0.2, "low": 0.1, "high": 0.3}
+    found = {
+        "questions": 4,
+        "own": one,
+        "by_wording": [{"n": 4, **one}] * 2,
+        "worst": {"number": 2, "n": 4, **one},
+        "all": one,
+        "minus_own": one,
+    }
+    made["wordings"] = {"standard": found, "pit": found}
+    heads, cells = table_cells(made)
+    assert [row[heads.index("other words")] for row in cells] == ["20.0", "20.0"]
+    assert "Asked in 2 other wordings it answers 20.0 % in the worst, and 20.0 % in every one." in summary(made)
+    assert "## In other words" in markdown(made, [markdown_blocks(made)]) and "In other words" in page(made | {"folder": "runs/x"})

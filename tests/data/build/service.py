@@ -54,6 +54,16 @@ def questions_about(prompt: str, choices: bool) -> list[dict[str, Any]]:
     return made
 
 
+def reworded(prompt: str) -> list[str]:
+    """Two good wordings of a question, the question itself, one with its answer, one without its names, and one that asks another thing."""
+    question, answer = (prompt.partition(f"{what}: ")[2].partition("\n")[0] for what in ("Question", "Answer"))
+    words = question.rstrip("?.").split()
+    return [
+        f"Tell me: {question}", question, f"Is it {answer}? {question}", "Which of them is it?", f"Say why it fell: {question}",
+        f"Of {' '.join(words[1:])}: {words[0]}?",
+    ]  # fmt: skip
+
+
 def in_other_words(prompt: str) -> str:
     """A document's words from its end to its beginning; of every fifth document the document itself, of every seventh a line."""
     topic = prompt.split("document about ", 1)[1].split(" as ", 1)[0].split(" and a question", 1)[0]
@@ -109,6 +119,10 @@ class _Handler(BaseHTTPRequestHandler):
             .get("json_schema", {})
             .get("schema", {"properties": {"questions": {"items": {"properties": {}}}}})
         )
+        if "wordings" in schema["properties"]:
+            return json.dumps({"wordings": reworded(prompt)})
+        if "same" in schema["properties"]:
+            return json.dumps({"same": "no" if "fell" in prompt.partition("2. ")[2] else "yes"})
         if "text" in schema["properties"]:
             return json.dumps({"text": in_other_words(prompt)})
         return json.dumps({"questions": questions_about(prompt, "choices" in schema["properties"]["questions"]["items"]["properties"])})
