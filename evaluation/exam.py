@@ -74,8 +74,9 @@ class Exam:
         return any(mode.startswith("retrieval") for mode in self.modes)
 
     def closed(self) -> "Exam":
-        """The same questions without any help: for stages within an arm."""
-        return replace(self, modes=("closed",), side_effects=())
+        """The same questions without any help, in their own words: for stages within an arm."""
+        questions = [(name, question) for name, question in self.questions if name != "wordings"]
+        return replace(self, questions=questions, modes=("closed",), side_effects=())
 
     def __len__(self) -> int:
         """Steps of a progress bar; a question that a mode leaves out still counts."""
