@@ -97,6 +97,10 @@ class ExamConfig(Strict):
     conversation: ConversationConfig = ConversationConfig()
     sinks: SinksConfig = SinksConfig()
 
+    def without(self, look: str) -> "ExamConfig":
+        """The same exam but for one of its harder looks."""
+        return self.model_copy(update={"looks": [other for other in self.looks if other != look]})
+
     @model_validator(mode="after")
     def closed_is_asked(self) -> "ExamConfig":
         for name in ("modes", "base_modes"):

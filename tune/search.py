@@ -116,7 +116,7 @@ class Search:
         config = exam_for_search(self._experiment.exam, self._search)
         retention = read_questions(Path(config.retention)) if config.retention else []
         seed = self._experiment.seed
-        exam = build_exam(validation, config, seed, ("closed",), retention)
+        exam = build_exam(validation, config.without("wordings"), seed, ("closed",), retention)
         choices = validation.part("test").choices if self._search.metric == "choices" else []
         guard = self._search.guard.set if self._search.guard else None
         sheet = Sheet(exam, choices, self._search.metric, guard, config.resamples, seed)

@@ -12,6 +12,7 @@ from data.build.account import Account
 from data.build.exchange import Answers, Request
 from data.build.near import Benchmarks
 from data.build.wordings import Original, Writers, fault, make_wordings
+from data.load import load_corpus
 from experiment import load_experiment
 from tests.data.build.service import KEY, Service, reworded, serving
 
@@ -138,3 +139,46 @@ def test_a_reply_that_is_no_good_is_asked_for_again(tmp_path: Path) -> None:
         replies = Replies(tmp_path / "b", "no", "no")
         assert make_wordings([ASKED], [ASKED.question], writers, replies.answers, replies, 2, account) == []
         assert account.as_dict()["wordings"]["left_out"] == {"no usable reply": 1}
+
+
+def test_a_build_asks_its_exam_in_other_words(tmp_path: Path, service: Service) -> None:
+    (tmp_path / "folder").mkdir()
+    for n in range(12):
+        words = " ".join(
+            f"{word}{n}"
+            for word in [
+                "the",
+                "crane",
+                "lifts",
+                "forty",
+                "tonnes",
+                "at",
+                "the",
+                "quay",
+                "and",
+                "was",
+                "built",
+                "by",
+                "sea",
+                "wind",
+                "dust",
+                "and",
+                "iron",
+            ]
+        )
+        (tmp_path / "folder" / f"p{n}.md").write_text(f"# Crane Number{n}\n\n{words}.\n")
+    out = tmp_path / "out"
+    options = ["--endpoint", service.url, "--model", "by-rule", "--no-ray", "--validation-share", "0"]
+    main(["build", str(tmp_path / "folder"), "--out", str(out), *options, "--wordings", "1", "--train-wordings", "2"])
+    built = load_experiment(out / "experiment.yaml")
+    assert built.exam.looks == ["wordings"]
+    corpus = load_corpus(built.data, 0)
+    assert corpus.part("test").questions and all(len(question.wordings) <= 1 for question in corpus.part("test").questions)
+    assert any(question.wordings for question in corpus.part("test").questions)
+    assert max(len(question.wordings) for question in corpus.part("train").questions) == 2
+    counts = json.loads((out / "manifest.json").read_text())
+    assert counts["account"]["wordings"]["used"] == sum(split.get("wordings", 0) for split in counts["splits"].values()) > 0
+    assert "wordings.jsonl" in counts["files"]
+    main(["build", str(tmp_path / "folder"), "--out", str(out), *options])
+    assert load_experiment(out / "experiment.yaml").data.wordings is None, "without the option as before"
+    assert not (out / "wordings.jsonl").exists()
