@@ -40,7 +40,7 @@ def trained_words(parts: Iterable[Part]) -> set[str]:
 
 
 def _worded(part: Part, known: dict[str, tuple[str, ...]]) -> Part:
-    return replace(part, questions=[replace(q, wordings=known.get(q.question, ())) for q in part.questions])
+    return replace(part, questions=[replace(q, wordings=known.get(q.question, q.wordings)) for q in part.questions])
 
 
 def _held_out(test: Part, trained: Iterable[Part], intake: Intake) -> Part:

@@ -262,10 +262,14 @@ def test_a_mode_or_its_settings_ask_for_a_new_exam() -> None:
         key(renamed),  # another document in the knowledge base
         key(long_context="refuse"),
         key(looks=["side_effects"]),
+        key(retrieval={**retrieval, "passage_tokens": 64}),
+        key(reading={"lead": "Be brief."}),
     ]
     assert len(set(different)) == len(different)
     assert key(renamed, ["closed"]) == key(modes=["closed"])  # which `closed` does not see
     assert key(retrieval={**retrieval, "k": 5}, modes=["closed"]) == key(modes=["closed"])
+    assert key(reading={"lead": "Be brief."}, modes=["closed", "few_shot"]) == key(modes=["closed", "few_shot"])  # nothing is read there
+    assert key() == "fbb239ded759861c9c7b75f5883f45e477bd007eeecb016e337c121307acb1c4", "written down before there was exam.reading"
 
 
 def run_folder(tmp_path: Path) -> Path:

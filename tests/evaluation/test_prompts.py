@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from console import UserError
 from data.records import Document, Question
-from evaluation.prompts import Found, Look, answer_third, make_looks, make_prompt, other_answer, swap
+from evaluation.prompts import Found, Look, Reading, answer_third, make_looks, make_prompt, other_answer, swap
 from tests.evaluation.test_exam import Letters
 
 OSLO = Question("q0", "Where was Ada born?", ("Oslo",), "d0")
@@ -102,3 +102,26 @@ def test_the_swapped_answer_is_wrong_and_of_the_same_kind() -> None:
 )
 def test_where_the_answer_stands(text: str, golds: list[str], third: str | None) -> None:
     assert answer_third(text, golds) == third
+
+
+SHOWN = Reading("Be brief.", (("Cy came in 1990.", Question("t0", "When did Cy come?", ("1990",), "e0")),))
+
+
+def test_what_shows_a_model_how_to_read_stands_before_passages_alone() -> None:
+    made = make_looks([("test", OSLO)], ["few_shot", "open", "retrieval"], [YEAR], SOURCES, {"q0": HITS}, k=1, reading=SHOWN)
+    by_mode = {one.mode: said(one) for one in made}
+    head = "Be brief.\nCy came in 1990.\nWhen did Cy come? 1990\n"
+    assert by_mode["open"] == f"{head}Ada was born in Oslo.\n{OSLO.question}"
+    assert by_mode["retrieval"] == f"{head}Bob came later.\n{OSLO.question}"
+    assert by_mode["closed"] == OSLO.question and not by_mode["few_shot"].startswith("Be brief")
+
+
+@pytest.mark.parametrize(
+    ("spare", "head"), [(200, "Be brief.\nCy came in 1990.\nWhen did Cy come? 1990\n"), (12, "Be brief.\n"), (5, ""), (0, "")]
+)
+def test_it_gives_way_to_the_passages(spare: int, head: str) -> None:
+    look = Look("test", "open", OSLO, ("Ada was born in Oslo.",), reading=SHOWN)
+    whole = len(make_prompt(look, Letters(), None).ids)
+    bare = len(make_prompt(Look("test", "open", OSLO, ("Ada was born in Oslo.",)), Letters(), None).ids)
+    made = make_prompt(look, Letters(), bare + spare)
+    assert words(made.ids) == f"{head}Ada was born in Oslo.\n{OSLO.question}" and made.cut == whole - len(made.ids)
