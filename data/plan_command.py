@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,8 @@ def plan_arms(
     """
     arms, catalogue, corpus, origin = read_what_is_new(data, seed, arms, since)
     lengths = count_lengths(catalogue, model_name, revision, tiny_vocab_size, bos)
+    for stage in chain.from_iterable(arms.values()):
+        lengths.of(stage)  # kept, and now it is known which tokens are used
     return Planned(
         name, row_tokens, arms, compile_arms(arms, catalogue, seed, lengths.of), catalogue, corpus, lengths, origin, answer_tokens
     )

@@ -27,9 +27,9 @@ def dry_run(
     arms, catalogue, corpus, origin = read_what_is_new(data, seed, arms, since)
     lengths = count_lengths(catalogue, model.name, model.revision, model.tiny.vocab_size if model.tiny else None, model.bos)
     plans = compile_arms(arms, catalogue, seed, lengths.of)
-    check_folder_tokens(model, lengths.largest())
     golds = unreachable(corpus.part("test").questions, answer_tokens, lengths.answer) if corpus and answer_tokens else None
     report = {"records": origin, "tokens": lengths.note, "arms": arms_report(arms, plans, catalogue, lengths)}
+    check_folder_tokens(model, lengths.largest())
     return {**report, "unreachable": golds.as_dict() if golds else None}
 
 
