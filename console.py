@@ -1,6 +1,8 @@
 """What people see: progress on stderr, results on stdout, library chatter in a log file; errors in one line."""
 
+import argparse
 import errno
+import math
 import mmap
 import os
 import re
@@ -169,6 +171,35 @@ def mask(log: Path) -> None:
         for found in list(pattern.finditer(content)):
             begin = found.start() + 1 + re.search(rb"[:=]", found[0]).start()  # type: ignore[union-attr]
             content[begin : found.end()] = b"*" * (found.end() - begin)
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """What an argument of a command must be, for argparse: a whole number, `least` or more."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: expected a whole number, {least} or more")
+        return int(text)
+
+    return number
+
+
+def finite(text: str) -> float:
+    """The same for any number but infinities and NaN."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text}: expected a number")
+    return value
+
+
+def positive(text: str) -> float:
+    """The same for a number above 0."""
+    if (value := finite(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
+    return value
 
 
 class _Note(ProgressColumn):

@@ -219,6 +219,26 @@ class Experiment(Strict):
             found |= swept
         return found
 
+    def check_files(self, networks: bool = False) -> None:
+        """UserError for what the names and files of models and data show within a second; with `networks` also for what transformers' own
+        networks have no place for, or lack: seconds more, and only for folders."""
+        from data.readers import check_there
+        from trainer.model_check import check_model_folder, check_named
+
+        check_there(self.data)
+        named = [("model.name", self.model), *((f"models.{name}.name", model) for name, model in self.models.items())]
+        for place, model in named:
+            check_named(place, model)
+        for _, model in named if networks else ():
+            if model.name and Path(model.name).is_dir():
+                check_model_folder(Path(model.name), model.resize_embeddings)
+
+    def check_tokens(self, largest: int | None) -> None:
+        """UserError where the records use a token that the model's folder has no row for. `largest`: the largest id; None: not counted."""
+        from trainer.model_check import check_folder_tokens
+
+        check_folder_tokens(self.model, largest)
+
     def _is_a_model(self, place: str, name: str) -> None:
         trained = ["base", *(arm for arm, described in self.arms.items() if not described.merge)]
         if name not in (*trained, *self.models):

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -172,6 +173,17 @@ def parquet_file(path: Path, rng: random.Random, format: str) -> bytes:
     return content
 
 
+def workbook(path: Path, rng: random.Random, format: str) -> bytes:
+    rows = [row for row in rows_of(rng, format) if isinstance(row, dict)]
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[cell if isinstance(cell, int | float | str | None) else json.dumps(cell) for cell in map(row.get, names)] for row in rows]
+    plain = [[re.sub(r"[\x00-\x1f\ud800-\udfff]", "", cell) if isinstance(cell, str) else cell for cell in row] for row in cells]
+    sheets = {"A": [names, *plain], **({"B": plain} if rng.random() < 0.1 else {})}
+    content = edited_archive(rng, office_files.xlsx(sheets))
+    path.write_bytes(content)
+    return content
+
+
 def dataset_folder(path: Path, rng: random.Random, format: str) -> bytes:
     path.mkdir(exist_ok=True)
     made = table(rng, rows_of(rng, format))
@@ -198,6 +210,7 @@ MAKERS: dict[str, Callable[[Path, random.Random, str], bytes]] = {
     "json": text_file,
     "jsonl.gz": text_file,
     "csv.gz": text_file,
+    "xlsx": workbook,
     "parquet": parquet_file,
     "huggingface": dataset_folder,
 }
@@ -255,10 +268,9 @@ def try_experiment(folder: Path, _: str, rng: random.Random) -> str:
     return "read"
 
 
-def parts_of(format: str, rng: random.Random) -> bytes:
-    """A good file for data build, edited: of an archive one of its parts, or its bytes."""
-    good = GOOD_FILES[format]()
-    if not good.startswith(b"PK") or rng.random() < 0.3:
+def edited_archive(rng: random.Random, good: bytes) -> bytes:
+    """A zip archive with its bytes edited, or some of its parts."""
+    if rng.random() < 0.3:
         return edited(rng, good)
     with zipfile.ZipFile(io.BytesIO(good)) as archive:
         parts: dict[str, str | bytes] = {name: archive.read(name) for name in archive.namelist()}
@@ -268,6 +280,12 @@ def parts_of(format: str, rng: random.Random) -> bytes:
     if rng.random() < 0.2:
         parts.pop(rng.choice(list(parts)))
     return office_files.zipped(parts)
+
+
+def parts_of(format: str, rng: random.Random) -> bytes:
+    """A good file for data build, edited."""
+    good = GOOD_FILES[format]()
+    return edited_archive(rng, good) if good.startswith(b"PK") else edited(rng, good)
 
 
 class InThisProcess(Confined):

@@ -42,25 +42,35 @@ _FITTED_A100, _FITTED_H100 = 0.708, 0.544
 _PCIE4 = 32e9
 """GPUs without links of their own talk over PCIe 4.0 × 16."""
 
-# Data sheets: NVIDIA A100 (40 and 80 GB SXM), H100 SXM, H200 SXM, HGX H20, HGX B200 (180 GB a GPU, 2.25 dense PFLOPS, NVLink 5: 1.8 TB/s both
-# ways), GH200 (96 GB HBM3; its CPU brings 480 GB), L40S, A10; NVIDIA's Ada and GA102 whitepapers for GeForce RTX 4090 and 3090 (bf16 products
-# with fp32 sums, dense: 165.2 and 71); AMD Instinct MI300X (1,307 dense TFLOPS, seven links of 128 GB/s both ways). Memory is what drivers show.
+# Memory is what torch calls the total capacity (the least that its messages show for the chip); its bandwidth and the links are the makers' figures,
+# each named beside its row; peaks: trainer/flops.py. NVLink's are for both ways there, one way here.
 # Networks: 1600 Gb/s a node of A100s, 8 × 400 Gb/s one of H100s and later, 100 Gb/s where cards stand in ordinary servers.
 # Only A100 and H100 have published rows to be fitted to; all others take the H100's efficiency, the lower of the two.
 CHIPS = {
     chip.name: chip
     for chip in (
+        # nvidia.com/en-us/data-center/a100: SXM 1,555 and 2,039 GB/s, 312 TFLOPS, NVLink 600 GB/s
         Chip("A100-40G", 39.4 * GIB, 1.555e12, 300e9, 200e9, 144 * GIB, _FITTED_A100),
         Chip("A100-80G", 79.1 * GIB, 2.039e12, 300e9, 200e9, 144 * GIB, _FITTED_A100),
+        # nvidia.com/en-us/data-center/h100: SXM 3.35 TB/s, 1,979 TFLOPS with sparsity, NVLink 900 GB/s
         Chip("H100", 79.1 * GIB, 3.35e12, 450e9, 400e9, 240 * GIB, _FITTED_H100),
-        Chip("H200", 139.8 * GIB, 4.8e12, 450e9, 400e9, 240 * GIB, _FITTED_H100),
-        Chip("H20", 95.1 * GIB, 4.0e12, 450e9, 400e9, 240 * GIB, _FITTED_H100),
+        # nvidia.com/en-us/data-center/h200: 141 GB, 4.8 TB/s, 1,979 TFLOPS with sparsity, NVLink 900 GB/s
+        Chip("H200", 139.7 * GIB, 4.8e12, 450e9, 400e9, 240 * GIB, _FITTED_H100),
+        # HGX H20, as its resellers quote the product brief (NVIDIA keeps no public page): 96 GB, 4.0 TB/s, 148 TFLOPS, NVLink 900 GB/s
+        Chip("H20", 95.0 * GIB, 4.0e12, 450e9, 400e9, 240 * GIB, _FITTED_H100),
+        # NVIDIA GH200 datasheet 2705455: 96 GB of HBM3, 4 TB/s, 990 TFLOPS; 480 GB of LPDDR5X; NVLink as the H100's
         Chip("GH200", 94.5 * GIB, 4.0e12, 450e9, 400e9, 480e9, _FITTED_H100),
-        Chip("B200", 178.4 * GIB, 8.0e12, 900e9, 400e9, 240 * GIB, _FITTED_H100),
+        # NVIDIA DGX B200 datasheet: eight with 1,440 GB, 64 TB/s, 36 PFLOPS with sparsity; NVLink 1.8 TB/s each
+        Chip("B200", 178.3 * GIB, 8.0e12, 900e9, 400e9, 240 * GIB, _FITTED_H100),
+        # AMD Instinct MI300X data sheet: 192 GB, 5.3 TB/s, 1,307.4 TFLOPS; seven links of 128 GB/s both ways
         Chip("MI300X", 191.5 * GIB, 5.3e12, 448e9, 400e9, 240 * GIB, _FITTED_H100),
-        Chip("L40S", 44.4 * GIB, 864e9, _PCIE4, 12.5e9, 96 * GIB, _FITTED_H100),
-        Chip("A10", 22.0 * GIB, 600e9, _PCIE4, 12.5e9, 64 * GIB, _FITTED_H100),
+        # nvidia.com/en-us/data-center/l40s: 48 GB, 864 GB/s, 362.05 TFLOPS, PCIe 4.0 × 16
+        Chip("L40S", 44.3 * GIB, 864e9, _PCIE4, 12.5e9, 96 * GIB, _FITTED_H100),
+        # NVIDIA A10 datasheet: 24 GB, 600 GB/s, 125 TFLOPS, PCIe 4.0 × 16
+        Chip("A10", 21.9 * GIB, 600e9, _PCIE4, 12.5e9, 64 * GIB, _FITTED_H100),
+        # NVIDIA Ada GPU architecture whitepaper 2.1, appendix A: 24 GB, 1,008 GB/s, 165.2 TFLOPS with sums in FP32; no links
         Chip("RTX-4090", 23.5 * GIB, 1.008e12, _PCIE4, 12.5e9, 64 * GIB, _FITTED_H100),
+        # NVIDIA Ampere GA102 whitepaper 2.1, appendix A: 24 GB, 936 GB/s, 71 TFLOPS with sums in FP32; a pair may have a bridge of 112.5 GB/s
         Chip("RTX-3090", 23.5 * GIB, 936e9, _PCIE4, 12.5e9, 64 * GIB, _FITTED_H100),
     )
 }

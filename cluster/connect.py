@@ -2,15 +2,16 @@
 
 import math
 import os
-import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from cluster.guard import check_open_door, check_version, secure_own_ray
 from console import RunError, UserError, say
+
+_PATIENCE_S = 30.0
+"""A Ray of our own comes up in 4 s, on a machine with much else to do in 20."""
 
 
 @contextmanager
@@ -21,39 +22,22 @@ def connected(cpus_needed: float, gpus_needed: float = 0, remedy: str = "use a l
     their streams and the exam. RunError when the cluster has less than is needed: Ray itself would wait for ever; and when it has several
     nodes and lets anybody in, unless `insecure`.
     """
-    import ray  # seconds to import: not for --help
-
-    check_version(ray.__version__)
-    ours = not ray.is_initialized()
-    if ours:
-        handler = signal.getsignal(signal.SIGTERM)
-        _start(cpus_needed, insecure)
-        _handle_sigterm(handler)
-    try:
-        have = ray.cluster_resources()
-        for resource, needed in (("CPU", cpus_needed), ("GPU", gpus_needed)):
-            if have.get(resource, 0) < needed:
-                raise RunError(f"the cluster has {have.get(resource, 0):g} {resource}s and this needs {needed:g}; {remedy}")
+    with Connecting(cpus_needed, gpus_needed, remedy, insecure) as ray_comes:
+        ray_comes.wait()
         yield
-    finally:
-        if ours:
-            ray.shutdown()
-
-
-def _handle_sigterm(handler: Any) -> None:
-    """Ours again: Ray's own handler dumps the stack and aborts the process, which leaves its daemons and workers behind."""
-    if threading.current_thread() is threading.main_thread() and callable(handler):
-        signal.signal(signal.SIGTERM, handler)
 
 
 class Connecting:
     """`connected`, begun in a thread: Ray comes up (4 s) while its driver reads, tokenises and plans.
 
     with Connecting(…) as ray_comes: ray_comes.begin(); …; ray_comes.wait(). Without begin() wait() does all; without either nothing starts.
+
+    Ray must come up in a thread of its own: in the main one it takes the handler of SIGTERM for itself, and what a handler raises in the midst
+    of ray.init leaves a half of it behind. So the main thread waits and can be interrupted; the other ends what it has begun.
     """
 
-    def __init__(self, cpus_needed: float, gpus_needed: float = 0, remedy: str = "use a larger cluster") -> None:
-        self._arguments = (cpus_needed, gpus_needed, remedy)
+    def __init__(self, cpus_needed: float, gpus_needed: float = 0, remedy: str = "use a larger cluster", insecure: bool = False) -> None:
+        self._needed, self._remedy, self._insecure = {"CPU": cpus_needed, "GPU": gpus_needed}, remedy, insecure
         self._thread: threading.Thread | None = None
         self._answered, self._ended = threading.Event(), threading.Event()
         self._error: BaseException | None = None
@@ -65,35 +49,52 @@ class Connecting:
 
     def _hold(self) -> None:
         """Lives as long as Ray is needed: Ray's processes ask Linux to be killed with their parent, and mean the thread that started them."""
+        import ray  # seconds to import: not for --help
+
         try:
-            with connected(*self._arguments):
+            check_version(ray.__version__)
+            ours = not ray.is_initialized()
+            try:
+                if ours:
+                    _start(self._needed["CPU"], self._insecure)
+                self._check(ray.cluster_resources())
                 self._answered.set()
                 self._ended.wait()
+            finally:
+                if ours:
+                    ray.shutdown()
         except BaseException as error:  # wait() raises it where it belongs
             self._error = error
         finally:
             self._answered.set()
 
+    def _check(self, have: dict[str, float]) -> None:
+        for resource, needed in self._needed.items():
+            if have.get(resource, 0) < needed:
+                raise RunError(f"the cluster has {have.get(resource, 0):g} {resource}s and this needs {needed:g}; {self._remedy}")
+
     def wait(self) -> None:
-        """Until Ray is there; raises what `connected` raises."""
+        """Until Ray is there; raises what its start raised."""
         self.begin()
         self._answered.wait()
         if self._error:
             raise self._error
-        _handle_sigterm(signal.getsignal(signal.SIGTERM))  # the thread that started Ray cannot
 
     def __enter__(self) -> "Connecting":
         return self
 
     def __exit__(self, *_: object) -> None:
+        still_coming = not self._answered.is_set()
         self._ended.set()
-        if self._thread:
-            self._thread.join()
+        if self._thread:  # a cluster that does not answer is not waited for; what Ray has started here ends with this process
+            self._thread.join(_PATIENCE_S if still_coming else None)
 
 
 def _start(cpus_needed: float, insecure: bool) -> None:
     import ray
 
+    # Else the driver's C++ half takes SIGTERM: it dumps the stack, aborts, and leaves daemons and workers behind. Workers keep theirs.
+    ray._private.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     if address := os.environ.get("RAY_ADDRESS"):

@@ -13,7 +13,7 @@ from cluster.model_shape import shape_of
 from cluster.plan_text import as_dict, in_lines
 from cluster.setups import Advice, Offer, Question, advise
 from cluster.workload import workload_of
-from console import UserError, write_result
+from console import UserError, positive, whole, write_result
 from experiment import Experiment, load_experiment, located
 
 _EXAMPLES = """examples:
@@ -105,24 +105,14 @@ def add_plan(commands: Any) -> None:
     plan.add_argument("file", metavar="X.yaml")
     plan.add_argument("overrides", nargs="*", metavar="a.b=c", help="values to change in the experiment, e.g. data.root=DIR")
     plan.add_argument("--gpus", metavar="16xH100", help="how many of which; default: this machine")
-    plan.add_argument("--price", type=_positive, default=None, metavar="P", help="per GPU and hour, in any currency")
-    plan.add_argument("--gpus-per-node", type=int, metavar="N", help="default 8")
-    plan.add_argument("--host-memory", type=_positive, metavar="GIB", help="of one node")
-    plan.add_argument("--disk", type=_positive, metavar="GIB", help="free on the shared storage; not checked where not given")
-    plan.add_argument("--network", type=_positive, metavar="GBIT", help="of one node, all links together, Gb/s")
+    plan.add_argument("--price", type=positive, default=None, metavar="P", help="per GPU and hour, in any currency")
+    plan.add_argument("--gpus-per-node", type=whole(1), metavar="N", help="default 8")
+    plan.add_argument("--host-memory", type=positive, metavar="GIB", help="of one node")
+    plan.add_argument("--disk", type=positive, metavar="GIB", help="free on the shared storage; not checked where not given")
+    plan.add_argument("--network", type=positive, metavar="GBIT", help="of one node, all links together, Gb/s")
     plan.add_argument("--measure", action="store_true", help="first train three steps here, and calibrate the model by them")
     plan.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     plan.set_defaults(run=_plan)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
-    return value
 
 
 def _plan(args: argparse.Namespace) -> None:

@@ -54,7 +54,8 @@ def _planned(file: str, overrides: list[str]) -> Planned:
     arms = experiment.curricula()
     model, tiny = experiment.model, experiment.model.tiny
     with located(file):
-        return plan_arms(
+        experiment.check_files(networks=True)
+        planned = plan_arms(
             experiment.name,
             experiment.data,
             arms,
@@ -65,7 +66,10 @@ def _planned(file: str, overrides: list[str]) -> Planned:
             experiment.trainer.row_tokens,
             experiment.base_records,
             experiment.exam.answer_tokens,
+            model.bos,
         )
+        experiment.check_tokens(planned.lengths.largest())
+    return planned
 
 
 def _data_of(file: str, overrides: list[str]) -> tuple[DataConfig, int]:
@@ -94,16 +98,19 @@ def _add_check(commands: Any) -> None:
         "--column", action="append", default=[], metavar="FIELD=COLUMN", help="our field from another column, e.g. id=wiki_id"
     )
     single.add_argument("--numbers", choices=("refuse", "text"), default="refuse", help="what a number is where a text is meant (refuse)")
+    single.add_argument("--configuration", metavar="SHEET", help="which sheet of a workbook, where several have rows")
     check.set_defaults(run=_check)
 
 
 def _check(args: argparse.Namespace) -> None:
     if Path(args.file).suffix in (".yaml", ".yml"):
-        if args.holds or args.format or args.column or args.numbers != "refuse":
+        if args.holds or args.format or args.column or args.configuration or args.numbers != "refuse":
             raise UserError(
-                "--holds, --format, --column and --numbers are for one file of records; an experiment says them in data.sources"
+                "--holds, --format, --column, --configuration and --numbers are for one file of records; an experiment says them in data.sources"
             )
         experiment = load_experiment(args.file, args.overrides)
+        with located(args.file):
+            experiment.check_files(networks=True)
         config, seed, answer_tokens = experiment.data, experiment.seed, experiment.exam.answer_tokens
         if args.quarantine:
             config = config.model_copy(update={"bad_rows": "quarantine"})
@@ -133,6 +140,7 @@ def _single_file(args: argparse.Namespace) -> DataConfig:
         raise UserError(f"{path.name}: say how it is written with --format ({', '.join(get_args(Format))})")
     columns = dict(_column(text) for text in args.column)
     known = {"path": path.name, "split": "train", "holds": args.holds, "format": chosen, "columns": columns, "numbers": args.numbers}
+    known["configuration"] = args.configuration
     source = Source.model_validate(known)
     return DataConfig(root=str(path.parent), sources=[source], bad_rows="quarantine" if args.quarantine else "fail", bad_rows_limit=1.0)
 

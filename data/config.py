@@ -11,9 +11,10 @@ Split = Literal["train", "test", "replay"]
 Kind = Literal["train_documents", "train_questions", "test_documents", "replay_documents", "replay_questions"]
 
 
-Format = Literal["jsonl", "json", "csv", "parquet", "interleaved", "wiki_pages", "choices", "huggingface"]
+Format = Literal["jsonl", "json", "csv", "xlsx", "parquet", "interleaved", "wiki_pages", "choices", "huggingface"]
 ENDINGS: dict[str, Format] = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".parquet": "parquet",
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".xlsx": "xlsx",
+    ".xlsm": "xlsx", ".parquet": "parquet",
 }  # fmt: skip
 """Of tables; the text formats may be packed (`.csv.gz`)."""
 
@@ -23,7 +24,7 @@ def format_of(name: str) -> Format | None:
     lower = name.lower()
     plain = lower.removesuffix(".gz")
     found = ENDINGS.get(plain[plain.rfind(".") :]) if "." in plain else None
-    return None if found == "parquet" and plain != lower else found
+    return None if found in ("parquet", "xlsx") and plain != lower else found
 
 
 class Strict(BaseModel):
@@ -41,7 +42,7 @@ class Source(Strict):
     holds: Literal["documents", "questions", "choices", "both"]
     """What a row is. `both` only for `interleaved` and `wiki_pages`."""
     format: Format = "jsonl"
-    """Default: by the path's ending (.jsonl, .ndjson, .json, .csv, .tsv, .parquet; also with .gz behind), else jsonl. `json`: one list
+    """Default: by the path's ending (.jsonl, .ndjson, .json, .csv, .tsv, .xlsx, .parquet; text also with .gz behind), else jsonl. `json`: one list
     [{…}, …], or an object a line; `interleaved`: [{"type": "doc"}, {"type": "qna"}, …]; `wiki_pages`: [{"evidence_text", "qa_pairs"}, …];
     `choices`: [{"question", "choices", "answer": "B"}, …]."""
     columns: dict[str, str] = {}
@@ -49,7 +50,7 @@ class Source(Strict):
     numbers: Literal["refuse", "text"] = "refuse"
     """What a number, a date or true/false is where a text is meant: a bad row, or with `text` the text that it is written as."""
     configuration: str | None = None
-    """Of a hub data set: which of its configurations ("subsets")."""
+    """Of a hub data set: which of its configurations ("subsets"). Of a workbook: which of its sheets."""
     hub_split: str | None = None
     """Of a hub data set or a saved one: which of its splits is read, e.g. `validation`; default: the one that is called like `split`."""
     stream: bool = False

@@ -1,8 +1,9 @@
 """How many tokens each item has, told without a token store: for dry runs and printed plans."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +32,8 @@ class Lengths:
     """Tokens of a question's first answer; None where they are estimated."""
     note: str
     """How they were counted, for people."""
+    largest: Callable[[], int | None] = lambda: None
+    """The largest token of the items that `of` has counted so far; None where none are."""
 
 
 def count_lengths(
@@ -43,6 +46,8 @@ def count_lengths(
     try:
         tokenizer = _tokenizer(catalogue, name, revision, tiny_vocab_size)
     except UserError:
+        if name and Path(name).is_dir():
+            raise
         estimate = np.fromiter(map(tokens_estimated, texts_for_tokenizer(catalogue.records)), dtype=np.int64)
         return Lengths(
             lambda stage: estimate,
@@ -51,20 +56,27 @@ def count_lengths(
         )
     begin(tokenizer, bos)
     counted: dict[Wording, Items] = {}
+    largest: int | None = None
+
+    def lengths_in(encoder: Encoder, batches: Iterator[tuple[str, list[Any]]]) -> Iterator[int]:
+        nonlocal largest
+        for _, batch in batches:
+            for ids, _ in encoder.encode(batch):
+                largest = max(largest or 0, max(ids, default=0))
+                yield len(ids)
 
     def of(stage: Stage) -> Items:
         wording = wording_of(stage)
         if wording not in counted:
             encoder = Encoder(tokenizer, wording)
-            lengths = (len(ids) for _, batch in record_batches(catalogue) for ids, _ in encoder.encode(batch))
-            counted[wording] = np.fromiter(lengths, dtype=np.int64, count=len(catalogue))
-            others = (len(ids) for _, batch in other_batches(catalogue, wording.asked) for ids, _ in encoder.encode(batch))
+            counted[wording] = np.fromiter(lengths_in(encoder, record_batches(catalogue)), dtype=np.int64, count=len(catalogue))
             owners = np.repeat(np.arange(len(catalogue)), num_others(catalogue, wording.asked))
+            others = lengths_in(encoder, other_batches(catalogue, wording.asked))
             np.maximum.at(counted[wording], owners, np.fromiter(others, dtype=np.int64, count=len(owners)))
         return counted[wording]
 
     plain = Encoder(tokenizer)
-    return Lengths(of, lambda question: len(plain.gold(question)), "counted")
+    return Lengths(of, lambda question: len(plain.gold(question)), "counted", lambda: largest)
 
 
 def _tokenizer(catalogue: Catalogue, name: str | None, revision: str | None, tiny_vocab_size: int | None) -> "PreTrainedTokenizerFast":

@@ -4,18 +4,19 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.tree import Tree
 
-from console import UserError, out, write_result
+from console import UserError, out, whole, write_result
 from data.arms import Arms, compile_arms, stage_graph
 from data.catalogue import Catalogue
 from data.config import DataConfig
 from data.contamination import contamination
+from data.framing import Begins
 from data.golds import unreachable, unreachable_in_words
 from data.lengths import Lengths, count_lengths
 from data.orders import Items
@@ -68,13 +69,16 @@ def plan_arms(
     row_tokens: int,
     since: Path | None = None,
     answer_tokens: int | None = None,
+    bos: Begins = "auto",
 ) -> Planned:
     """Reads the records (or takes the declared counts), counts tokens and compiles every arm. UserError where that cannot be.
 
     `since`: records of the run that the experiment starts from.
     """
     arms, catalogue, corpus, origin = read_what_is_new(data, seed, arms, since)
-    lengths = count_lengths(catalogue, model_name, revision, tiny_vocab_size)
+    lengths = count_lengths(catalogue, model_name, revision, tiny_vocab_size, bos)
+    for stage in chain.from_iterable(arms.values()):
+        lengths.of(stage)  # kept, and now it is known which tokens are used
     return Planned(
         name, row_tokens, arms, compile_arms(arms, catalogue, seed, lengths.of), catalogue, corpus, lengths, origin, answer_tokens
     )
@@ -92,18 +96,12 @@ def add_plan(commands: Any, planned_of: PlannedOf) -> None:
     plan.add_argument("file", metavar="X.yaml", nargs="?", help="an experiment; not needed for --diff of two files")
     plan.add_argument("overrides", nargs="*", metavar="a.b=c", help="values to change in the experiment, e.g. data.root=DIR")
     plan.add_argument(
-        "--world-size", type=_count, default=0, metavar="N", help="also pack the steps for N ranks, and say how full their rows are"
+        "--world-size", type=whole(1), default=0, metavar="N", help="also pack the steps for N ranks, and say how full their rows are"
     )
     plan.add_argument("--step", metavar="ARM:N", help="print the items of step N of an arm")
     plan.add_argument("--diff", nargs=2, metavar=("A", "B"), help="compare two arms of X.yaml, or two files")
     plan.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     plan.set_defaults(run=lambda args: _plan(args, planned_of))
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number of ranks, 1 or more")
-    return int(text)
 
 
 def _plan(args: argparse.Namespace, planned_of: PlannedOf) -> None:

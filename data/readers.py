@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from typing import Any
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from console import UserError
-from data.config import Source
+from data.config import DataConfig, Source
 from data.nested import list_rows, nested_rows
 from data.opened import Damaged, open_rows
 from data.records import Refusal
+from data.sheets import xlsx_rows
 from data.strict_json import MAX_ROW_BYTES, JsonFault, StrictDecoder, bounded_lines, decode_line
 from data.tables import arrow_file_has_extension_types, arrow_rows, csv_rows, parquet_columns, parquet_rows
 from data.validate import FIELDS, BadRow, Fault, Holds, Raw, Record, Row, RowReader, excerpt, header_fault, refusal, used_columns
@@ -54,8 +55,7 @@ def read_source(source: Source, root: str | Path | None, notes: Counter[str]) ->
     if source.format in _NESTED:
         yield from nested_rows(path, source, shown, notes)
     else:
-        readers = {"jsonl": _jsonl, "json": _json, "csv": csv_rows, "parquet": parquet_rows, "choices": lambda path, _: list_rows(path)}
-        yield from _flat(readers[source.format](path, source), source, shown, notes)
+        yield from _flat(_READERS[source.format](path, source), source, shown, notes)
 
 
 def check_source(source: Source) -> None:
@@ -67,11 +67,12 @@ def check_source(source: Source) -> None:
         raise UserError(f"data.sources: {source.path}: format {source.format} cannot hold {source.holds}")
     if source.stream and (source.holds != "documents" or source.split == "test" or nested):
         raise UserError(
-            f"data.sources: {source.path}: stream: true is for documents of train or replay in jsonl, json, csv, parquet or huggingface; "
+            f"data.sources: {source.path}: stream: true is for documents of train or replay in jsonl, json, csv, xlsx, parquet or huggingface; "
             "questions and the exam are held in memory"
         )
-    if source.format != "huggingface" and (source.configuration or source.hub_split):
-        raise UserError(f"data.sources: {source.path}: configuration and hub_split are of format huggingface, not {source.format}")
+    if source.format != "huggingface" and (source.hub_split or (source.configuration and source.format != "xlsx")):
+        what = "hub_split is" if source.hub_split else "configuration is of a workbook's sheets, or"
+        raise UserError(f"data.sources: {source.path}: {what} of format huggingface, not {source.format}")
     known = FIELDS["documents"] + FIELDS["questions"] if source.holds == "both" else FIELDS[source.holds]
     for name in source.columns:
         if name not in known:
@@ -80,6 +81,14 @@ def check_source(source: Source) -> None:
             raise UserError(f"data.sources: {source.path}: columns: {name} is no field of {source.holds}; {hint}")
     if nested and source.columns:
         raise UserError(f"data.sources: {source.path}: format {source.format} has fixed names; columns: does not apply")
+
+
+def check_there(config: DataConfig) -> None:
+    """UserError where settings of a source mean nothing, or its file is not there: what is found without reading any."""
+    for source in config.sources:
+        check_source(source)
+        if source.format != "huggingface" and config.root is not None:
+            resolve(source, config.root)
 
 
 def resolve(source: Source, root: str | Path | None) -> Path:
@@ -115,9 +124,8 @@ def filled_columns(path: Path, source: Source) -> dict[str, int] | Refusal:
         found = parquet_columns(path)
         return found if isinstance(found, dict) else refusal(str(path), found)
     counts: Counter[str] = Counter()
-    readers = {"jsonl": _jsonl, "json": _json, "csv": csv_rows}
     last: Fault | None = None
-    for row in _whole(readers[source.format](path, source.model_copy(update={"holds": "both"}))):
+    for row in _whole(_READERS[source.format](path, source.model_copy(update={"holds": "both"}))):
         if isinstance(row, Fault):
             last = row
         elif isinstance(row.values, dict):
@@ -129,7 +137,7 @@ def filled_columns(path: Path, source: Source) -> dict[str, int] | Refusal:
 
 def _flat(rows: Iterable[Raw | Fault], source: Source, shown: str, notes: Counter[str]) -> Iterator[Row | Refusal]:
     assert source.holds != "both"
-    reader = RowReader(source.columns, notes, source.numbers == "text", source.format == "csv")
+    reader = RowReader(source.columns, notes, source.numbers == "text", source.format in ("csv", "xlsx"))
     for row in _whole(rows):
         if isinstance(row, Fault):
             yield refusal(shown, row)
@@ -191,6 +199,17 @@ def _json_line(line: bytes, place: str, decoder: StrictDecoder) -> Raw | Fault:
         at = f" at column {fault.position + 1}" if fault.position >= 0 else ""
         around = text[max(0, fault.position - 30) : fault.position + 30] if fault.position >= 0 else text
         return Fault(place, f"{fault.reason}{at}{cut_off}", around)
+
+
+_READERS: dict[str, Callable[[Path, Source], Iterator[Raw | Fault]]] = {
+    "jsonl": _jsonl,
+    "json": _json,
+    "csv": csv_rows,
+    "xlsx": xlsx_rows,
+    "parquet": parquet_rows,
+    "choices": lambda path, _: list_rows(path),
+}
+"""Of formats with a record a row."""
 
 
 def _huggingface(source: Source, root: str | Path | None) -> Iterator[Raw | Fault]:

@@ -288,7 +288,7 @@ class RowReader:
         if column not in values:
             raise BadRow(f"{self._named(name)} is missing")
         if values[column] is None:
-            raise BadRow(f"{self._named(name)} is null")
+            raise BadRow(f"{self._named(name)} is {'empty' if self.cells else 'null'}")
         return values[column]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from console import chatter_to, out, say, write_result
+from console import chatter_to, out, say, whole, write_result
 from data.framing import template_of
 from data.model_config import check_name
 from data.records import Question
@@ -98,8 +98,8 @@ def _parser(name: str, description: str, examples: str) -> argparse.ArgumentPars
     parser.add_argument("--documents", metavar="FOLDER", type=Path, help="ask again after what is found in its .txt, .md and .jsonl files")
     parser.add_argument("--embedder", default=RetrievalConfig().embedder, help="model of sentence-transformers for --documents")
     parser.add_argument("--k", type=int, choices=range(1, 11), metavar="1…10", default=3, help="passages before the question (default 3)")
-    parser.add_argument("--answer-tokens", type=int, default=64, help="longest answer (default 64)")
-    parser.add_argument("--gpus", type=int, help="tensor-parallel GPUs; default: 1 where there is one")
+    parser.add_argument("--answer-tokens", type=whole(1), default=64, help="longest answer (default 64)")
+    parser.add_argument("--gpus", type=whole(0), help="tensor-parallel GPUs; default: 1 where there is one")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="auto: bfloat16 on GPUs, float32 on CPUs")
     engines = "auto: vLLM, and transformers where vLLM lacks or refuses the model, or computes it otherwise"
     parser.add_argument("--engine", choices=["auto", "vllm", "transformers"], default="auto", help=engines)

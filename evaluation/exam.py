@@ -75,7 +75,7 @@ class Exam:
 
     def closed(self) -> "Exam":
         """The same questions without any help, in their own words: for stages within an arm."""
-        questions = [(name, question) for name, question in self.questions if name != "wordings"]
+        questions: list[tuple[SetName, Question]] = [(name, question) for name, question in self.questions if name != "wordings"]
         return replace(self, questions=questions, modes=("closed",), side_effects=())
 
     def __len__(self) -> int:

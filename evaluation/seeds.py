@@ -10,7 +10,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from console import UserError, out, write_result
+from console import UserError, out, whole, write_result
 from evaluation.score_files import asked_in, newest_score, trained_arms
 from evaluation.scores import METRICS
 from evaluation.statistics import Interval, document_clusters, seeded_bootstrap
@@ -134,7 +134,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--set", default="test", help="test (default), train, replay, …")
     parser.add_argument("--mode", default="closed", help="how they were asked: closed (default), retrieval, …")
     parser.add_argument("--metric", choices=METRICS, default="em")
-    parser.add_argument("--resamples", type=int, default=4000)
+    parser.add_argument("--resamples", type=whole(1), default=4000)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     args = parser.parse_args(argv)
     found = across_seeds(args.runs, args.pair, args.set, args.metric, args.resamples, args.mode)

@@ -7,7 +7,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from console import RunError, UserError, chatter_to, door, run_child, say, write_result
+from console import RunError, UserError, chatter_to, door, run_child, say, whole, write_result
 from experiment import Experiment, load_experiment, located
 
 _ABOUT = """\
@@ -73,10 +73,10 @@ def main(argv: list[str] | None) -> int:
     arguments = _arguments(argv)
     experiment = load_experiment(arguments.experiment, arguments.overrides)
     with located(arguments.experiment):
-        _check_models(experiment)
         if arguments.final is not None:
             return _final(experiment, arguments)
         chosen = _chosen(experiment, arguments.update)
+        chosen.check_files()  # before libraries are imported that take many seconds
         if arguments.dry_run:
             _dry_run(chosen, arguments.json)
         else:
@@ -110,6 +110,7 @@ def _final(experiment: Experiment, arguments: argparse.Namespace) -> int:
     if not arm:
         raise UserError(f"--final: no arm of {experiment.folder / 'report.json'} does better than the base; name one with --final ARM")
     final = experiment.final(arm)
+    final.check_files()
     if arguments.dry_run:
         _dry_run(final, arguments.json)
         return 0
@@ -126,7 +127,9 @@ def _gc(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m trainer gc", description=about)
     parser.add_argument("experiment", help="the experiment's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c")
-    parser.add_argument("--keep-best", type=int, metavar="N", help="also the stages that only arms outside the N best (by test EM) need")
+    parser.add_argument(
+        "--keep-best", type=whole(0), metavar="N", help="also the stages that only arms outside the N best (by test EM) need"
+    )
     parser.add_argument("--unfinished", action="store_true", help="also stages under way, with their checkpoints")
     parser.add_argument("--delete", action="store_true", help="delete; without it nothing is touched")
     arguments = parser.parse_intermixed_args(argv)
@@ -151,28 +154,22 @@ def _chosen(experiment: Experiment, update: str | None) -> Experiment:
     return experiment.rounds()[list(experiment.updates).index(update)]
 
 
-def _check_models(experiment: Experiment) -> None:
-    """What the models' names and files show within a second, before libraries are imported that take many."""
-    from trainer.model_check import check_named
-
-    for place, model in [("model.name", experiment.model), *((f"models.{name}.name", model) for name, model in experiment.models.items())]:
-        check_named(place, model)
-
-
 def _dry_run(experiment: Experiment, as_json: bool) -> None:
     from trainer.dry_run import dry_run, in_lines, merge_lines
-    from trainer.fits import check_planned
 
     if experiment.updates:
         say(f"updates ({', '.join(experiment.updates)}) can be planned when the round before is trained: --dry-run --update NAME")
+    experiment.check_files(networks=True)
+    planned = dry_run(
+        experiment.data, experiment.model, experiment.curricula(), experiment.seed, experiment.base_records, experiment.exam.answer_tokens
+    )
+    from trainer.fits import check_planned  # imports transformers: seconds that bad records need not wait for
+
     own = experiment.starts()
     arms = experiment.curricula()
     check_planned({arm: stages for arm, stages in arms.items() if arm not in own}, experiment.model, experiment.trainer)
     for arm, name in own.items():
         check_planned({arm: arms[arm]}, experiment.models[name], experiment.trainer)
-    planned = dry_run(
-        experiment.data, experiment.model, experiment.curricula(), experiment.seed, experiment.base_records, experiment.exam.answer_tokens
-    )
     merged = {name: merge.model_dump(mode="json") for name, merge in experiment.merges().items()}
     report = {"experiment": experiment.name, **planned, **({"merged": merged} if merged else {})}
     if as_json:
@@ -184,6 +181,7 @@ def _dry_run(experiment: Experiment, as_json: bool) -> None:
 
 def _train(experiment: Experiment, no_ray: bool, insecure: bool, as_written: bool) -> None:
     log = experiment.folder / "logs" / "trainer.log"
+    experiment.folder.mkdir(parents=True, exist_ok=True)  # where that cannot be, it is told before torch is imported
     from trainer.run import locked
 
     with locked(experiment.folder), chatter_to(log):

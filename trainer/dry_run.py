@@ -9,7 +9,7 @@ from data.golds import unreachable, unreachable_in_words
 from data.lengths import count_lengths
 from data.plan_report import arms_report, read_what_is_new
 from trainer.config import ModelConfig
-from trainer.model_check import check_model_folder
+from trainer.model_check import check_folder_tokens
 
 
 def dry_run(
@@ -24,13 +24,12 @@ def dry_run(
 
     `since`: records of the run that the arms start from.
     """
-    if model.name and Path(model.name).is_dir():
-        check_model_folder(Path(model.name), model.resize_embeddings)
     arms, catalogue, corpus, origin = read_what_is_new(data, seed, arms, since)
     lengths = count_lengths(catalogue, model.name, model.revision, model.tiny.vocab_size if model.tiny else None, model.bos)
     plans = compile_arms(arms, catalogue, seed, lengths.of)
     golds = unreachable(corpus.part("test").questions, answer_tokens, lengths.answer) if corpus and answer_tokens else None
     report = {"records": origin, "tokens": lengths.note, "arms": arms_report(arms, plans, catalogue, lengths)}
+    check_folder_tokens(model, lengths.largest())
     return {**report, "unreachable": golds.as_dict() if golds else None}
 
 

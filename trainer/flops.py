@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-# Dense bf16 peak of one device, FLOPs/s, from the vendors' data sheets; matched as a part of torch's device name.
+# Dense bf16 peak of one device, FLOPs/s, from the makers' data sheets (cluster/chips.py names them), half of what they give with sparsity;
+# matched as a part of torch's device name.
 # Longer names first: "A10" stands in "A100", "H20" in "H200".
 _PEAKS = {
     "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "A10G": 70e12, "A10": 125e12,

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from console import UserError
 from data.model_config import check_name
 from trainer.config import ModelConfig
-from trainer.model_tensors import Header, check_headers, check_network, headers
+from trainer.model_tensors import Header, check_headers, check_network, check_tokens, embedding_rows, headers
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
@@ -42,6 +42,12 @@ def check_named(place: str, model: ModelConfig) -> None:
     check_name(place, model.name)
     if Path(model.name).is_dir():
         check_files(Path(model.name), model.resize_embeddings)
+
+
+def check_folder_tokens(model: ModelConfig, largest: int | None) -> None:
+    """UserError where the largest token that the records use has no row in the folder's embedding, which is not to be made larger."""
+    if largest is not None and model.name and not model.resize_embeddings and Path(model.name).is_dir():
+        check_tokens(largest, embedding_rows(check_files(Path(model.name))), model.name)
 
 
 def check_files(folder: Path, grown: bool = False) -> dict[str, Header]:

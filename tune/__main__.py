@@ -57,6 +57,7 @@ def main(argv: list[str] | None) -> int:
     experiment, values = read_experiment(path, arguments.overrides)
     _check(path, experiment, values)
     with located(path):
+        experiment.check_files(networks=arguments.dry_run)
         if arguments.dry_run:
             from tune.dry_run import dry_run, in_lines
 
@@ -90,6 +91,7 @@ def _check(path: str, experiment: Experiment, values: dict[str, Any]) -> None:
 
 def _search(path: str, experiment: Experiment, values: dict[str, Any], retry_failed: bool, insecure: bool) -> dict[str, Any]:
     """Everything from records to report; what is known is reported however it ends."""
+    experiment.folder.mkdir(parents=True, exist_ok=True)
     from trainer.run import locked
 
     log = experiment.folder / "logs" / "search.log"

@@ -1,10 +1,10 @@
 """The words that `python -m data build` understands."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+from console import positive, whole
 from data.build.chunks import CHARACTERS
 from data.build.near import NEAR
 from data.build.prompts import MOST, known_prompts
@@ -57,7 +57,7 @@ def _add_reading(group: Any) -> None:
     group.add_argument("--include", action="append", default=[], metavar="GLOB", help="only these (patterns as in .gitignore)")
     group.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="not these")
     group.add_argument("--column", action="append", default=[], metavar="FIELD=COLUMN", help="of tables, e.g. text=body")
-    group.add_argument("--characters", type=_number(200), default=CHARACTERS, metavar="N", help=f"longest document ({CHARACTERS})")
+    group.add_argument("--characters", type=whole(200), default=CHARACTERS, metavar="N", help=f"longest document ({CHARACTERS})")
     group.add_argument(
         "--near", type=_share, default=NEAR, metavar="S", help=f"similarity from which documents are the same ({NEAR}); 1: equal"
     )
@@ -82,11 +82,11 @@ def _add_model(group: Any) -> None:
     group.add_argument(
         "--prompts", default="pit", metavar="NAME", help=f"{', '.join(known_prompts())}, or a file like data/build/prompts/pit.yaml"
     )
-    group.add_argument("--questions", type=_number(1), default=MOST, metavar="N", help=f"at most, of each document ({MOST})")
+    group.add_argument("--questions", type=whole(1), default=MOST, metavar="N", help=f"at most, of each document ({MOST})")
     add_asker(group)
     group.add_argument("--drop-known", action="store_true", help="also ask every question alone; leave out what the model answers")
     group.add_argument("--drop-unanswerable", action="store_true", help="also ask it after its document; leave out what it cannot answer")
-    group.add_argument("--paraphrases", type=_number(0), default=0, metavar="N", help="of every document, as more documents (0)")
+    group.add_argument("--paraphrases", type=whole(0), default=0, metavar="N", help="of every document, as more documents (0)")
     group.add_argument(
         "--rewrites",
         type=_ratio,
@@ -104,11 +104,11 @@ def _add_model(group: Any) -> None:
 def add_wordings(group: Any, number: int) -> None:
     """number: how many of an exam question unless said otherwise."""
     group.add_argument(
-        "--wordings", type=_number(0), default=number, metavar="N", help=f"other wordings of every exam question, never trained ({number})"
+        "--wordings", type=whole(0), default=number, metavar="N", help=f"other wordings of every exam question, never trained ({number})"
     )
     group.add_argument(
         "--train-wordings",
-        type=_number(0),
+        type=whole(0),
         default=0,
         metavar="N",
         help="other wordings of every train question, for a stage's wordings (0)",
@@ -125,23 +125,18 @@ def add_asker(group: Any) -> None:
     group.add_argument(
         "--extra-body", metavar="JSON", help='more fields of every request, e.g. {"chat_template_kwargs": {"enable_thinking": false}}'
     )
-    group.add_argument("--parallel", type=_number(1), default=8, metavar="N", help="requests a worker has on their way to the endpoint (8)")
-    group.add_argument("--workers", type=_number(1), default=1, metavar="N", help="Ray workers: engines, or endpoint clients (1)")
+    group.add_argument("--parallel", type=whole(1), default=8, metavar="N", help="requests a worker has on their way to the endpoint (8)")
+    group.add_argument("--workers", type=whole(1), default=1, metavar="N", help="Ray workers: engines, or endpoint clients (1)")
     group.add_argument("--no-ray", action="store_true", help="ask from this process alone, for a small folder and an endpoint")
-    group.add_argument("--gpus", type=int, metavar="N", help="of each engine (tensor parallel); default: 1 where there are any")
-    group.add_argument("--max-model-len", type=_number(64), metavar="N", help="tokens of prompt and answer; default: from --characters")
-    group.add_argument("--tries", type=_number(1), default=2, metavar="N", help="times something is asked until the reply is usable (2)")
-    group.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="per million tokens, for the estimate")
+    group.add_argument("--gpus", type=whole(0), metavar="N", help="of each engine (tensor parallel); default: 1 where there are any")
+    group.add_argument("--max-model-len", type=whole(64), metavar="N", help="tokens of prompt and answer; default: from --characters")
+    group.add_argument("--tries", type=whole(1), default=2, metavar="N", help="times something is asked until the reply is usable (2)")
+    group.add_argument("--price", type=_price, nargs=2, metavar=("IN", "OUT"), help="per million tokens, for the estimate")
     group.add_argument("--checker", metavar="NAME", help="the model that checks (the writer), e.g. the one that will be trained")
 
 
-def _number(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text}: expected a whole number, {least} or more")
-        return int(text)
-
-    return number
+def _price(text: str) -> float:
+    return 0.0 if text.strip() in ("0", "0.0") else positive(text)
 
 
 def _ratio(text: str) -> float:

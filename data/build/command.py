@@ -45,6 +45,8 @@ def add_build(commands: Any, connect: Connect, gpu_gib_here: Callable[[], float]
 
 
 def _build(args: argparse.Namespace, connect: Connect, gpu_gib_here: Callable[[], float]) -> None:
+    if not args.folder.is_dir():
+        raise UserError(f"{args.folder}: no such folder")
     _check(args)
     benchmarks = _benchmarks(args.benchmark)
     columns = dict(_column(text) for text in args.column)

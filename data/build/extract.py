@@ -88,6 +88,7 @@ def _encodable(value: Any) -> str | None:
 
 def extract(format: str, path: str) -> dict[str, Any]:
     """{"text", "title", "date"} or {"error"}. Never raises."""
+    from data.archive import NoDocument
     from data.build import office
 
     try:
@@ -95,7 +96,7 @@ def extract(format: str, path: str) -> dict[str, Any]:
         if len(found["text"]) > MAX_TEXT:
             raise Unreadable(f"more than {MAX_TEXT >> 20} MB of text")
         return {name: _encodable(value) for name, value in found.items()}
-    except (Unreadable, office.NoDocument) as error:
+    except (Unreadable, NoDocument) as error:
         return {"error": str(error)}
     except RecursionError:
         return {"error": "nested too deep"}

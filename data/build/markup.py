@@ -29,6 +29,27 @@ _NEVER = (
 )
 _BESIDE = ("nav", "footer", "aside", "object", "noscript")
 """Mostly no content; sometimes all of it."""
+_HIDDEN = '[hidden]:not([hidden="until-found"]), [style*="display:none"], [style*="display: none"]'
+_BLOCKS = (
+    *(
+        "main",
+        "header",
+        "footer",
+        "nav",
+        "aside",
+        "address",
+        "figure",
+        "fieldset",
+        "legend",
+        "details",
+        "summary",
+        "dialog",
+        "hgroup",
+        "center",
+    ),
+    *("form", "search", "noscript", "object"),
+)
+"""What browsers set apart and markdownify does not: their words would run into each other."""
 _HELD = 0.5
 """Share of a page's text from which what holds it is the page and no menu beside it."""
 _PLEASE_ENABLE = 200
@@ -71,8 +92,25 @@ def readable(soup: BeautifulSoup) -> str:
         _write_out(formula)
     _leave_out_menus(soup)
     for table in soup("table"):
+        if _lays_out(table):
+            for tag in [table, *(tag for tag in table(["thead", "tbody", "tfoot", "tr", "td", "th"]) if tag.find_parent("table") is table)]:
+                tag.name = "div"
+    for table in soup("table"):
         _fill_spans(table)
+    for tag in soup([*_BLOCKS, "menu", "dir"]):
+        tag.name = "ul" if tag.name in ("menu", "dir") else "div"
     return _converted(soup)
+
+
+def _lays_out(table: Tag) -> bool:
+    """Whether a table is one of a page's design: it has no heads, and holds tables, headings or paragraphs where one of data holds values.
+    One inside a cell of data cannot be written as a table either."""
+    if table.get("role") in ("presentation", "none") or table.find_parent("table"):
+        return True
+    if any(head.find_parent("table") is table for head in table(["th", "caption", "thead"])):
+        return False
+    held = table(["table", "h1", "h2", "h3", "h4", "pre", "blockquote"])
+    return bool(held) or any(len(cell.find_all("p", recursive=False)) > 1 for cell in table("td"))
 
 
 def _converted(soup: BeautifulSoup) -> str:
@@ -97,7 +135,7 @@ def _write_out(formula: Tag) -> None:
 def _leave_out_menus(soup: BeautifulSoup) -> None:
     """Of the outermost first. An <aside> or <footer> inside an article is a remark or its notes."""
     whole = len(soup.get_text(strip=True))
-    for tag in soup(list(_BESIDE)):
+    for tag in [*soup.select(_HIDDEN), *soup(list(_BESIDE))]:
         if tag.decomposed or (tag.name in ("aside", "footer") and tag.find_parent(("article", "main", "blockquote"))):
             continue
         held = len(tag.get_text(strip=True))

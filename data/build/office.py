@@ -11,25 +11,20 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
 
+from data.archive import NoDocument, open_archive
 from data.build.markup import lowered, page, raised, readable
 
-_MOST_UNPACKED = 512 << 20
-_MOST_ENTRIES = 20_000
 _STYLES = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => p:fresh"
 _CORE = "docProps/core.xml"
 _DC = "{http://purl.org/dc/elements/1.1/}"
 _TERMS = "{http://purl.org/dc/terms/}"
 
 
-class NoDocument(ValueError):
-    """Why a file is not what its ending says, for people."""
-
-
 def docx(path: str) -> dict[str, Any]:
     import mammoth
     from bs4 import BeautifulSoup
 
-    with _archive(path) as archive, open(path, "rb") as file:
+    with open_archive(path) as archive, open(path, "rb") as file:
         about = _core(archive)
         made = mammoth.convert_to_html(
             file, style_map=_STYLES, include_embedded_style_map=False, convert_image=lambda image: [], ignore_empty_paragraphs=True
@@ -44,7 +39,7 @@ def pptx(path: str) -> dict[str, Any]:
     """A slide under its title, what stands in its shapes, then the speaker's notes."""
     from pptx import Presentation
 
-    with _archive(path) as archive:
+    with open_archive(path) as archive:
         about = _core(archive)
     slides = Presentation(path).slides
     texts, titles = [], []
@@ -123,7 +118,7 @@ def _cell(cell: dict[str, Any], language: str) -> str:
 
 def epub(path: str) -> dict[str, Any]:
     """The chapters in the order of the book's spine, without its table of contents."""
-    with _archive(path) as archive:
+    with open_archive(path) as archive:
         place = _xml(archive, "META-INF/container.xml").find(".//{*}rootfile").get("full-path")
         book = _xml(archive, place)
         hidden = "META-INF/encryption.xml" in archive.namelist() and _locked(archive)
@@ -147,24 +142,6 @@ def epub(path: str) -> dict[str, Any]:
 
 def _locked(archive: zipfile.ZipFile) -> set[str]:
     return {unquote(found.get("URI") or "") for found in _xml(archive, "META-INF/encryption.xml").iter("{*}CipherReference")}
-
-
-def _archive(path: str) -> zipfile.ZipFile:
-    """Raises NoDocument for none, and for one that unpacks to far more than a document should."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile:
-        with open(path, "rb") as file:
-            old = file.read(4) == b"\xd0\xcf\x11\xe0"
-        raise NoDocument(
-            "encrypted, or of an old kind under a new name; save it anew without a password"
-            if old
-            else "no whole zip archive (cut off, or another kind of file)"
-        ) from None
-    entries = archive.infolist()
-    if len(entries) > _MOST_ENTRIES or sum(entry.file_size for entry in entries) > _MOST_UNPACKED:
-        raise NoDocument(f"unpacks to more than {_MOST_UNPACKED >> 20} MB or {_MOST_ENTRIES:,} parts (a zip bomb?)")
-    return archive
 
 
 def _xml(archive: zipfile.ZipFile, name: str) -> Any:

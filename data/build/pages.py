@@ -15,6 +15,8 @@ from data.build.walk import Found, open_inside
 from data.config import Source
 from data.readers import filled_columns, read_source
 from data.records import Document, Refusal
+from data.sheets import sheet_names
+from data.validate import Fault
 
 _LONGEST_LINE = 1 << 20
 _COLUMNS = {
@@ -46,7 +48,7 @@ def read_pages(found: Found, root: Path, confined: Confined, columns: dict[str, 
     """columns: our field → a table's column, where its name does not tell."""
     try:
         if found.format == "table":
-            yield from _rows(found, root, columns)
+            yield from _tables(found, root, columns)
         elif found.format in ("text", "markdown", "code"):
             yield _text(found)
         else:
@@ -100,16 +102,27 @@ def _extracted(found: Found, confined: Confined) -> Page | Refusal:
     )
 
 
-def _rows(found: Found, root: Path, columns: dict[str, str]) -> Iterator[Page | Refusal]:
+def _tables(found: Found, root: Path, columns: dict[str, str]) -> Iterator[Page | Refusal]:
+    """One, but for a workbook of several sheets, which are read one after the other."""
     source = Source(path=found.name, split="train", holds="documents", numbers="text")
+    sheets = sheet_names(found.path) if source.format == "xlsx" else []
+    if isinstance(sheets, Fault) or len(sheets) < 2:
+        yield from _rows(found, found.name, source, root, columns)
+        return
+    for sheet in sheets:
+        yield from _rows(found, f"{found.name}:{sheet}", source.model_copy(update={"configuration": sheet}), root, columns)
+
+
+def _rows(found: Found, name: str, source: Source, root: Path, columns: dict[str, str]) -> Iterator[Page | Refusal]:
+    """name: of the table, for people."""
     filled = filled_columns(found.path, source)
     if isinstance(filled, Refusal):
-        yield replace(filled, where=found.name, by_rule=filled.by_rule or filled.reason.startswith("one object"))
+        yield replace(filled, where=name, by_rule=filled.by_rule or filled.reason.startswith("one object"))
         return
     chosen = {**_guessed(filled), **{field: column for field, column in columns.items() if column in filled}}
     if "text" not in chosen:
         names = ", ".join(filled)[:200]
-        yield Refusal(found.name, f"no column of text (columns: {names}); name it with --column text=COLUMN")
+        yield Refusal(name, f"no column of text (columns: {names}); name it with --column text=COLUMN")
         return
     chosen = {field: column for field, column in chosen.items() if field != column}
     for row in read_source(source.model_copy(update={"columns": chosen}), root, Counter()):

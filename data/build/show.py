@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa  # type: ignore[import-untyped]
 from rich.table import Table
 
-from console import UserError, out, write_result
+from console import UserError, out, whole, write_result
 from data.build.output import FORMAT, MANIFEST
 from data.build.parquet_file import read_rows, record_file
 from data.build.questions import ORDER
@@ -20,7 +20,7 @@ from data.validate import excerpt
 def add_show(commands: Any) -> None:
     show = commands.add_parser("show", help="what a build has made", description="Prints a build's account, splits, lengths and samples.")
     show.add_argument("folder", type=Path, metavar="DIR", help="that python -m data build has written")
-    show.add_argument("--samples", type=int, default=3, metavar="N", help="questions of each split (3)")
+    show.add_argument("--samples", type=whole(0), default=3, metavar="N", help="questions of each split (3)")
     show.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     show.set_defaults(run=_show)
 

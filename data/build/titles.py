@@ -2,6 +2,7 @@
 to ask about, and decides which questions stay; so a file's name, a program's, or a line that merely comes first is none."""
 
 import datetime
+import html
 import re
 import tomllib
 from typing import Any
@@ -20,10 +21,13 @@ FENCE = re.compile(
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _HEADING = re.compile(
     r"^ {0,3}(?P<mark>\#{1,2})[ \t]+(?P<title>.+?)[ \t]*\#*[ \t]*$"
+    r"|^ {0,3}<h(?P<level>[12])\b[^>\n]*>(?P<inner>[^\n]+?)</h(?P=level)>"
     r"|(?:\A|(?<=\n\n))(?P<above>(?! {4}|[ \t]*[-*+>|#])[^\n]*\w[^\n]*)\n {0,3}(?P<under>=+|-{3,})[ \t]*$",
     re.MULTILINE,
 )
-_MARKUP = re.compile(r"!?\[([^\]]*)\]\([^)]*\)|\{#[^}]*\}|<[^>]{1,80}>|(\*\*|__|`)")
+_MARKUP = re.compile(
+    r"\[?!\[[^\]]*\]\([^)]*\)(?:\]\([^)]*\))?|\[\^\w+\]|\[([^\]]*)\]\([^)]*\)|\\(?=[!-/:-@\[-`{-~])|\{#[^}]*\}|<[^>]{1,80}>|(\*\*|__|`)"
+)
 _PROGRAM = re.compile(
     r"^(?:Microsoft|Adobe|LibreOffice|OpenOffice)?[- ]*(?:Word|PowerPoint|Excel|Writer|Impress|Photoshop|InDesign)\s+-\s+", re.I
 )
@@ -37,13 +41,27 @@ _SAYS_NOTHING = re.compile(
     r"|powerpoint[- ]presentation|presentation|slide|page|chapter|section|part|introduction|abstract|overview|summary|contents|table of contents"
     r"|about|draft|confidential|copyright|note|notes|layout|print|output|scan|scanned|microsoft (?:word|powerpoint|excel)|adobe \w+"
     r"|(?:pdf|xe|lua)?(?:la)?tex(?: with hyperref(?: package)?|[- ][\d.]+)?|react app|vite(?: app| \+ .*)?|insert title here|new|web"
-    r"|title of the document)(?:[ -]?(?:document|page|title|slide|presentation|\d+))*(?: of \d+)?[.:]?",
+    r"|title of the document|new tab|sheet"
+    r"|(?:neues )?dokument|unbenannt(?:es dokument)?|ohne titel|kapitel|abschnitt|seite|teil|einleitung|zusammenfassung|inhalt(?:sverzeichnis)?|startseite"
+    r"|tabelle|folie|(?:powerpoint-)?präsentation|(?:document )?sans (?:titre|nom)|chapitre|sommaire|accueil|feuil|présentation powerpoint"
+    r"|(?:documento )?(?:sin|sem|senza) (?:título|titolo|nombre|nome)|documento|capítulo|capitolo|índice|indice|inicio|início|hoja|planilha|foglio"
+    r"|без (?:названия|имени)|документ|глава|содержание|оглавление|введение|лист|главная|презентация powerpoint"
+    r"|शीर्षकहीन|अध्याय|विषय[ -]?सूची|제목 없음|목차|제 ?\d+ ?장|新規文書|無題(?:のドキュメント)?|目次|はじめに|タイトルなし|名称未設定"
+    r"|无标题(?:文档)?|無標題|未命名(?:文档)?|新建(?: ?Microsoft Word ?)?文档|目录|目錄|首页|第 ?[\d一二三四五六七八九十百〇]+ ?[章节節部篇回页頁]"
+    r")(?:[ -]?(?:document|page|title|slide|presentation|\d+|[ivxlc]+))*(?: of \d+)?[.:]?",
     re.I,
 )
+"""What programs call a text that nobody has named, and the parts of any text; in the languages that people bring."""
+_NUMBERED = re.compile(r"(?:\d+(?:\.\d+)*[.)]?|[IVXLC]+[.)]|[-*•–—]) +")
+_NO_NAME = re.compile(
+    r"https?://\S+|www\.\S+|(?:img|dsc[fn]?|scan|screenshot|image|photo|doc|pxl)[-_ ]?\d[\d\-_ ]*|.*(?:\{\{.*\}\}|\{%.*%\}|<%.*%>|\$\{.*\}|%[A-Z_]{3,}%).*",
+    re.I,
+)
+"""An address, a camera's or a scanner's file, a template's hole: no title wherever it stands."""
 _ENDS = tuple(".!?:;,…。！？：；，、।॥؟؛۔{}=\\")
 _UNDERLINE = re.compile(r"[=\-~*_]{3,}")
 _PROGRAM_TEXT = re.compile(
-    r"#!|@|\[|<[?!]|[-=*_#/\\;%]{2,}|SELECT |\d{4}-\d\d-\d\d|\d\d?:\d\d"
+    r"#!|@|\[|[-*+•] |<[?!]|[-=*_#/\\;%]{2,}|SELECT |\d{4}-\d\d-\d\d|\d\d?:\d\d"
     r"|(?:From|To|Cc|Date|Subject|Received|Return-Path|Message-ID|MIME-Version|Content-Type): "
     r"|(?:import|from|include|package|using|def|class|function)\b[^.]*[({;:]?$"
 )
@@ -58,9 +76,9 @@ def title_of(text: Any, declared: bool = False) -> str | None:
     if not isinstance(text, str):
         return None
     title = _PROGRAM.sub("", " ".join(text.split()))
-    if not title or _FILE_NAME.fullmatch(title):
+    if not title or _FILE_NAME.fullmatch(title) or _NO_NAME.fullmatch(title):
         return None
-    if not declared and (_SAYS_NOTHING.fullmatch(title) or not any(c.isalpha() for c in title)):
+    if not declared and (_SAYS_NOTHING.fullmatch(_NUMBERED.sub("", title, count=1)) or not any(c.isalpha() for c in title)):
         return None
     return title if len(title) <= LONGEST else title[:LONGEST].rsplit(" ", 1)[0]
 
@@ -106,9 +124,8 @@ def markdown_title(text: str) -> str | None:
     prose = _COMMENT.sub("", FENCE.sub("", text))
     levels: dict[bool, list[str | None]] = {True: [], False: []}
     for found in _HEADING.finditer(prose):
-        levels[found["mark"] == "#" or (found["under"] or "").startswith("=")].append(
-            title_of(_MARKUP.sub(r"\1", found["title"] or found["above"]))
-        )
+        first = found["mark"] == "#" or found["level"] == "1" or (found["under"] or "").startswith("=")
+        levels[first].append(title_of(html.unescape(_MARKUP.sub(r"\1", found["title"] or found["inner"] or found["above"]))))
     named = [title for title in levels[True] if title]
     return named[0] if named else levels[False][0] if len(levels[False]) == 1 else None
 

@@ -39,7 +39,7 @@ _PROSE: dict[str, Format] = {
 }  # fmt: skip
 _SAVED_AS = {
     ".doc": ".docx", ".odt": ".docx", ".rtf": ".docx", ".pages": ".docx", ".ppt": ".pptx", ".odp": ".pptx", ".key": ".pptx",
-    ".xls": ".csv", ".xlsx": ".csv", ".ods": ".csv", ".numbers": ".csv", ".mobi": ".epub", ".azw3": ".epub",
+    ".xls": ".xlsx", ".xlsb": ".xlsx", ".ods": ".xlsx", ".numbers": ".xlsx", ".mobi": ".epub", ".azw3": ".epub",
 }  # fmt: skip
 """What no reader knows and its own program can save anew."""
 _SNIFFED_BYTES = 8192

@@ -155,8 +155,8 @@ def _by_rule(
             continue
         kept = []
         for word in found[1]:
-            if why := fault(original, word, taken, benchmarks):
-                account.leave("wordings", original.id, why, word[:_LONGEST])
+            if rule := fault(original, word, taken, benchmarks):
+                account.leave("wordings", original.id, rule, word[:_LONGEST])
                 continue
             kept.append(word)
             taken.add(normalise(word))

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +221,59 @@ def test_embeddings_are_resized_on_request(folder: Path, tmp_path: Path) -> None
     stamp = (made / "model.safetensors").stat().st_mtime_ns
     assert resized(folder, tmp_path / "resized") == made and (made / "model.safetensors").stat().st_mtime_ns == stamp
     assert resized(made, tmp_path / "again") == made, "nothing to do"
+
+
+EXPERIMENT = """name: x
+data: {{root: {root}, sources: [{{path: t.jsonl, split: train, holds: documents}}, {{path: q.jsonl, split: test, holds: questions}}]}}
+model: {{name: {model}, bos: {bos}}}
+models: {{other: {{name: {other}, bos: {bos}}}}}
+arms: {{read: {{stages: [{{mix: {{train_documents: 1}}, epochs: 1, batch_items: 1, rate: 1e-3}}]}}}}
+exam: {{validation_share: 0.5}}
+search: {{arm: read, algorithm: grid, space: {{arms.read.stages.0.rate: {{grid: [1e-3, 1e-4]}}}}}}
+"""
+COMMANDS = {
+    "check": ("data", "check"),
+    "plan": ("data", "plan"),
+    "dry run": ("trainer", "--dry-run"),
+    "search's dry run": ("tune", "--dry-run"),
+}
+
+
+def said_by(command: str, folder: Path, other: Path, bos: str = "auto") -> str:
+    """What a command says, in the same words, of an experiment with these models; "" where it finds nothing."""
+    root = folder.parent
+    (root / "t.jsonl").write_text('{"text": "a few words"}\n')
+    (root / "q.jsonl").write_text("".join(f'{{"question": "which words {n}?", "answer": "a few"}}\n' for n in range(9)))
+    (root / "x.yaml").write_text(EXPERIMENT.format(root=root, model=folder, other=other, bos=bos))
+    room, *words = COMMANDS[command]
+    words = [*words, str(root / "x.yaml")] if words[0] != "--dry-run" else [str(root / "x.yaml"), *words]
+    try:
+        import_module(f"{room}.__main__").main([*words, *(["--gpus", "1xH100"] if room == "tune" else [])])
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_plans_looks_at_the_folders(command: str, good: Path, folder: Path) -> None:
+    assert said_by(command, folder, good) == ""
+    WRONG["a bias with no place"][0](folder)  # transformers' network shows it
+    assert re.search(WRONG["a bias with no place"][1], said_by(command, folder, good))
+    assert re.search(WRONG["a bias with no place"][1], said_by(command, good, folder)), "a further model's folder"
+
+
+@pytest.mark.parametrize("command", ["plan", "dry run"])
+def test_a_token_without_a_row_that_the_records_use(command: str, folder: Path, good: Path) -> None:
+    """Told before training: what begins an item stands beyond the embedding, where only special tokens may that nothing uses."""
+    a_pad_token(folder)
+    assert said_by(command, folder, good) == "", "the twin: nothing uses it"
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_special_tokens({"bos_token": "<begin>"})
+    tokenizer.save_pretrained(folder)
+    assert "the records use token 279, and the embedding has 278 rows" in said_by(command, folder, good, bos="always")
+
+
+def test_a_broken_tokenizer_is_no_missing_one(folder: Path, good: Path) -> None:
+    """Not "estimated, for the model is not on this machine"."""
+    (folder / "tokenizer.json").write_text("{")
+    assert "tokenizer" in said_by("dry run", folder, good)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from console import UserError, say, write_result
+from console import UserError, finite, positive, say, write_result
 from trainer.config import ModelConfig
 
 _ABOUT = """\
@@ -43,13 +43,13 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     apply = commands.add_parser("apply", help="add a residual to a descendant of the base")
     apply.add_argument("residual", type=Path, help="folder that make has written")
     apply.add_argument("descendant", help="a model that was trained on from the base")
-    apply.add_argument("--scale", type=float, nargs="+", default=[1.0], help="of the residual; several: a folder scale-N each below --out")
+    apply.add_argument("--scale", type=finite, nargs="+", default=[1.0], help="of the residual; several: a folder scale-N each below --out")
     tokens_help = "whose rows tokens get that both have and the base lacks"
     apply.add_argument("--new-tokens", choices=["instruct", "descendant"], default="instruct", help=tokens_help)
     apply.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the result; by default the descendant's")
     for command in (make, apply):
         command.add_argument("--out", type=Path, required=True, help="folder to write; it must not be there")
-        command.add_argument("--shard-gib", type=float, default=5.0, help="largest file of weights")
+        command.add_argument("--shard-gib", type=positive, default=5.0, help="largest file of weights")
     return parser.parse_args(argv)
 
 

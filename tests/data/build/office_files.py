@@ -1,4 +1,4 @@
-"""Small Word, PowerPoint, notebook and e-book files, written by hand (and by python-pptx) for the tests."""
+"""Small Word, PowerPoint, Excel, notebook and e-book files, written by hand (and by python-pptx and openpyxl) for the tests."""
 
 import io
 import json
@@ -72,6 +72,22 @@ def pptx(slides: list[tuple[str, str]]) -> bytes:
     deck.core_properties.title = "PowerPoint Presentation"
     sink = io.BytesIO()
     deck.save(sink)
+    return sink.getvalue()
+
+
+def xlsx(sheets: dict[str, list[list[Any]]], hidden: tuple[str, ...] = ()) -> bytes:
+    """Name → rows of each sheet."""
+    from openpyxl import Workbook
+
+    book = Workbook()
+    book.remove(book.active)
+    for name, rows in sheets.items():
+        sheet = book.create_sheet(name)
+        sheet.sheet_state = "hidden" if name in hidden else "visible"
+        for row in rows:
+            sheet.append(row)
+    sink = io.BytesIO()
+    book.save(sink)
     return sink.getvalue()
 
 

@@ -159,3 +159,45 @@ def test_a_method_keeps_its_first_indentation() -> None:
     made = [part.removeprefix("m\n\n") for part in parts(code, 300, "code", "python")]
     assert len(made) > 3 and all(part.startswith(("    def m", "class A:")) for part in made)
     assert "\n\n".join(made) == code
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "main",
+        "header",
+        "address",
+        "figure",
+        "fieldset",
+        "legend",
+        "details",
+        "summary",
+        "dialog",
+        "hgroup",
+        "center",
+        "form",
+        "menu",
+        "search",
+    ],
+)
+def test_what_browsers_set_apart_does_not_run_together(tag: str) -> None:
+    text = text_of(f"<p>They lift.</p><{tag}>the crane</{tag}><{tag}>the tide</{tag}>high")
+    assert text.split() == ["They", "lift.", "the", "crane", "the", "tide", "high"]
+    assert text_of("<b>the crane</b>s") == "**the crane**s", "the twin: what is inline stays in its word"
+
+
+def test_tables_of_a_pages_design_are_no_tables() -> None:
+    page_in_cells = "<table><tr><td><h1>Cranes</h1><p>They lift.</p><p>They turn.</p></td><td>Berths</td></tr></table>"
+    assert text_of(page_in_cells) == "# Cranes\n\nThey lift.\n\nThey turn.\n\nBerths"
+    inner = "<table><tr><td>seven</td><td>forty</td></tr></table>"
+    assert text_of(f"<table><tr><td>{inner}</td></tr></table>") == text_of(inner) == "|  |  |\n| --- | --- |\n| seven | forty |"
+    assert text_of(f"<table><tr><th>berth</th></tr><tr><td>{inner}</td></tr></table>") == "| berth |\n| --- |\n| seven  forty |"
+    assert text_of('<table role="presentation"><tr><td>seven</td></tr></table>') == "seven"
+
+
+def test_what_is_hidden_is_left_out_unless_it_is_the_page() -> None:
+    seen = "<p>The crane lifts forty tonnes, the tide is high at noon.</p>"
+    for hidden in ("<p hidden>Accept all</p>", '<div style="color: red; display: none">Accept all</div>'):
+        assert text_of(seen + hidden) == text_of(seen)
+    assert text_of(f'<div style="display:none">{seen}</div>') == text_of(seen), "shown by a script"
+    assert "Accept" in text_of(seen + '<p hidden="until-found">Accept all</p>')

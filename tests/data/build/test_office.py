@@ -55,6 +55,26 @@ def test_what_they_say(tmp_path: Path) -> None:
     assert found["a.docx"].date == "2024-05-01" and found["d.epub"].date == "1998-03-01"  # type: ignore[union-attr]
 
 
+def test_a_workbook_sheet_by_sheet(tmp_path: Path) -> None:
+    sheets = {
+        "Cranes": [["Name", "Text"], ["Big Ebba", "It lifts forty tonnes."]],
+        "Notes": [["body"], [12], ["Old."]],
+        "Sums": [["n"], [1]],
+    }
+    (tmp_path / "port.xlsx").write_bytes(office.xlsx(sheets))
+    (tmp_path / "one.xlsx").write_bytes(office.xlsx({"A": sheets["Cranes"]}))
+    (tmp_path / "x.xlsx").write_bytes(b"PK")
+    found = read(tmp_path)
+    assert {name: (page.title, page.text) for name, page in found.items() if isinstance(page, Page)} == {
+        "one.xlsx:2": ("Big Ebba", "Big Ebba\nIt lifts forty tonnes."),
+        "port.xlsx:Cranes!2": ("Big Ebba", "Big Ebba\nIt lifts forty tonnes."),
+        "port.xlsx:Notes!2": (None, "12"),
+        "port.xlsx:Notes!3": (None, "Old."),
+    }
+    left = {name: page.reason for name, page in found.items() if isinstance(page, Refusal)}
+    assert left["port.xlsx:Sums"].startswith("no column of text (columns: n)") and left["x.xlsx"].startswith("no whole zip archive")
+
+
 BOMB = bytearray(office.zipped({"word/document.xml": b"0"}))
 BOMB[BOMB.index(b"PK\x01\x02") + 24 : BOMB.index(b"PK\x01\x02") + 28] = (600 << 20).to_bytes(4, "little")  # as its table of contents says
 LOCKED = office.zipped(
@@ -81,7 +101,7 @@ def test_broken_ones(tmp_path: Path) -> None:
         ("j.ipynb", b"[1, 2]", "not a notebook"),
         ("k.epub", office.zipped({"mimetype": "application/epub+zip"}), "not a readable EPUB: "),
         ("l.epub", LOCKED, "locked against copying (DRM)"),
-        ("m.xlsx", b"PK", "no reader for .xlsx; save it as .csv"),
+        ("m.xls", b"\xd0\xcf\x11\xe0", "no reader for .xls; save it as .xlsx"),
         ("n.doc", b"\xd0\xcf\x11\xe0", "no reader for .doc; save it as .docx"),
     ]
     for name, content, _ in cases:

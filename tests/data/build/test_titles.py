@@ -49,6 +49,19 @@ def pages(folder: Path) -> dict[str, Page | Refusal]:
         ("300", None, "300"),  # a film, where a column says so
         ("Node.js", "Node.js", "Node.js"),
         ("The Page Turner", "The Page Turner", "The Page Turner"),
+        ("Unbenanntes Dokument", None, "Unbenanntes Dokument"),
+        ("无标题文档 2", None, "无标题文档 2"),
+        ("第3章", None, "第3章"),
+        ("第三の男", "第三の男", "第三の男"),
+        ("Без названия", None, "Без названия"),
+        ("Chapter IV", None, "Chapter IV"),
+        ("1. Introduction", None, "1. Introduction"),
+        ("2. The crane", "2. The crane", "2. The crane"),
+        ("Kapitel der Kräne", "Kapitel der Kräne", "Kapitel der Kräne"),
+        ("IMG_2034", None, None),
+        ("https://example.org/a", None, None),
+        ("{{ page.title }}", None, None),
+        ("C{3}", "C{3}", "C{3}"),
         ("", None, None),
         (None, None, None),
         ("word " * 40, ("word " * 24).strip(), ("word " * 24).strip()),
@@ -173,3 +186,17 @@ def test_columns_come_from_all_rows(tmp_path: Path) -> None:
         "c.parquet:row group 0, row 2": None,
     }
     assert found["a.jsonl:2"].date == "2024-05-01"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ('<h1 align="center">Port Ebba</h1>\n\nwords', "Port Ebba"),
+        ("# ![logo](a.png) Port Ebba [![build](b.svg)](c)\n\nwords", "Port Ebba"),
+        ("# Port Ebba[^1]\n\nwords", "Port Ebba"),
+        ("# Q \\& A &amp; more\n\nwords", "Q & A & more"),
+        ("`<h1>none</h1>` in a sentence\n\nwords", None),
+    ],
+)
+def test_headings_as_people_write_them(text: str, title: str | None) -> None:
+    assert markdown_title(text) == title
