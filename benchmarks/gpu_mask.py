@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         "causal": lambda tiny, steps: run(False, tiny, steps),
         # What auto would take without flash-attn, and what it might: for the choice, not for the goal.
         "masked_padded_sdpa": lambda tiny, steps: run(True, tiny, steps, "padded_sdpa"),
-        "masked_varlen": lambda tiny, steps: run(True, tiny, steps, "padded_sdpa" if tiny else "varlen"),
+        "masked_varlen": lambda tiny, steps: run(True, tiny, steps, "by_item" if tiny else "varlen"),
     }
     gpu.compare("gpu_mask", __doc__, kinds, {"times": f"<= {GOAL}"}, judge, argv)
 

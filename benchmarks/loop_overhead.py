@@ -56,7 +56,7 @@ def worker(config: dict[str, Any]) -> None:
     folder = Path(config["folder"])
     rank = torch.distributed.get_rank()
     trainer = TrainerConfig()
-    model = tiny_llama("padded_sdpa", hidden=config["hidden"])
+    model = tiny_llama("by_item", hidden=config["hidden"])
     engine = DeepSpeedEngine(model, trainer, "fp32", torch.device("cpu"))
     settings = WorkerSettings(str(folder), "", trainer, "fp32", 0, False)
     beat = Heartbeat(folder, rank, "", 1800.0)
@@ -81,7 +81,7 @@ def worker(config: dict[str, Any]) -> None:
 
         guard = Guard(engine, saver, beat, trainer, "overhead", rank)
         stream = iterate(ray.train.get_dataset_shard(str(number)), 120.0)
-        run_stage(engine, stream, STAGE, STEPS, "padded_sdpa", lambda row: row_flops(model.config, row["cu_seqlens"]), report, guard=guard)
+        run_stage(engine, stream, STAGE, STEPS, "by_item", lambda row: row_flops(model.config, row["cu_seqlens"]), report, guard=guard)
         if reporter:
             reporter.close()
         return spent
@@ -90,7 +90,7 @@ def worker(config: dict[str, Any]) -> None:
         spent = []
         for row in rows:
             started = time.monotonic()
-            engine.backward(row_loss(engine, row, "padded_sdpa"))
+            engine.backward(row_loss(engine, row, "by_item"))
             engine.step(1e-4)
             spent.append(time.monotonic() - started)
         return spent

@@ -43,11 +43,11 @@ def collate(store: TokenStore, items: list[int]) -> dict[str, torch.Tensor]:
 
 class Packed:
     def __init__(self) -> None:
-        self._engine = PlainEngine(tiny_llama("padded_sdpa"), (0.9, 0.95), 0.1, 1.0)
+        self._engine = PlainEngine(tiny_llama("by_item"), (0.9, 0.95), 0.1, 1.0)
 
     def step(self, store: TokenStore, items: list[int]) -> float:
         rows = step_rows(plan_of(len(store.lengths), STEP_ITEMS), store, items[0] // STEP_ITEMS, 0, 1, CAPACITY, "token")
-        return float(optimiser_step(self._engine, rows, RATE, "padded_sdpa")[0])
+        return float(optimiser_step(self._engine, rows, RATE, "by_item")[0])
 
 
 class Padded:

@@ -63,7 +63,7 @@ def plan_experiment(experiment: Experiment, hardware: Hardware) -> Advice:
 
 def question_of(experiment: Experiment, hardware: Hardware) -> Question:
     trainer = experiment.trainer
-    file = SetUp(trainer.zero_stage, trainer.row_tokens, trainer.gradient_checkpointing, trainer.offload_optimizer, _rank(experiment))
+    file = SetUp(trainer.zero_stage, trainer.row_bound, trainer.gradient_checkpointing, trainer.offload_optimizer, _rank(experiment))
     fp32 = trainer.precision == "fp32" or (trainer.precision == "auto" and hardware.chip is None)
     return Question(shape_of(experiment.model), workload_of(experiment), file, trainer.checkpoint.keep, fp32)
 

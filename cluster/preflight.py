@@ -205,7 +205,7 @@ def _data(experiment: Experiment, model_folder: Path | None) -> Line:
     unknown = sum(item.count(tokenizer.unk_token_id) for item in ids) / max(1, total) if tokenizer.unk_token_id is not None else 0.0
     if unknown > _MOST_UNKNOWN:
         return Line("data", False, f"{unknown:.1%} of the tokens are unknown to the tokenizer: it is not made for these texts")
-    holds = min(experiment.trainer.row_tokens, positions(model_folder))
+    holds = min(experiment.trainer.row_bound, positions(model_folder))
     longest = max(map(len, ids), default=0)
     if longest > holds and experiment.trainer.long_documents == "refuse":
         return Line(

@@ -101,7 +101,7 @@ def planned_of(experiment: Experiment) -> Planned:
         model.name,
         model.revision,
         tiny.vocab_size if tiny else None,
-        experiment.trainer.row_tokens,
+        experiment.trainer.row_bound,
         experiment.base_records,
     )
 

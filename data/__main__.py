@@ -63,7 +63,7 @@ def _planned(file: str, overrides: list[str]) -> Planned:
             model.name,
             model.revision,
             tiny.vocab_size if tiny else None,
-            experiment.trainer.row_tokens,
+            experiment.trainer.row_bound,
             experiment.base_records,
             experiment.exam.answer_tokens,
             model.bos,

@@ -72,14 +72,19 @@ class WatchConfig(Strict):
     """Steps between comparisons of what every rank holds alike; 0: never."""
 
 
+MOST_ROW_TOKENS = 16_384
+"""What `row_tokens: auto` chooses at most, and cuts items at."""
+
+
 class TrainerConfig(Strict):
     num_workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """Training processes; empty: one per GPU of the cluster, or two CPU workers. [min, max]: at every (re)start as many as find room."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 with fp32 masters on GPUs, fp32 on CPUs."""
-    row_tokens: Annotated[int, Field(ge=16)] = 4096
-    """Most tokens of one row: one micro-step of one rank."""
+    row_tokens: Annotated[int, Field(ge=16)] | Literal["auto"] = 4096
+    """Most tokens of one row: one micro-step of one rank. auto: on GPUs the longest of 2,048 to 16,384 whose padded rows are 97 % real tokens in this experiment's own
+    steps, on CPUs 4,096; no item of at most 16,384 tokens is cut."""
     long_documents: Literal["split", "refuse"] = "split"
     """Documents over row_tokens (or the model's positions) are split into rows, or refused. Questions are always refused."""
     gradient_checkpointing: bool = False
@@ -91,9 +96,12 @@ class TrainerConfig(Strict):
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """On matrices and embeddings, not on norms and biases."""
-    attention: Literal["auto", "padded_sdpa", "sdpa", "eager", "flash_attention_2", "varlen"] = "auto"
-    """auto: flash_attention_2 where it can be imported and the device is a GPU, else padded_sdpa (trainer/attention.py); varlen: torch's own
-    kernel for packed rows, on GPUs in bf16."""
+    attention: Literal["auto", "by_item", "varlen", "padded_sdpa", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """How packed items are kept apart (trainer/attention.py). auto: on GPUs in bf16 flash_attention_2 where it can be imported, else varlen, torch's own kernel
+    for packed rows; on CPUs by_item; transformers' own where a family computes more than that."""
+    shapes: Literal["auto", "static", "exact"] = "auto"
+    """static: rows are padded to a ladder of a few lengths, so that kernels and compiled code meet the same shapes at every step; pads carry no weight. exact: as
+    they are packed. auto: static on GPUs where items share rows, else exact. The same training up to the order of sums."""
     packing: Literal["auto", "packed", "one_item"] = "auto"
     """Many items in a row, or one. auto: packed where changing one item of a row leaves the others' logits as they are, tried on this
     model, attention and precision before each stage; else one item per row, rows of like length together. The loss is the same."""
@@ -115,6 +123,11 @@ class TrainerConfig(Strict):
         if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
             raise ValueError("num_workers [min, max]: min is the larger one")
         return self
+
+    @property
+    def row_bound(self) -> int:
+        """Tokens that no row exceeds; also where it is still to be chosen."""
+        return MOST_ROW_TOKENS if self.row_tokens == "auto" else self.row_tokens
 
     def refused_draw(self, what: str, share: float) -> str | None:
         """Why something drawn at random in training (a dropout of this share) does not go with these settings; None where it does."""

@@ -12,6 +12,7 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 from torch import Tensor
 
+from trainer.adamw import CutFreeAdamW
 from trainer.buffers import buffers
 from trainer.config import TrainerConfig
 from trainer.fragment_file import Fragment
@@ -64,10 +65,8 @@ class DeepSpeedEngine:
             widen_sums()
         decayed, rest = matrices_and_rest(module)
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        # Never torch's fused kernel: on CPUs its bits depend on where a flat tensor is cut, so on the number of workers (tests/numerics/test_adamw.py).
-        self._adamw = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=0.0, betas=config.betas, fused=False, foreach=device.type == "cuda"
-        )
+        on_cpu = device.type == "cpu" or config.offload_optimizer
+        self._adamw = CutFreeAdamW([g for g in groups if g["params"]], lr=0.0, betas=config.betas, on_cpu=on_cpu)
         leaves = layers_as_leaves(module) if config.zero_stage == 3 else []
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=self._adamw, config=deepspeed_config(config, precision), dist_init_required=False
@@ -81,6 +80,8 @@ class DeepSpeedEngine:
         self._norm = float("nan")
         if config.zero_stage == 0:
             self._engine.clip_fp32_gradients = self._clip_and_keep_norm  # DeepSpeed's own forgets the norm
+        elif config.zero_stage < 3 and on_cpu:
+            self._optimizer.unscale_and_clip_grads = lambda gradients, norm: self._clip_in_step(float(norm), config.clip)
 
     def forward(self, **inputs: Any) -> Any:
         return self._engine(**inputs)
@@ -98,6 +99,10 @@ class DeepSpeedEngine:
             group["lr"] = rate
         self._engine.step()
         return self._norm if self.zero_stage == 0 else float(self._engine.get_global_grad_norm())
+
+    def _clip_in_step(self, norm: float, clip: float) -> None:
+        """What DeepSpeed multiplies gradients by, its loss scale being 1, is divided by where AdamW reads them."""
+        self._adamw.divisor = max(1.0, (norm + 1e-6) / clip) if clip else 1.0
 
     def _clip_and_keep_norm(self) -> None:
         self._norm = float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._engine.gradient_clipping()))

@@ -12,7 +12,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from console import UserError
 from data.model_config import ropes_in
-from trainer.attention import choose_attention
+from trainer.attention import choose_attention, varlen_leaves_out
 from trainer.buffers import With, buffers, read_buffers, read_constants
 from trainer.weights import FolderWeights, Weights
 
@@ -31,13 +31,20 @@ def attention_for(config: Any, wanted: str, device: torch.device, precision: str
     windows = f"sliding window of {window}" if "sliding_attention" in kinds and window else ""
     chunks = f"attention in chunks of {chunk}" if "chunked_attention" in kinds and chunk else ""
     flash = architecture._supports_flash_attn and not chunks  # transformers raises for rows longer than a chunk
-    chosen = choose_attention(wanted, text.model_type, not (windows or chunks or capped), flash, device, precision)
+    plain = not (chunks or capped or getattr(text, "use_bidirectional_attention", False))
+    chosen = choose_attention(
+        wanted, text.model_type, plain, flash, device, precision, bool(windows), bool(getattr(text, "attention_dropout", 0))
+    )
     left_out = {
-        "padded_sdpa": windows or chunks, "varlen": windows or chunks, "flash_attention_2": chunks,
-    }.get(chosen, "")  # fmt: skip
-    if not left_out and capped and chosen in ("sdpa", "padded_sdpa", "varlen"):
+        "padded_sdpa": windows or chunks,
+        "by_item": chunks,
+        "varlen": chunks or (windows if varlen_leaves_out(bool(windows)) else ""),
+        "flash_attention_2": chunks,
+    }.get(chosen, "")
+    ours = chosen in ("padded_sdpa", "by_item", "varlen")
+    if not left_out and capped and (ours or chosen == "sdpa"):
         left_out = f"soft cap of {capped:g}"
-    without_sdpa = chosen in ("sdpa", "padded_sdpa", "varlen") and not architecture._supports_sdpa
+    without_sdpa = (ours or chosen == "sdpa") and not architecture._supports_sdpa
     if wanted != "auto" and (left_out or without_sdpa):
         why = f"leaves out its {left_out}" if left_out else "has no place in it"
         raise UserError(f"trainer.attention: {wanted} {why} (model_type {config.model_type}); use auto or eager")

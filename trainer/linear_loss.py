@@ -36,20 +36,22 @@ class _WeightedNll(torch.autograd.Function):
             if bias is not None:
                 logits += bias
             logits = logits.float()
-            normaliser = logits.logsumexp(dim=-1)  # (k,)
-            total += ((normaliser - logits.gather(1, target[part, None])[:, 0]) * share[part]).sum()
+            own, largest = logits.gather(1, target[part, None])[:, 0], logits.amax(dim=-1)
+            # One tensor of this size in fp32 and one exponential: what logsumexp makes for itself, made where the softmax is needed.
+            slope = logits.sub_(largest[:, None]).exp_()
+            sums = slope.sum(dim=-1)  # (k,)
+            total += ((sums.log() + largest - own) * share[part]).sum()
             if not any(wants):
                 continue
-            slope = logits.sub_(normaliser[:, None]).exp_()  # softmax, in place
-            slope.scatter_add_(1, target[part, None], torch.full_like(share[part, None], -1.0))
-            slope *= share[part, None]
+            slope *= (share[part] / sums)[:, None]
+            slope.scatter_add_(1, target[part, None], -share[part, None])
             if wants[2]:
                 of_bias = _plus(of_bias, slope.sum(dim=0))
             slope = slope.to(hidden.dtype)
             if of_hidden is not None:
                 of_hidden[part] = slope @ weight
             if wants[1]:
-                of_weight = _plus(of_weight, slope.T @ hidden[part])
+                of_weight = _plus_product(of_weight, slope.T, hidden[part])
         grads = [of_hidden, of_weight, of_bias]
         ctx.grads, ctx.dtypes = grads, [hidden.dtype, weight.dtype, None if bias is None else bias.dtype]
         return total
@@ -64,6 +66,11 @@ class _WeightedNll(torch.autograd.Function):
 def _plus(total: Tensor | None, part: Tensor) -> Tensor:
     """Sums of parts are kept in fp32; one part alone needs no sum."""
     return part if total is None else total.float().add_(part)
+
+
+def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """The same of a product, which fp32 adds where it is made."""
+    return total.addmm_(a, b) if total is not None and total.dtype == a.dtype == torch.float32 else _plus(total, a @ b)
 
 
 def weighted_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, share: Tensor, at_once: int) -> Tensor:

@@ -14,6 +14,7 @@ from data.config import Stage
 from data.rows import Row
 from failpoints import hit
 from trainer.guard import Guard
+from trainer.placing import Placing
 from trainer.schedule import learning_rate
 from trainer.step import Draws, Engine, Stopwatch, optimiser_step
 
@@ -45,6 +46,7 @@ def run_stage(
     total_tokens, loss, bad_steps = done["tokens"], done["loss"], done["bad_steps"]
     next_step, bad_in_a_row, stopwatch = first_step, 0, Stopwatch(engine.device)
     clock = _Clock()
+    placing = Placing(attention, engine.device)
 
     def totals() -> Metrics:
         seconds = done["seconds"] + time.monotonic() - started
@@ -52,7 +54,7 @@ def run_stage(
 
     if guard:
         guard.waiting(first_step)
-    for step, group in groupby(clock.waits(rows), key=lambda row: row["step"]):
+    for step, group in groupby(placing.rows(clock.waits(rows)), key=lambda row: row["step"]):
         assert step == next_step, f"the stream gave step {step}, the plan says {next_step}"
         if guard:
             guard.stepping(step)
@@ -60,10 +62,10 @@ def run_stage(
         assert len(micro_rows) == micro_rows[0]["num_micro_steps"], f"step {step}: rows are missing"
         rate = learning_rate(stage, step, num_steps)
         share, grad_norm = optimiser_step(engine, micro_rows, rate, attention, stopwatch, draw)
-        tokens = sum(len(row["input_ids"]) for row in micro_rows if row["loss_weight"].any())
+        tokens = sum(int(row["cu_seqlens"][-1]) for row in micro_rows if row["loss_weight"].any())
         wishes = guard.wishes(step) if guard else (0.0, 0.0)
         loss, step_tokens, flops, saves, stops = _sum_over_ranks(
-            [float(share), tokens, sum(map(flops_of_row, micro_rows)), *wishes], engine.device
+            share, [tokens, sum(map(flops_of_row, micro_rows)), *wishes], engine.device
         )
         total_tokens += int(step_tokens)
         # Engines have skipped a step whose gradient norm is no number; the sum makes all ranks agree here.
@@ -125,13 +127,12 @@ class _Clock:
         return step_s, waited_s
 
 
-def _sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
-    """One small all-reduce a step: every rank then knows the same loss and counts."""
-    if not torch.distributed.is_initialized():
-        return values
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(tensor)
-    return [float(v) for v in tensor]
+def _sum_over_ranks(share: torch.Tensor, counts: list[float], device: torch.device) -> list[float]:
+    """One small all-reduce a step: every rank then knows the same loss and counts. The only time that the loop reads what the device has computed, after the whole step."""
+    tensor = torch.cat([share.double().reshape(1), torch.tensor(counts, dtype=torch.float64).to(device, non_blocking=True)])
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+    return tensor.tolist()  # type: ignore[no-any-return]
 
 
 def _memory_gib(device: torch.device) -> float:

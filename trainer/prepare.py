@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from console import UserError
+from console import UserError, say
 from data.catalogue import Catalogue
 from data.config import Stage
 from data.plan import Plan
+from data.static_rows import best_row_tokens
 from data.templates import wording_of
 from data.tokens import TokenStore
-from trainer.config import ModelConfig, TrainerConfig
+from trainer.config import MOST_ROW_TOKENS, ModelConfig, TrainerConfig
 from trainer.store import stage_key
+
+_CPU_ROW_TOKENS = 4096
+"""Where rows are not padded, longer ones win nothing."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def make_jobs(
                 parent or (start.identity if start else initial), stage, plan.sha256, worded.sha256, trainer, precision, cut, seed
             )
             if key not in jobs:
-                path = _write_plan(plan, worded.sha256, plan_folder)
+                path = _write_plan(plan, worded, plan_folder)
                 label = f"{arm} {n + 1}/{len(stages)}: {' + '.join(stage.mix.kinds())}"
                 own = start.folder if start else None
                 sizes = _longest(plan, worded, capacity, longest)
@@ -114,6 +118,25 @@ def make_jobs(
     return list(jobs.values()), keys
 
 
+def auto_row_tokens(
+    arms: dict[str, list[Stage]], plans: dict[str, list[Plan]], store: TokenStore, trainer: TrainerConfig, has_gpu: bool, longest: int
+) -> int:
+    """trainer.row_tokens: auto, resolved for this experiment's steps. What is learnt does not depend on it."""
+    stages = {
+        plan.sha256: (plan, np.asarray(store.worded(wording_of(stage)).lengths))
+        for arm, own in arms.items()
+        for stage, plan in zip(own, plans[arm], strict=True)
+    }
+    item = min(longest, max((int(lengths[plan.items].max(initial=1)) for plan, lengths in stages.values()), default=1))
+    if not has_gpu:
+        return max(item, _CPU_ROW_TOKENS)
+    import torch
+
+    chosen, found = best_row_tokens(list(stages.values()), trainer.workers(torch.cuda.device_count())[1], item, MOST_ROW_TOKENS)
+    say(f"trainer.row_tokens: auto takes {chosen:,}: {found:.1%} of the tokens of padded rows are real")
+    return chosen
+
+
 def _longest(plan: Plan, store: TokenStore, capacity: int, longest: int) -> tuple[int, int]:
     """Tokens of the longest piece of an item and of the longest row that the plan can give, whatever the number of ranks."""
     lengths = np.asarray(store.item_lengths)[plan.items]
@@ -121,15 +144,22 @@ def _longest(plan: Plan, store: TokenStore, capacity: int, longest: int) -> tupl
     return min(longest, int(lengths.max(initial=1))), min(capacity, int(steps.max()))
 
 
-def _write_plan(plan: Plan, tokens_sha256: str, folder: Path) -> Path:
-    """The hash of a plan names items by id, its file by number: the name of the file follows both, so that no file outlives its numbering."""
-    numbering = hashlib.sha256(plan.items.tobytes() + tokens_sha256.encode()).hexdigest()[:8]
+def _write_plan(plan: Plan, store: TokenStore, folder: Path) -> Path:
+    """With the items' tokens beside it. The hash of a plan names items by id, its file by number: the name of the file follows both, so that no file outlives its numbering."""
+    numbering = hashlib.sha256(plan.items.tobytes() + store.sha256.encode()).hexdigest()[:8]
     path = folder / f"{plan.sha256[:16]}-{numbering}.npz"
-    if not path.exists():
+    if not lengths_of(path).exists() or not path.exists():
         draft = path.with_suffix(f".{os.getpid()}.npz")
         plan.save(draft)
+        np.save(of_lengths := lengths_of(draft), np.asarray(store.lengths, dtype=np.int32))
+        of_lengths.replace(lengths_of(path))
         draft.replace(path)
     return path
+
+
+def lengths_of(plan_path: Path) -> Path:
+    """The file with the tokens of every item of the catalogue, as the plan's stage reads them."""
+    return plan_path.with_suffix(".lengths.npy")
 
 
 def check_lengths(store: TokenStore, catalogue: Catalogue, longest: int, long_documents: str) -> int:

@@ -30,7 +30,7 @@ from trainer.model_check import check_model_folder
 from trainer.model_tensors import check_tokens, embedding_rows
 from trainer.old_stages import is_rounded, set_aside_rounded, warn_of_rounded_parent
 from trainer.parent import Parent, check_same_model, find_parent
-from trainer.prepare import Job, check_lengths, initial_identity, make_jobs
+from trainer.prepare import Job, auto_row_tokens, check_lengths, initial_identity, make_jobs
 from trainer.sources import name_of, refuse_another_experiment, refuse_changed_data
 from trainer.starts import find_models
 from trainer.store import StageStore, write_json
@@ -120,7 +120,7 @@ def prepare(
         task = bar.add_task("tokens", total=len(catalogue))
         store = write_store(tokens_folder, catalogue, encoder, lambda n: bar.advance(task, n))
     check_tokens(_largest_token(store), embedding_rows(tensors), model_folder)
-    longest = min(trainer.row_tokens, positions(Path(model_folder)))
+    longest = min(trainer.row_bound, positions(Path(model_folder)))
     split_documents = check_lengths(store, catalogue, longest, trainer.long_documents)
     for wording, place in wordings(arms).items():
         try:
@@ -138,7 +138,7 @@ def prepare(
     plans = compile_arms(arms, catalogue, seed, lambda stage: store.worded(wording_of(stage)).item_lengths)
     starts_trained = parent is not None and parent.stage is not None
     initial = parent.identity() if parent and starts_trained else initial_identity(model, given, seed, store.sha256)
-    capacity = trainer.row_tokens
+    capacity = trainer.row_tokens if trainer.row_tokens != "auto" else auto_row_tokens(arms, plans, store, trainer, has_gpu, longest)
     found = find_models(folder, models or {}, model_folder, seed, store.sha256)
     own = {arm: found[name] for arm, name in (starts or {}).items()}
     for arm, folder_of_arm in own.items():

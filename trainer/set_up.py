@@ -6,6 +6,7 @@ from pathlib import Path
 import deepspeed
 import torch
 
+from trainer.attention import no_cudnn
 from trainer.buffers import buffers, set_buffer
 from trainer.checkpoint import Checkpoint
 from trainer.engine import MOMENTS, DeepSpeedEngine, deepspeed_config
@@ -15,6 +16,7 @@ from trainer.freeze import freeze
 from trainer.isolation import Isolation, decide
 from trainer.model import build_model
 from trainer.prepare import Job
+from trainer.solo import as_run, engine_of
 from trainer.text_config import text_config
 from trainer.weights import Weights, load_into
 from trainer.worker_settings import WorkerSettings
@@ -34,8 +36,9 @@ class StageEngine:
 def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, device: torch.device, saved: Checkpoint | None) -> StageEngine:
     """The engine with the parent's fp32 weights, or the checkpoint's and its moments; `parent` may be None where a checkpoint holds all."""
     config = text_config(Path(settings.model_folder))
-    trainer, adapter = settings.trainer, job.stage.adapter
+    trainer, adapter = as_run(settings.trainer, settings.precision), job.stage.adapter
     attention = attention_for(config, trainer.attention, device, settings.precision)
+    no_cudnn()
     torch.manual_seed(settings.seed)
     if trainer.zero_stage == 3:
         with _ShardedParameters(
@@ -62,7 +65,7 @@ def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, devi
         begun = put_in(module, adapter, settings.seed, job.number, whole, start if saved else None, dtype_of(settings.precision))
     freeze(module, job.stage, settings.seed, job.number)
     trained_shapes = _shapes(module, only_trained=True) if adapter else shapes
-    engine = DeepSpeedEngine(module, trainer, settings.precision, device, saves_frozen=not adapter)
+    engine = engine_of(module, trainer, settings.precision, device, saves_frozen=not adapter)
     if settings.precision == "bf16":
         engine.set_fp32(begun.read if adapter else start.read)
     if saved:

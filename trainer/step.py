@@ -6,16 +6,14 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from data.rows import Row
 from failpoints import hit
-from trainer.attention import attention_inputs
 from trainer.linear_loss import head_gives_loss, plain_head, tiny_row
-from trainer.placing import on_device
+from trainer.placing import model_inputs, placed
 
 Draws = Callable[[Row], None]
 """Sets torch's generators for this row's micro-step."""
@@ -41,31 +39,17 @@ def row_loss(engine: Engine, row: Row, attention: str) -> Tensor:
     Position t predicts token t + 1. Logits are made only where a target has weight (of a question, its answer), and only a few at a time
     where the model's head allows it (trainer/linear_loss.py). On a GPU nothing here waits for the device.
     """
-    weight = row["loss_weight"][1:]  # (T - 1,), of the target
-    positions = np.flatnonzero(weight)
-    if len(positions) == 0:  # filler: one target keeps every rank in the same collectives
-        positions = np.zeros(1, dtype=np.int64)
-    targets = row["target_ids" if "target_ids" in row else "input_ids"][1:][positions]  # apart under input noise
-    predicting, target, share = (on_device(array, engine.device) for array in (positions, targets, weight[positions]))  # (K,) each
+    here = placed(row, attention, engine.device)
     module = base_module(engine.module)
-    head = plain_head(engine, module, lambda: _inputs(engine, tiny_row(), attention))
+    head = plain_head(engine, module, lambda: model_inputs(tiny_row(), attention, engine.device))
     keeps = keeps_logits(type(module).forward)
-    inputs = _inputs(engine, row, attention) | ({"logits_to_keep": predicting} if keeps else {})
+    inputs = here.inputs | ({"logits_to_keep": here.predicting} if keeps else {})
     if head is not None:
-        with head_gives_loss(head, target, share, None if keeps else predicting):
+        with head_gives_loss(head, here.target, here.share, None if keeps else here.predicting):
             return engine.forward(**inputs).logits  # type: ignore[no-any-return]
     logits = engine.forward(**inputs).logits[0]
-    nll = cross_entropy((logits if keeps else logits[predicting]).float(), target, reduction="none")
-    return (nll * share).sum()
-
-
-def _inputs(engine: Engine, row: Row, attention: str) -> dict[str, Any]:
-    return {
-        "input_ids": on_device(row["input_ids"], engine.device)[None],
-        "position_ids": on_device(row["position_ids"], engine.device)[None],
-        "use_cache": False,
-        **attention_inputs(attention, row["cu_seqlens"], engine.device),
-    }
+    nll = cross_entropy((logits if keeps else logits[here.predicting]).float(), here.target, reduction="none")
+    return (nll * here.share).sum()
 
 
 @lru_cache

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from data.rows import Row
+from trainer.attention import attention_in_words
 from trainer.checkpoint import Checkpoint, Saver, checkpoints, clear_uncommitted, first_bad_file, rank_zero_says, set_aside
 from trainer.export import dtype_of, export_model, parent_weights, stage_template
 from trainer.flops import row_flops
@@ -25,6 +26,7 @@ from trainer.prepare import Job, job_dict
 from trainer.randomness import draws_of
 from trainer.reporter import Reporter
 from trainer.set_up import StageEngine, make_engine
+from trainer.shapes import shapes_of
 from trainer.store import StageStore
 from trainer.text_config import text_config
 from trainer.weights import FragmentWeights, Weights
@@ -88,7 +90,11 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     made = make_engine(settings, job, parent, device, saved)
     engine = made.engine
     if rank == 0:
+        beat.tell_once(f"attention {made.attention}", attention_in_words(made.attention))
         beat.tell_once(f"isolation {made.isolation.one_item}", made.isolation.why)
+    shapes = shapes_of(settings.trainer.shapes, device, job, world_size, made.isolation.one_item)
+    if rank == 0:
+        beat.tell_once(f"shapes {shapes}", shapes.in_words())
     config = text_config(Path(settings.model_folder))
     reporter = Reporter(settings, job, store.folder(job.key), first_step) if rank == 0 else None
     checkpoint = settings.trainer.checkpoint
@@ -103,7 +109,7 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     try:
         totals = run_stage(
             engine,
-            rows_of(job, rank, world_size, first_step, made.isolation.one_item),
+            shapes.rows(rows_of(job, rank, world_size, first_step, made.isolation.one_item)),
             job.stage,
             job.num_steps,
             made.attention,

@@ -297,8 +297,8 @@ def test_row_loss_takes_targets_from_target_ids(catalogue: Catalogue, store: Tok
     logits = made_model("sdpa")(input_ids=torch.as_tensor(noisy["input_ids"])[None], position_ids=torch.arange(20)[None]).logits[0]
     expected = 0.1 * torch.nn.functional.cross_entropy(logits[:-1], torch.as_tensor(ids[1:]), reduction="sum")
     without = {key: value for key, value in noisy.items() if key != "target_ids"}
-    assert row_loss(engine, noisy, "padded_sdpa").item() == pytest.approx(expected.item(), rel=1e-5)  # float32, other kernels
-    assert row_loss(engine, without, "padded_sdpa").item() != pytest.approx(expected.item(), rel=1e-4)  # the twin: noise as target
+    assert row_loss(engine, noisy, "by_item").item() == pytest.approx(expected.item(), rel=1e-5)  # float32, other kernels
+    assert row_loss(engine, without, "by_item").item() != pytest.approx(expected.item(), rel=1e-4)  # the twin: noise as target
 
 
 def test_sentence_shuffle_permutes_whole_sentences_anew_each_step(catalogue: Catalogue, store: TokenStore) -> None:

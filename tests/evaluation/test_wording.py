@@ -32,7 +32,7 @@ def trained_model(folder: Path, catalogue: Catalogue) -> str:
     make_tiny_model(folder, TinyModel(vocab_size=600, hidden_size=64, max_positions=256), texts_for_tokenizer(catalogue.records), 0)
     tokenizer = tokenizer_with(CHATML, list(texts_for_tokenizer(catalogue.records)))
     tokenizer.save_pretrained(folder)
-    module: Any = build_model(str(folder), "padded_sdpa", torch.float32)
+    module: Any = build_model(str(folder), "by_item", torch.float32)
     torch.manual_seed(0)
     module.resize_token_embeddings(len(tokenizer))
     for parameter in module.parameters():
@@ -42,7 +42,7 @@ def trained_model(folder: Path, catalogue: Catalogue) -> str:
     engine = PlainEngine(module, (0.9, 0.95), 0.0, 1.0)
     for step in range(plan.num_steps):
         rows = step_rows(plan, store, step, 0, 1, 4096, "example", reading_of(stage, 0))
-        optimiser_step(engine, rows, stage.rate, "padded_sdpa")
+        optimiser_step(engine, rows, stage.rate, "by_item")
     module.save_pretrained(folder)
     return str(folder)
 

@@ -312,7 +312,7 @@ def test_arms_with_and_without_an_adapter(tmp_path: Path, run_command: Any) -> N
     (tmp_path / "x.yaml").write_text(EXPERIMENT.format(runs=tmp_path))
     done = run_command("trainer", str(tmp_path / "x.yaml"), "--no-ray", "--no-exam")
     assert done.returncode == 0, done.stderr
-    assert "lora adapter: " in done.stderr and "packed rows: items do not see each other (llama, padded_sdpa" in done.stderr
+    assert "lora adapter: " in done.stderr and "packed rows: items do not see each other (llama, by_item" in done.stderr
     check_run(tmp_path / "adapters")
 
 

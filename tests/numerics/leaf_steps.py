@@ -31,7 +31,7 @@ def row() -> Any:
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
     engine = PlainEngine(model, (0.9, 0.95), 0.0, 0.0)
-    row_loss(engine, row(), "padded_sdpa").backward()
+    row_loss(engine, row(), "by_item").backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -45,7 +45,7 @@ def main(out: Path, world_size: int, rank: int) -> None:
         plain = gradients(prepared(**{**settings, "planted": False}))
         engine = DeepSpeedEngine(prepared(**settings), steps.CONFIG.model_copy(update={"zero_stage": 3}), "fp32", torch.device("cpu"))
         try:
-            engine.backward(row_loss(engine, row(), "padded_sdpa"))
+            engine.backward(row_loss(engine, row(), "by_item"))
             found = {key: safe_get_full_grad(p) for key, p in engine.module.named_parameters() if p.requires_grad}
             told[name] = (
                 [key for key, grad in found.items() if not torch.equal(grad, plain[key])] if found.keys() == plain.keys() else ["?"]

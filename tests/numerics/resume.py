@@ -16,6 +16,8 @@ from trainer.weights import FragmentWeights, load_into
 
 SAVED_AT = 2
 CASES = [(zero_stage, "fp32") for zero_stage in (0, 1, 2, 3)] + [(1, "bf16"), (2, "bf16"), (3, "bf16")]
+SOLO = -1
+"""In the place of a ZeRO stage: one process alone, without DeepSpeed."""
 SHAPES = {name: list(p.shape) for name, p in steps.made_model().named_parameters()}
 
 
@@ -24,7 +26,7 @@ def run(engine, first: int, last: int, rank: int, world_size: int, draw: Draws =
     losses = []
     for step in range(first, last):
         rows = step_rows(steps.made_plan(), steps.made_store(), step, rank, world_size, steps.CAPACITY, "example")
-        share, _ = optimiser_step(engine, rows, learning_rate(steps.STAGE, step, steps.NUM_STEPS), "padded_sdpa", draw=draw)
+        share, _ = optimiser_step(engine, rows, learning_rate(steps.STAGE, step, steps.NUM_STEPS), "by_item", draw=draw)
         total = share.double().reshape(1)
         torch.distributed.all_reduce(total)
         losses.append(float(total).hex())
@@ -33,14 +35,16 @@ def run(engine, first: int, last: int, rank: int, world_size: int, draw: Draws =
 
 def engine_from(folder: Path | None, saved_by: int, zero_stage: int, precision: str):  # type: ignore[no-untyped-def]
     from trainer.engine import MOMENTS, DeepSpeedEngine
+    from trainer.solo import engine_of
 
     model = steps.made_model()
     start = FragmentWeights(folder, SHAPES, saved_by) if folder else None
     exact = start.read if start else {n: p.detach().clone() for n, p in model.named_parameters()}.__getitem__
     if start:
         load_into(model, start)
-    config = steps.CONFIG.model_copy(update={"zero_stage": zero_stage})
-    engine = DeepSpeedEngine(model, config, precision, torch.device("cpu"))  # type: ignore[arg-type]
+    config = steps.CONFIG.model_copy(update={"zero_stage": max(zero_stage, 0)})
+    make = engine_of if zero_stage == SOLO else DeepSpeedEngine
+    engine = make(model, config, precision, torch.device("cpu"))  # type: ignore[arg-type]
     if precision == "bf16":
         engine.set_fp32(exact)
     if folder:
@@ -52,7 +56,7 @@ def engine_from(folder: Path | None, saved_by: int, zero_stage: int, precision: 
 def main(out: Path, world_size: int, rank: int, saved_by: str = "", saved_zero: str = "") -> None:
     from trainer.fragment_file import write_fragments
 
-    for zero_stage, precision in CASES:
+    for zero_stage, precision in CASES + ([(SOLO, "fp32")] if world_size == 1 else []):
         folder = out / f"zero{zero_stage}-{precision}"
         result: dict[str, object] = {}
         if saved_by:

@@ -10,6 +10,7 @@ import torch
 from data.config import Mix, Stage
 from data.plan import Plan
 from data.rows import step_rows
+from data.static_rows import static_shapes
 from data.tokens import TokenStore
 from trainer.config import TrainerConfig
 from trainer.schedule import learning_rate
@@ -39,7 +40,7 @@ def made_plan() -> Plan:
     return Plan(np.random.default_rng(4).permutation(40), np.array([0, 12, 21, 33, 40]), "")
 
 
-def made_model(attention: str = "padded_sdpa", tied: bool = False, **more: Any) -> torch.nn.Module:
+def made_model(attention: str = "by_item", tied: bool = False, **more: Any) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(0)
@@ -50,12 +51,15 @@ def made_model(attention: str = "padded_sdpa", tied: bool = False, **more: Any) 
     return AutoModelForCausalLM.from_config(config)
 
 
-def run_steps(engine: Engine, rank: int, world_size: int) -> tuple[list[torch.Tensor], list[float]]:
-    """This rank's loss shares and the global gradient norms."""
+def run_steps(engine: Engine, rank: int, world_size: int, static: bool = False) -> tuple[list[torch.Tensor], list[float]]:
+    """This rank's loss shares and the global gradient norms; `static`: rows padded to few shapes."""
     losses, norms = [], []
     for step in range(NUM_STEPS):
         rows = step_rows(made_plan(), made_store(), step, rank, world_size, CAPACITY, "example")
-        loss, norm = optimiser_step(engine, rows, learning_rate(STAGE, step, NUM_STEPS), "padded_sdpa")
+        if static:
+            shapes = static_shapes(made_plan(), made_store().lengths, world_size, CAPACITY, CAPACITY)
+            rows = [shapes.pad(row) for row in rows]
+        loss, norm = optimiser_step(engine, rows, learning_rate(STAGE, step, NUM_STEPS), "by_item")
         losses.append(loss)
         norms.append(norm)
     return losses, norms
@@ -64,17 +68,23 @@ def run_steps(engine: Engine, rank: int, world_size: int) -> tuple[list[torch.Te
 def main(out: Path, world_size: int, rank: int) -> None:
     from trainer.engine import DeepSpeedEngine
     from trainer.fragment_file import write_fragments
+    from trainer.solo import as_run, engine_of
 
-    cases = [(stage, "fp32") for stage in (0, 1, 2, 3)] + [(1, "bf16"), (2, "bf16"), (3, "bf16")]
-    for zero_stage, precision in cases:
-        name = f"zero{zero_stage}-{precision}"
+    cases = [(f"zero{stage}-fp32", stage, "fp32") for stage in (0, 1, 2, 3)] + [(f"zero{stage}-bf16", stage, "bf16") for stage in (1, 2, 3)]
+    cases += [("static-fp32", 1, "fp32"), *([("solo-fp32", 3, "fp32")] if world_size == 1 else [])]
+    for name, zero_stage, precision in cases:
         model = made_model()
         start = {key: value.detach().clone() for key, value in model.named_parameters()}
-        engine = DeepSpeedEngine(model, CONFIG.model_copy(update={"zero_stage": zero_stage}), precision, torch.device("cpu"))
+        config = CONFIG.model_copy(update={"zero_stage": zero_stage})
+        if name == "solo-fp32":
+            engine = engine_of(model, as_run(config, "fp32"), "fp32", torch.device("cpu"))
+            assert type(engine) is not DeepSpeedEngine
+        else:
+            engine = DeepSpeedEngine(model, config, precision, torch.device("cpu"))  # type: ignore[arg-type]
         if precision == "bf16":
             engine.set_fp32(start.__getitem__)
             write_fragments(out / name / "start", rank, engine.fragments())
-        losses, norms = run_steps(engine, rank, world_size)
+        losses, norms = run_steps(engine, rank, world_size, static=name == "static-fp32")
         totals = torch.stack(losses).float()
         torch.distributed.all_reduce(totals)
         write_fragments(out / name / "end", rank, engine.fragments())

@@ -1,23 +1,35 @@
 """AdamW's bits do not depend on where a flat tensor is cut, so a resume at another world size goes on with the same ones."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from trainer.adamw import CutFreeAdamW
+
 SIZE, STEPS = 1003, 5
-CUTS = ((1003,), (502, 501), (335, 335, 333), (1, 7, 995), (500, 3, 500))
+CUTS = ((1003,), (502, 501), (335, 335, 333), (1, 7, 995), (500, 3, 500), (*(1,) * 37, 966))
+Make = Callable[..., torch.optim.Optimizer]
 
 
-def stepped(cut: tuple[int, ...], **kernel: bool) -> Tensor:
-    """Five steps of the trainer's optimiser on a flat tensor that lies in pieces: weight and both moments, put together again."""
+def of_the_trainer(groups: Any) -> torch.optim.Optimizer:
+    return CutFreeAdamW(groups, 3e-3, (0.9, 0.95), on_cpu=True)
+
+
+def of_torch(**kernel: bool) -> Make:
+    return lambda groups: torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95), **kernel)
+
+
+def stepped(cut: tuple[int, ...], make: Make, size: int = SIZE) -> Tensor:
+    """Five steps on a flat tensor that lies in pieces: weight and both moments, put together again."""
     generator = torch.Generator().manual_seed(1)
-    start = torch.randn(SIZE, generator=generator)
+    start = torch.randn(size, generator=generator)
     pieces = [torch.nn.Parameter(piece.clone()) for piece in start.split(cut)]  # a rank's own memory each
-    optimiser = torch.optim.AdamW(pieces, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, **kernel)
+    optimiser = make([{"params": pieces, "weight_decay": 0.1}])
     for _ in range(STEPS):
-        gradient = torch.randn(SIZE, generator=generator)
+        gradient = torch.randn(size, generator=generator)
         for piece, share in zip(pieces, gradient.split(cut), strict=True):
             piece.grad = share.clone()
         optimiser.step()
@@ -25,43 +37,53 @@ def stepped(cut: tuple[int, ...], **kernel: bool) -> Tensor:
     return torch.stack([torch.cat([piece.detach() for piece in kind]) for kind in kinds])
 
 
-def of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What trainer/engine.py asks torch for."""
+def test_where_a_tensor_is_cut_does_not_show() -> None:
+    for make in (of_the_trainer, of_torch(foreach=True)):  # the latter on GPUs
+        whole = stepped(CUTS[0], make)
+        for cut in CUTS[1:]:
+            assert torch.equal(stepped(cut, make), whole), (make, cut)
+
+
+def test_threads_cut_where_nothing_shows() -> None:
+    """torch gives each thread a part of a tensor: where one ends the fused kernel has whole registers."""
+    size, threads = 100_003, torch.get_num_threads()
+    whole = stepped((size,), of_the_trainer, size)
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(stepped((size,), of_the_trainer, size), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_it_is_torchs_adamw() -> None:
+    """In other roundings: each of some ten operations an element and step rounds to 2⁻²⁴ of its result."""
+    torch.testing.assert_close(stepped(CUTS[2], of_the_trainer), stepped(CUTS[0], of_torch(foreach=False)), rtol=1e-5, atol=1e-6)
+    other = stepped(CUTS[0], lambda groups: CutFreeAdamW(groups, 3e-3, (0.9, 0.96), on_cpu=True))
+    assert (other - stepped(CUTS[0], of_torch(foreach=False))).abs().max() > 1e-3  # the twin
+
+
+def test_the_trainer_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.numerics import steps
     from trainer import engine
-
-    asked: dict[str, Any] = {}
 
     class Enough(Exception):
         pass
 
     def adamw(groups: Any, **settings: Any) -> None:
-        asked.update(settings)
+        assert settings.pop("on_cpu") and settings == {"lr": 0.0, "betas": steps.CONFIG.betas}
         raise Enough
 
-    monkeypatch.setattr(engine.torch.optim, "AdamW", adamw)
+    monkeypatch.setattr(engine, "CutFreeAdamW", adamw)
     with pytest.raises(Enough):
         engine.DeepSpeedEngine(steps.made_model(), steps.CONFIG, "fp32", torch.device("cpu"))
-    monkeypatch.undo()
-    return {key: value for key, value in asked.items() if key in ("fused", "foreach")}
-
-
-def test_where_a_tensor_is_cut_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = of_the_trainer(monkeypatch)
-    assert kernel == {"fused": False, "foreach": False}
-    for kernels in (kernel, {"foreach": True}):  # the latter on GPUs
-        whole = stepped(CUTS[0], **kernels)
-        for cut in CUTS[1:]:
-            assert torch.equal(stepped(cut, **kernels), whole), (kernels, cut)
 
 
 def test_a_kernel_that_sees_the_cut_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The twin: torch's fused kernel computes the last elements of a piece otherwise than the others, with its vector instructions; built without them it may not,
+    """The twin: torch's fused kernel as it is computes the last elements of a piece otherwise than the others, with its vector instructions; built without them it may not,
     so a last bit is planted in the first piece too."""
     if torch.backends.cpu.get_cpu_capability() != "DEFAULT":
-        whole = stepped(CUTS[0], fused=True)
-        assert any(not torch.equal(stepped(cut, fused=True), whole) for cut in CUTS[1:])
-        torch.testing.assert_close(whole, stepped(CUTS[0]), rtol=1e-5, atol=1e-6)  # it is the same mathematics
+        fused = of_torch(fused=True)
+        assert any(not torch.equal(stepped(cut, fused), stepped(CUTS[0], fused)) for cut in CUTS[1:])
     first = torch.optim.AdamW.step
 
     def step(self: Any) -> None:
@@ -70,5 +92,5 @@ def test_a_kernel_that_sees_the_cut_would_be_noticed(monkeypatch: pytest.MonkeyP
         piece[0] = torch.nextafter(piece[0], torch.tensor(9.0)) if len(piece) < SIZE else piece[0]
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    whole = stepped(CUTS[0])
-    assert all(not torch.equal(stepped(cut), whole) for cut in CUTS[1:])
+    whole = stepped(CUTS[0], of_torch(foreach=False))
+    assert all(not torch.equal(stepped(cut, of_torch(foreach=False)), whole) for cut in CUTS[1:])

@@ -36,10 +36,10 @@ class Oracle:
         from peft import get_peft_model
 
         folder = model_folder(out, name)
-        start = build_model(str(folder), "padded_sdpa", torch.float32)
+        start = build_model(str(folder), "by_item", torch.float32)
         load_into(start, FolderWeights(folder))
         inject(start, ADAPTERS[name], SEED, NUMBER)
-        module = build_model(str(folder), "padded_sdpa", torch.float32)
+        module = build_model(str(folder), "by_item", torch.float32)
         load_into(module, FolderWeights(folder))
         module.train()
         self.model: Any = get_peft_model(module, peft_config(ADAPTERS[name], module))
@@ -57,7 +57,7 @@ class Oracle:
                 engine,
                 rows,
                 learning_rate(steps.STAGE, step, steps.NUM_STEPS),
-                "padded_sdpa",
+                "by_item",
                 draw=lambda row: draws_of(SEED, NUMBER, row["rank"] if drawn_apart else 0)(row),
             )
             self.losses.append(float(loss))

@@ -21,7 +21,7 @@ def gradients(engine: PlainEngine) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in engine.module.parameters()])
 
 
-@pytest.mark.parametrize("attention", ["padded_sdpa", "sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["by_item", "padded_sdpa", "sdpa", "eager"])
 def test_packed_equals_one_by_one(attention: str) -> None:
     """Loss and gradients of a step in packed rows, and the same items each alone and padded by nothing, through plain causal attention."""
     store, plan = steps.made_store(), steps.made_plan()
@@ -66,12 +66,12 @@ def logits_of(engine: PlainEngine, attention: str, forget_boundaries: bool = Fal
     return compute
 
 
-@pytest.mark.parametrize("attention", ["padded_sdpa", "sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["by_item", "padded_sdpa", "sdpa", "eager"])
 def test_items_do_not_see_each_other(attention: str) -> None:
     assert leak(logits_of(engine_of(attention), attention), steps.VOCAB) < 1e-6
 
 
-@pytest.mark.parametrize("attention", ["padded_sdpa", "sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["by_item", "padded_sdpa", "sdpa", "eager"])
 def test_planted_leak_is_caught(attention: str) -> None:
     assert leak(logits_of(engine_of(attention), attention, forget_boundaries=True), steps.VOCAB) > 1e-3
 

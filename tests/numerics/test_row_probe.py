@@ -112,7 +112,7 @@ def test_probe_rows_keep_to_their_lengths() -> None:
 @pytest.mark.parametrize("wanted", ["padded_sdpa", "varlen", "flash_attention_2"])
 def test_attention_that_leaves_something_out_or_cannot_run_is_refused(wanted: str) -> None:
     """By name; `auto` takes one that computes what the model means."""
-    for name, told in (("gemma3", "sliding window of 128"), ("chunks", "attention in chunks of 128")):
+    for name, told, taken in (("gemma3", "sliding window of 128", "by_item"), ("chunks", "attention in chunks of 128", "sdpa")):
         config = engine_of(name).module.config
         if wanted == "padded_sdpa":
             with pytest.raises(UserError, match=f"trainer.attention: padded_sdpa leaves out its {told}"):
@@ -120,7 +120,9 @@ def test_attention_that_leaves_something_out_or_cannot_run_is_refused(wanted: st
         else:
             with pytest.raises(UserError, match=f"trainer.attention: {wanted} needs a GPU and trainer.precision bf16"):
                 attention_for(config, wanted, CPU, "fp32")
-        assert attention_for(config, "auto", CPU, "fp32") == "sdpa"
+        assert attention_for(config, "auto", CPU, "fp32") == taken
+    with pytest.raises(UserError, match="trainer.attention: by_item leaves out its attention in chunks of 128"):
+        attention_for(config, "by_item", CPU, "fp32")
 
 
 def test_what_a_model_hands_to_attention_is_not_dropped() -> None:
