@@ -29,6 +29,7 @@ from evaluation.render import baseline_lines, markdown, summary, terminal_table
 from evaluation.report import build_report
 from evaluation.score_files import TrainedArm, is_scored, read_arms, read_score, score_stem, stage_totals, trained_stages
 from evaluation.seeds import main as seeds_command
+from evaluation.sound import unsound
 from evaluation.trained import collect
 from experiment import Experiment, load_experiment
 
@@ -124,7 +125,8 @@ def _examine_experiment(experiment: Experiment, insecure: bool) -> tuple[dict[st
     stems = {one.name: score_stem(folder, one, exams[one.name].fingerprint(one.template)) for one in [*arms, *stages]}
     todo = [one for one in [*arms, *stages] if not is_scored(stems[one.name])]
     reasons = {one.name: f"its weights are gone ({one.path}); run python -m trainer again" for one in todo if one.gone}
-    if present := [(one, exams[one.name]) for one in todo if not one.gone]:
+    reasons |= unsound([one for one in todo if not one.gone], folder)
+    if present := [(one, exams[one.name]) for one in todo if one.name not in reasons]:
         reasons |= _examine(present, corpus, folder, config, seed, insecure)
     extras = Extras(arms, corpus, config, folder, seed)
     if extras.todo():

@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.result_file import FOLDER
 from benchmarks.table import ONE_GPU, TWO_CORES, modules, row, write_page
 from tests.conftest import ROOT
+from tests.groups import Groups
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -56,3 +57,19 @@ def test_a_gpu_row_runs_on_a_cpu() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     figures = json.loads(done.stderr[done.stderr.index("{") : done.stderr.rindex("}") + 1])
     assert figures["masked"]["tokens_per_s"] > 0 and figures["causal"]["tokens_per_s"] > 0 and figures["matmul_tflops"] > 0
+
+
+def test_ranks_read_and_write_their_share(groups: Groups, tmp_path: Path) -> None:
+    """benchmarks.scale_load and .scale_export on two ranks: the goals of 64 hold but for what headers weigh in a small model."""
+    groups.call("tests.scale_counts", tmp_path, 2)
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        load, leave = found["load"], found["leave"]
+        assert 1 <= load["bytes"] / load["share"] <= 1.01 and load["openings"] <= 2
+        assert leave["read"] == 0 and leave["written"] <= 1.1 * load["share"] / 2 + leave["index"] + 8192
+
+
+def test_nothing_of_a_stage_outlives_it(groups: Groups, tmp_path: Path) -> None:
+    groups.call("tests.scale_counts", tmp_path, 1)
+    for found in json.loads((tmp_path / "0.json").read_text()).values():
+        assert found["alive"] == 0 and found["held"] > 20, found

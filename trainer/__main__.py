@@ -15,6 +15,7 @@ Trains every arm of an experiment and examines the result with `python -m evalua
 
 Stages that are already trained are not trained again: run the same command to go on after a stop, at the step it had come to.
 `python -m trainer gc X.yaml` shows, and with --delete removes, what a run folder holds that nothing needs any more.
+`python -m trainer hf runs/NAME/stages/KEY` makes a trained model's folder again from its stage's weights.
 `python -m trainer model convert FILE.gguf --out DIR` makes a model folder of a GGUF file.
 `python -m trainer residual -h`: what an instruct model has learnt, as a file to add to other models.
 exit codes: 0 done; 1 failed; 2 bad input; 75 stopped by SIGTERM, 130 by Ctrl-C, both with everything saved
@@ -61,6 +62,10 @@ def main(argv: list[str] | None) -> int:
     given = sys.argv[1:] if argv is None else argv
     if given[:1] == ["gc"]:
         return _gc(given[1:])
+    if given[:1] == ["hf"]:
+        from trainer.remake import remake_command
+
+        return remake_command(given[1:])
     if given[:1] == ["residual"]:
         from trainer.residual.command import residual_command
 

@@ -168,6 +168,9 @@ class MergedWeights:
         trained = self._replaced.get(name, name)
         return (self._trained.read(trained) if trained in self._names else self._parent.read(name)).float()
 
+    def slice(self, name: str, start: int, end: int) -> Tensor:
+        return self.read(name).flatten()[start:end]
+
     def _merge(self, path: str) -> dict[str, Tensor]:
         module: Any = self._model.get_submodule(path)
         for name, _ in list(module.named_parameters()):

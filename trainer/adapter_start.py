@@ -68,18 +68,20 @@ def _shown_whole(module: torch.nn.Module) -> Iterator[None]:
 
 
 def _measure_magnitudes(module: torch.nn.Module, parent: Weights) -> None:
-    """DoRA's start, the norms of the unrounded weights: rank 0 reads them, a module at a time, and all get the norms."""
+    """DoRA's start, the norms of the unrounded weights: ranks read them in turn, a module at a time, and all get the norms."""
+    owner = 0
     for path, layer in module.named_modules():
         for name, magnitude in (getattr(layer, "lora_magnitude_vector", None) or {}).items():
             base: Any = layer.get_base_layer()
             a, b = (layer.lora_A, layer.lora_B) if name in layer.lora_A else (layer.lora_embedding_A, layer.lora_embedding_B)
             kept = base.weight.data
-            if torch.distributed.get_rank() == 0:
+            if torch.distributed.get_rank() == owner:
                 base.weight.data = parent.read(f"{path}.weight").float().to(kept.device)
                 factors = [getattr(part[name], "weight", part[name]).detach() for part in (a, b)]
                 magnitude.update_layer(base_layer=base, lora_A=factors[0], lora_B=factors[1], scaling=layer.scaling[name])
                 base.weight.data = kept
-            torch.distributed.broadcast(magnitude.weight.data, 0)
+            torch.distributed.broadcast(magnitude.weight.data, owner)
+            owner = (owner + 1) % torch.distributed.get_world_size()
 
 
 def _set(parameter: Any, value: Tensor) -> None:

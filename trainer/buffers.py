@@ -62,6 +62,9 @@ class With:
     def read(self, name: str) -> Tensor:
         return self._tensors[name] if name in self._tensors else self._weights.read(name)
 
+    def slice(self, name: str, start: int, end: int) -> Tensor:
+        return self._tensors[name].flatten()[start:end] if name in self._tensors else self._weights.slice(name, start, end)
+
 
 def read_buffers(network: Any, files: "FolderWeights") -> dict[str, Tensor]:
     """What belongs to the model of `network` (on the meta device), as the files have it. UserError where they lack it, or it cannot be carried."""

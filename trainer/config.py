@@ -65,9 +65,9 @@ class WatchConfig(Strict):
     step_s: Annotated[float, Field(gt=0)] = 30.0
     """A step may take 3 × the median and this."""
     start_s: Annotated[float, Field(gt=0)] = 1800.0
-    """Imports, loading weights, and each of the first three steps (kernels are compiled in them)."""
-    save_s: Annotated[float, Field(gt=0)] = 21600.0
-    """A stage's last save and its export: 140 GB by one process at 70B."""
+    """Imports, each of the first three steps (kernels are compiled in them), and loading weights beside what their bytes take."""
+    save_s: Annotated[float, Field(gt=0)] = 600.0
+    """A save, and a stage's end with its export, beside what their bytes take: four times as long as at the rate that storage has shown (trainer/storage.py)."""
     replicas_every_steps: Annotated[int, Field(ge=0)] = 100
     """Steps between comparisons of what every rank holds alike; 0: never."""
 

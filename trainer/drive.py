@@ -31,6 +31,7 @@ def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, w
     `workers`: least and most; every (re)start takes as many as the cluster has room for.
     """
     store = StageStore(folder)
+    _lay_out_models(folder, prepared)
     group = Group(folder, worker_settings(folder, prepared, trainer, seed, use_gpu), prepared.tokens_folder, workers)
     events = Events(folder)
     (folder / "progress.json").unlink(missing_ok=True)
@@ -48,6 +49,17 @@ def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, w
         supervise(store, lambda: pending(folder, prepared), group.attempt, poll, request, trainer.max_failures)
         poll()
     assert all(store.manifest(job.key) for job in prepared.jobs)
+
+
+def _lay_out_models(folder: Path, prepared: Prepared) -> None:
+    """Mixtures whose files hold experts one by one, as the network has them: once, before ranks read their shares."""
+    from trainer.families import CONVERTED, lay_out
+
+    starts = [job for job in pending(folder, prepared) if job.parent is None]
+    given = prepared.parent is not None and prepared.parent.stage is not None
+    for model in dict.fromkeys(job.model_folder or ("" if given else prepared.model_folder) for job in starts):
+        if model:
+            lay_out(Path(model), folder / CONVERTED)
 
 
 class Group:
@@ -153,6 +165,7 @@ def train_without_ray(folder: Path, prepared: Prepared, trainer: TrainerConfig, 
         mirror = Mirror(trainer.checkpoint.mirror, folder) if trainer.checkpoint.mirror else nullcontext()
         with mirror, stop_on_signals(folder) as request:
             todo = pending(folder, prepared)
+            _lay_out_models(folder, prepared)
             train_jobs(
                 worker_settings(folder, prepared, trainer, seed, torch.cuda.is_available()),
                 todo,

@@ -15,7 +15,9 @@ from torch import Tensor
 from trainer.adamw import CutFreeAdamW
 from trainer.buffers import buffers
 from trainer.config import TrainerConfig
+from trainer.fragment_file import MOMENTS as MOMENTS
 from trainer.fragment_file import Fragment
+from trainer.group import cut
 from trainer.leaves import NoLateGradients, layers_as_leaves
 from trainer.model import matrices_and_rest
 from trainer.wide_sums import widen_sums
@@ -49,9 +51,6 @@ def deepspeed_config(config: TrainerConfig, precision: Precision) -> dict[str, A
 # On CPU DeepSpeed would compile a shared-memory collective with g++ that training never calls: half a minute at the first start, and
 # a lock file that a killed process leaves behind makes every later start wait for ever, without a word.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's, by torch's names."""
 
 
 class DeepSpeedEngine:
@@ -110,20 +109,22 @@ class DeepSpeedEngine:
             for parameter in self.module.parameters():
                 parameter.grad = None
 
-    def set_fp32(self, name_to_weight: Any) -> None:
-        """Gives the fp32 masters their exact values: wrapping rounded them to bf16. `name_to_weight(name)` → full tensor."""
+    def set_fp32(self, whole: Callable[[str], Tensor], share: Callable[[str], Tensor] | None = None) -> None:
+        """Gives the fp32 masters their exact values: wrapping rounded them to bf16. `whole(name)` → full tensor; `share(name)` → this rank's values of
+        the flattened one, which are enough under ZeRO-3."""
         rank = torch.distributed.get_rank()
         for name, parameter in self.module.named_parameters():
             if not parameter.requires_grad:
                 continue
-            weight = name_to_weight(name).float()
             if self.zero_stage < 3:
-                safe_set_full_fp32_param(parameter, weight.to(self.device))
+                safe_set_full_fp32_param(parameter, whole(name).to(self.device).float())
                 continue
+            there: Any = parameter
+            values = share(name) if share else whole(name).flatten()[slice(*cut(there.ds_numel, rank, self._world_size))]
             # DeepSpeed's setter of a whole parameter fails where its size does not divide by the world size: the last share is padded.
-            share = parameter.ds_tensor.numel()
-            flat = torch.nn.functional.pad(weight.flatten(), (0, share * self._world_size - weight.numel()))
-            safe_set_local_fp32_param(parameter, flat[rank * share : (rank + 1) * share].to(self.device))
+            padded = torch.zeros(there.ds_tensor.numel(), device=self.device)
+            padded[: values.numel()].copy_(values)
+            safe_set_local_fp32_param(parameter, padded)
 
     def fragments(self) -> Iterator[Fragment]:
         """This rank's share of the fp32 weights, and of what belongs to the model beside them: (parameter, offset in the flattened parameter, values (n,)).

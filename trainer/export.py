@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ from data.templates import Wording
 from data.tokens import Encoder, load_tokenizer
 from trainer.buffers import With
 from trainer.checkpoint import Checkpoint
-from trainer.families import file_layout, folder_buffers, folder_weights
-from trainer.store import StageStore, write_json
-from trainer.weights import FragmentWeights, Weights, export
+from trainer.families import CONVERTED, file_layout, folder_buffers, folder_weights
+from trainer.fragment_file import Fragment, sha256_of
+from trainer.fragments import Fragments, open_together
+from trainer.group import rank_and_size
+from trainer.model_shards import write_model
+from trainer.shares import Spread
+from trainer.store import StageStore, sync, write_json
+from trainer.weights import FragmentWeights, Weights
 from trainer.worker_settings import Precision, WorkerSettings
-
-Check = Callable[[Path, dict[str, Any], Callable[[], None]], None]
-"""(folder, files with their hashes, what to do with a damaged one): raises where a file is not what its manifest says."""
 
 
 def dtype_of(precision: Precision) -> torch.dtype:
@@ -31,16 +33,51 @@ def dtype_of(precision: Precision) -> torch.dtype:
 
 
 def export_model(
-    weights: Weights, model_folder: str, target: Path, dtype: torch.dtype, template: str = "pit"
+    weights: Weights,
+    model_folder: str,
+    target: Path,
+    dtype: torch.dtype,
+    template: str = "pit",
+    together: bool = False,
+    ranks: int = 1,
 ) -> tuple[str, dict[str, Any]]:
-    """Weights, config and tokenizer for users and the exam; (SHA-256 of the weights, {file: {bytes, sha256}}).
+    """Weights, config and tokenizer for users and the exam, on disk; (SHA-256 of the weights, {file: {bytes, sha256}}).
 
-    `template`: the wording that questions were trained in. The token that ended answers there is named as an end, beside those that the model
+    `together`: by all ranks, each its shards (trainer/model_shards.py); rank 0 does the rest and knows all files. `ranks`: alone, but cut as so many
+    would. `template`: the wording that questions were trained in. The token that ended answers there is named as an end, beside those that the model
     had: a server that knows nothing of the wording stops there too.
     """
     kept, constants = folder_buffers(Path(model_folder))
     kept |= {name: value.dtype for name, value in constants.items()}
-    sha256, exported = export(With(weights, constants), target, dtype, file_layout(model_folder), kept)
+    sha256, exported = write_model(With(weights, constants), target, dtype, file_layout(model_folder), kept, together, ranks)
+    if together and rank_and_size()[0] > 0:
+        return sha256, exported
+    _describe(model_folder, target, dtype, template)
+    for path in sorted(target.iterdir()):
+        if path.name not in exported:
+            sync(path)
+            exported[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    sync(target)
+    return sha256, exported
+
+
+def export_stage(
+    mine: Iterable[Fragment],
+    shapes: dict[str, list[int]],
+    model_folder: str,
+    target: Path,
+    precision: Precision,
+    template: str,
+    device: torch.device,
+) -> tuple[str, dict[str, Any]]:
+    """The same from the fragments that the ranks of a stage have (`mine`: this one's), which nobody reads again."""
+    dtype, (kept, _) = dtype_of(precision), folder_buffers(Path(model_folder))
+    dtypes = {name: torch.float32 if name in kept else dtype for name in shapes}
+    return export_model(Spread(mine, shapes, dtypes, device), model_folder, target, dtype, template, together=True)
+
+
+def _describe(model_folder: str, target: Path, dtype: torch.dtype, template: str) -> None:
+    """All but the weights."""
     for file in Path(model_folder).iterdir():  # tokenizer, chat template, generation config
         if file.suffix in {".json", ".txt", ".model", ".jinja"} and ".index." not in file.name:
             shutil.copy(file, target / file.name)
@@ -51,7 +88,6 @@ def export_model(
     _name_end(config, target / "generation_config.json", end_id)
     config.save_pretrained(target)
     write_framing(target, template, tokenizer, end_id)
-    return sha256, exported
 
 
 def _name_end(config: Any, generation: Path, end_id: int) -> None:
@@ -83,22 +119,24 @@ def stage_template(settings: WorkerSettings, stage: Stage, parent: str | None) -
     return template_of_stage(Path(settings.run_folder) / "stages", parent, stage, Path(settings.model_folder))
 
 
-def parent_weights(settings: WorkerSettings, parent: str | None, store: StageStore, check: Check = lambda *_: None) -> Weights:
-    """The fp32 weights that a stage starts from: those of the stage before, of another run's stage, or of the model folder."""
+def parent_weights(settings: WorkerSettings, parent: str | None, store: StageStore, together: bool = False) -> Weights:
+    """The fp32 weights that a stage starts from: those of the stage before, of another run's stage, or of the model folder.
+
+    `together`: by all ranks, which check the files first; CorruptFile where one is damaged.
+    """
     if parent is None and settings.parent_stage is None:
-        return folder_weights(Path(settings.model_folder))
+        return folder_weights(Path(settings.model_folder), Path(settings.run_folder) / CONVERTED)
     if parent is None:
         folder = Path(settings.parent_stage or "")
         manifest = json.loads((folder / "manifest.json").read_text())
     else:
         folder, manifest = store.folder(parent), store.manifest(parent)
     assert manifest is not None, f"stage {parent} is not committed, so nothing can start from it"
-    weights = {
-        name: facts for name, facts in manifest.get("files", {}).items() if name.startswith("weights/")
-    }  # none in stages of before 2026-11-21
-    check(folder, weights, partial(store.uncommit, parent) if parent else lambda: None)  # another run's is not ours to mend
-    return FragmentWeights(folder / "weights", manifest["shapes"], manifest["world_size"])
+    discard = partial(store.uncommit, parent) if parent else lambda: None  # another run's is not ours to mend
+    listed = {Path(name).name: facts for name, facts in manifest.get("files", {}).items() if name.startswith("weights/")}
+    fragments = open_together(folder / "weights", manifest["world_size"], manifest["shapes"], listed, discard) if together else None
+    return FragmentWeights(folder / "weights", manifest["shapes"], manifest["world_size"], fragments=fragments)
 
 
-def saved_weights(saved: Checkpoint, kind: str = "weight") -> FragmentWeights:
-    return FragmentWeights(saved.folder, saved.manifest["shapes"], saved.manifest["world_size"], kind)
+def saved_weights(saved: Checkpoint, kind: str = "weight", fragments: Fragments | None = None) -> FragmentWeights:
+    return FragmentWeights(saved.folder, saved.manifest["shapes"], saved.manifest["world_size"], kind, fragments)

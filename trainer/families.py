@@ -1,6 +1,7 @@
 """What differs between families of models: which attention is theirs, whether they have state-space layers, how their files are laid out."""
 
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from trainer.buffers import With, buffers, read_buffers, read_constants
 from trainer.weights import FolderWeights, Weights
 
 _KERNELS = ("mamba_ssm", "causal_conv1d")
+CONVERTED = "network-layout"
+"""Of a run folder: models as the network has them, where their files have them otherwise."""
+Layout = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""Tensors by the network's names → the same as the family's files name and cut them."""
 
 
 def attention_for(config: Any, wanted: str, device: torch.device, precision: str) -> str:
@@ -106,45 +111,35 @@ def tell_items_to_kernels(module: torch.nn.Module) -> None:
     module.register_forward_pre_hook(add, with_kwargs=True)
 
 
-class ConvertedWeights:
-    """A folder whose files are laid out otherwise than the network (experts one by one), read by transformers' own conversion.
+def folder_weights(folder: Path, beside: Path | None = None) -> Weights:
+    """The weights of a model folder by the network's names: as they lie there where the files use them, else turned (trainer/converted.py).
 
-    Holds the whole model in memory, in the files' precision, once something is read. UserError where a parameter is missing.
-    """
-
-    def __init__(self, folder: Path, shapes: dict[str, list[int]]) -> None:
-        self._folder, self._shapes = folder, shapes
-        self._parameters: dict[str, Tensor] = {}
-
-    def names(self) -> list[str]:
-        return list(self._shapes)
-
-    def shape(self, name: str) -> list[int]:
-        return self._shapes[name]
-
-    def read(self, name: str) -> Tensor:
-        if not self._parameters:
-            model, found = AutoModelForCausalLM.from_pretrained(
-                self._folder, dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
-            )
-            if missing := sorted(found["missing_keys"]):
-                raise UserError(
-                    f"{self._folder}: the weights lack {len(missing)} of the model's parameters, {missing[0]} first; is it the same architecture?"
-                )
-            self._parameters = {key: parameter.detach() for key, parameter in model.named_parameters()}
-        return self._parameters[name]
-
-
-def folder_weights(folder: Path) -> Weights:
-    """The weights of a model folder by the network's names: as they lie there where the files use them, else converted.
-
-    UserError where what belongs to the model beside its parameters is not there (trainer/buffers.py).
+    `beside`: where a turned one has been written; without it a group of tensors is turned as it is read. UserError where what belongs to the model beside its
+    parameters is not there (trainer/buffers.py).
     """
     network, plain = make_network(folder), FolderWeights(folder)
-    shapes = {name: list(parameter.shape) for name, parameter in network.named_parameters()}
-    weights = plain if shapes.keys() <= set(plain.names()) else ConvertedWeights(folder, shapes)
-    beside = read_buffers(network, plain)
-    return With(weights, beside) if beside else weights
+    weights: Weights = plain
+    if not _laid_out(network, plain):
+        from trainer.converted import ConvertedWeights, place_of
+
+        written = beside and place_of(folder, beside)
+        weights = FolderWeights(written) if written and (written / "manifest.json").is_file() else ConvertedWeights(folder, network)
+    beside_parameters = read_buffers(network, plain)
+    return With(weights, beside_parameters) if beside_parameters else weights
+
+
+def lay_out(folder: Path, beside: Path) -> None:
+    """Writes the model as the network has it, where its files have it otherwise and that has not been done; by one process, before others read."""
+    network, plain = make_network(folder), FolderWeights(folder)
+    if not _laid_out(network, plain):
+        from trainer.converted import ConvertedWeights, write_converted
+
+        write_converted(ConvertedWeights(folder, network), folder, beside)
+
+
+def _laid_out(network: Any, files: FolderWeights) -> bool:
+    """Whether the files use the network's names."""
+    return {name for name, _ in network.named_parameters()} <= set(files.names())
 
 
 def check_buffers(folder: Path) -> None:
@@ -163,6 +158,12 @@ def folder_buffers(folder: Path) -> tuple[dict[str, torch.dtype], dict[str, Tens
     return {name: value.dtype for name, value in read_buffers(network, files).items()}, read_constants(network, files)
 
 
+def block_of(name: str) -> str:
+    """ "model.layers.3" of "model.layers.3.mlp.up_proj.weight"; the name itself outside of blocks."""
+    match = re.match(r".*?\.\d+(?=\.)", name)
+    return match[0] if match else name
+
+
 def make_network(folder: Path | str) -> Any:
     """The architecture on the meta device: names and shapes."""
     return build_network(AutoConfig.from_pretrained(folder, trust_remote_code=False), f"model {folder}")
@@ -179,7 +180,7 @@ def build_network(config: Any, what: str) -> Any:
         raise UserError(f"{what}: model_type {config.model_type} {why}: {told[:200]}") from None
 
 
-def file_layout(model_folder: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
+def file_layout(model_folder: str) -> Layout | None:
     """Turns some of the network's tensors (whole blocks) into the layout of the family's files, which vLLM and users expect; None: the same."""
     model = make_network(model_folder)
     named = dict(model.named_parameters()) | buffers(model) | buffers(model, constant=True)

@@ -8,7 +8,8 @@ file is ordinary safetensors: the library reads it.
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ import torch
 from torch import Tensor
 
 from failpoints import hit
+from trainer.storage import WRITING
 from trainer.store import sync
 
 Fragment = tuple[str, int, Tensor]
 """(name, offset in the flattened parameter, values (n,) in fp32)."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's, by torch's names; a file holds them as "exp_avg/NAME"."""
 _CHUNK = 16 * 2**20
 
 
@@ -57,12 +61,20 @@ class FragmentBuffer:
         self._layout = layout
         self._values = torch.empty(at // 4, dtype=torch.float32, pin_memory=pinned)
 
+    def fragments(self) -> Iterator[Fragment]:
+        """What was filled last, as views."""
+        at = 0
+        for name, offset, size in self._layout:
+            yield name, offset, self._values[at : at + size]
+            at += size
+
     def write(self, path: Path) -> dict[str, Any]:
         """Writes what was filled last, whole or not at all; {"bytes", "sha256"}. OSError where the disk refuses."""
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         digest, size = hashlib.sha256(), 0
         data = self._values.numpy().view(np.uint8).data
+        started = time.perf_counter()
         hit("fragment.before_data")
         with draft.open("wb") as file:
             for part in (memoryview(self._header), data):
@@ -76,6 +88,7 @@ class FragmentBuffer:
             os.fsync(file.fileno())
         draft.replace(path)
         sync(path.parent)
+        WRITING.add(size, time.perf_counter() - started)
         return {"bytes": size, "sha256": digest.hexdigest()}
 
 
@@ -83,11 +96,16 @@ def fragment_file(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.safetensors"
 
 
-def write_fragments(folder: Path, rank: int, fragments: Iterable[Fragment]) -> dict[str, Any]:
-    """One rank's file, written at once; every rank writes its own at the same time. {"bytes", "sha256"}."""
+def filled(fragments: Iterable[Fragment]) -> FragmentBuffer:
+    """A copy of one rank's fragments in fp32."""
     buffer = FragmentBuffer()
     buffer.fill((name, offset, values.detach().float().flatten()) for name, offset, values in fragments)
-    return buffer.write(fragment_file(folder, rank))
+    return buffer
+
+
+def write_fragments(folder: Path, rank: int, fragments: Iterable[Fragment]) -> dict[str, Any]:
+    """One rank's file, written at once; every rank writes its own at the same time. {"bytes", "sha256"}."""
+    return filled(fragments).write(fragment_file(folder, rank))
 
 
 def sha256_of(path: Path) -> str:

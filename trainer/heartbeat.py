@@ -50,6 +50,11 @@ class Heartbeat:
         """From now on in `phase`; longer than `limit_s` counts as hung."""
         self._phase = (phase, step, time.monotonic(), limit_s)
 
+    def extend(self, limit_s: float) -> None:
+        """The phase may last so long, counted from when it was entered, if that is more than it was given."""
+        phase, step, since, before_s = self._phase
+        self._phase = (phase, step, since, max(before_s, limit_s))
+
     def tell(self, message: str, **facts: Any) -> None:
         """A line that the driver shows to the user; `key` and `step` make it name that step's items."""
         self._events.write(json.dumps({"message": message, **facts}) + "\n")

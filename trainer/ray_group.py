@@ -26,14 +26,12 @@ _COLLECTIVE_TIMEOUT_S = 6 * 3600  # ranks wait while rank 0 writes hf/: 140 GB a
 def train_on_ray(settings: Any, jobs: list[Job], resume: dict[str, int], tokens_folder: str, num_workers: int, use_gpu: bool) -> None:
     """Trains the jobs in one worker group (settings: trainer.worker.WorkerSettings), once: trainer/supervise.py tries again.
 
-    Under ZeRO-3 one group a job: DeepSpeed's destroy() frees nothing there. Raises ray.train.TrainingFailedError.
+    Raises ray.train.TrainingFailedError.
     """
     # Ray's own run folders hold nothing that the stage store lacks; they would only grow.
     shutil.rmtree(Path(settings.run_folder) / "ray", ignore_errors=True)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a dead worker is noticed that soon; the default is 2 s
-    groups = [[job] for job in jobs] if settings.trainer.zero_stage == 3 else [jobs]
-    for group in groups:
-        _fit(settings, group, resume, tokens_folder, num_workers, use_gpu)
+    _fit(settings, jobs, resume, tokens_folder, num_workers, use_gpu)
 
 
 def _fit(settings: Any, jobs: list[Job], resume: dict[str, int], tokens_folder: str, num_workers: int, use_gpu: bool) -> None:

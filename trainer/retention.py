@@ -37,7 +37,7 @@ def find_waste(run_folder: Path, keep_best: int | None, unfinished: bool, curric
     used = {key for arm in arms.values() for key in arm["stages"]} | _used_by(curricula or {}, store)
     waste = []
     for stage in sorted(store.root.glob("*")):
-        damaged = [*stage.glob("checkpoints/corrupt-*"), *stage.glob("manifest.corrupt.json")]
+        damaged = [*stage.glob("corrupt-*"), *stage.glob("checkpoints/corrupt-*"), *stage.glob("manifest.corrupt.json")]
         waste += [Waste(path, "damaged, set aside") for path in damaged]
         if store.manifest(stage.name) is None:
             waste += [Waste(stage, "unfinished")] if unfinished else []

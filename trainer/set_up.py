@@ -12,13 +12,15 @@ from trainer.checkpoint import Checkpoint
 from trainer.engine import MOMENTS, DeepSpeedEngine, deepspeed_config
 from trainer.export import dtype_of, saved_weights
 from trainer.families import attention_for, folder_buffers
+from trainer.fragments import Fragments, open_fragments
 from trainer.freeze import freeze
 from trainer.isolation import Isolation, decide
 from trainer.model import build_model
 from trainer.prepare import Job
+from trainer.shares import Shares
 from trainer.solo import as_run, engine_of
 from trainer.text_config import text_config
-from trainer.weights import Weights, load_into
+from trainer.weights import FragmentWeights, Weights, load_into
 from trainer.worker_settings import WorkerSettings
 
 
@@ -33,8 +35,18 @@ class StageEngine:
     isolation: Isolation
 
 
-def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, device: torch.device, saved: Checkpoint | None) -> StageEngine:
-    """The engine with the parent's fp32 weights, or the checkpoint's and its moments; `parent` may be None where a checkpoint holds all."""
+def make_engine(
+    settings: WorkerSettings,
+    job: Job,
+    parent: Weights | None,
+    device: torch.device,
+    saved: Checkpoint | None,
+    fragments: Fragments | None = None,
+) -> StageEngine:
+    """The engine with the parent's fp32 weights, or the checkpoint's and its moments; `parent` may be None where a checkpoint holds all.
+
+    `fragments`: the checkpoint's, as all ranks have opened them together.
+    """
     config = text_config(Path(settings.model_folder))
     trainer, adapter = as_run(settings.trainer, settings.precision), job.stage.adapter
     attention = attention_for(config, trainer.attention, device, settings.precision)
@@ -52,10 +64,13 @@ def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, devi
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     module.train()
     shapes = _shapes(module)
-    start: Weights | None = saved_weights(saved) if saved else parent
+    fragments = fragments or (open_fragments(saved.folder, saved.manifest["world_size"], saved.manifest["shapes"]) if saved else None)
+    start: Weights | None = saved_weights(saved, fragments=fragments) if saved else parent
     whole = parent if adapter else start
     assert start is not None and whole is not None
-    load_into(module, whole, trainer.zero_stage)
+    exact = settings.precision == "bf16" and not adapter
+    shares = Shares(whole, twice=exact)
+    load_into(module, whole, trainer.zero_stage, shares)
     if buffers(module, constant=True):
         for name, value in folder_buffers(Path(settings.model_folder))[1].items():
             set_buffer(module, name, value, dtype_of(settings.precision))
@@ -66,11 +81,16 @@ def make_engine(settings: WorkerSettings, job: Job, parent: Weights | None, devi
     freeze(module, job.stage, settings.seed, job.number)
     trained_shapes = _shapes(module, only_trained=True) if adapter else shapes
     engine = engine_of(module, trainer, settings.precision, device, saves_frozen=not adapter)
-    if settings.precision == "bf16":
-        engine.set_fp32(begun.read if adapter else start.read)
+    if exact:
+        engine.set_fp32(lambda name: shares.whole(name, device), shares.share)
+    elif settings.precision == "bf16":
+        engine.set_fp32(begun.read)
     if saved:
-        moments = {moment: saved_weights(saved, moment) for moment in MOMENTS}
+        moments = {moment: saved_weights(saved, moment, fragments) for moment in MOMENTS}
         engine.set_moments(lambda moment, name, begin, end: moments[moment].slice(name, begin, end), saved.manifest["optimizer_steps"])
+    for weights in (start, whole):
+        if isinstance(weights, FragmentWeights):
+            weights.fragments.release()
     isolation = decide(
         engine, trainer.packing, attention, config, settings.precision, job.row_tokens or job.capacity, job.longest_item or job.longest
     )

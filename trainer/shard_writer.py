@@ -5,7 +5,8 @@ safetensors' own `save_file` wants every tensor of a file at once. The files are
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.storage import WRITING
 from trainer.store import sync
 
 DTYPES = {
@@ -30,6 +32,7 @@ DTYPES = {
 }
 """What a tensor of a model folder may be, by safetensors' names. Anything else (8-bit floats) is a quantised model."""
 SHARD_BYTES = 5 * 2**30
+_CHUNK = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def write_sharded(
     shard_bytes: int = SHARD_BYTES,
     written: Callable[[], None] = lambda: None,
 ) -> tuple[str, dict[str, Any]]:
-    """Writes the weights of a model folder; (SHA-256 over all, {file: {bytes, sha256}}), as trainer.weights.export does.
+    """Writes the weights of a model folder; (SHA-256 over all, {file: {bytes, sha256}}), as trainer.model_shards does.
 
     `pieces`: of each tensor its values in order, in its dtype, in as many pieces as suits; memory is that of one piece. `written` is called
     after each tensor.
@@ -90,29 +93,53 @@ def _shards(tensors: Iterable[TensorSpec], shard_bytes: int) -> Iterator[list[Te
 def _write_file(
     path: Path, specs: list[TensorSpec], pieces: Callable[[TensorSpec], Iterator[Tensor]], written: Callable[[], None]
 ) -> dict[str, Any]:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
+    file = ShardFile(path, specs)
     for spec in specs:
-        header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [at, at + spec.bytes]}
-        at += spec.bytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # data begin aligned, as safetensors wants it
-    digest, size = hashlib.sha256(), 0
-    with path.open("wb") as file:
-        for chunk in (len(text).to_bytes(8, "little"), text):
-            file.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
+        for piece in pieces(spec):
+            file.write(spec, piece)
+        written()
+    return file.close()
+
+
+class ShardFile:
+    """One file under way. Tensors come in the order of `specs`, each in one piece or in several; close() gives {"bytes", "sha256"}."""
+
+    def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
+        self._path, self._specs = path, list(specs)
+        self._digest, self.bytes = hashlib.sha256(), 0
+        self._left = {spec.name: spec.bytes for spec in specs}
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        at = 0
         for spec in specs:
-            count = 0
-            for piece in pieces(spec):
-                assert piece.dtype == DTYPES[spec.dtype], f"{spec.name}: {piece.dtype} where the header says {spec.dtype}"
-                data = piece.contiguous().reshape(-1).view(torch.uint8).numpy().data
-                file.write(data)
-                digest.update(data)
-                count += len(data)
-            assert count == spec.bytes, f"{spec.name}: {count} bytes where the header says {spec.bytes}"
-            size += count
-            written()
-    sync(path)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+            header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [at, at + spec.bytes]}
+            at += spec.bytes
+        text = json.dumps(header, separators=(",", ":")).encode()  # as save_file writes it
+        text += b" " * (-len(text) % 8)  # data begin aligned, as safetensors wants it
+        self._file = path.open("wb")
+        self._put(len(text).to_bytes(8, "little") + text)
+
+    def write(self, spec: TensorSpec, piece: Tensor) -> None:
+        assert piece.dtype == DTYPES[spec.dtype], f"{spec.name}: {piece.dtype} where the header says {spec.dtype}"
+        assert spec.name == self._specs[0].name, f"{spec.name} where {self._specs[0].name} should come"
+        data = piece.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        self._put(data)
+        self._left[spec.name] -= len(data)
+        assert self._left[spec.name] >= 0, f"{spec.name}: more bytes than the header says"
+        if not self._left[spec.name]:
+            del self._specs[0]
+
+    def close(self) -> dict[str, Any]:
+        """On disk when this returns."""
+        empty = [spec for spec in self._specs if spec.bytes]
+        assert not empty, f"{empty[0].name}: fewer bytes than the header says"
+        self._file.close()
+        sync(self._path)
+        return {"bytes": self.bytes, "sha256": self._digest.hexdigest()}
+
+    def _put(self, data: bytes | memoryview) -> None:
+        started = time.perf_counter()
+        for start in range(0, len(data), _CHUNK):
+            self._file.write(data[start : start + _CHUNK])
+            self._digest.update(data[start : start + _CHUNK])
+        self.bytes += len(data)
+        WRITING.add(len(data), time.perf_counter() - started)

@@ -52,14 +52,17 @@ class SoloEngine(DeepSpeedEngine):
 
 def as_run(config: TrainerConfig, precision: Precision) -> TrainerConfig:
     """The settings of the engine that is fastest here: of one process in fp32 nothing is sharded, whatever ZeRO stage is asked for."""
-    alone = torch.distributed.get_world_size() == 1 and precision == "fp32" and not config.offload_optimizer
-    return config.model_copy(update={"zero_stage": 0}) if alone else config
+    return config.model_copy(update={"zero_stage": 0}) if _solo(config, precision) else config
 
 
 def engine_of(
     module: torch.nn.Module, config: TrainerConfig, precision: Precision, device: torch.device, saves_frozen: bool = True
 ) -> DeepSpeedEngine:
     """An engine for settings that `as_run` gave."""
-    if torch.distributed.get_world_size() == 1 and config.zero_stage == 0:
+    if _solo(config, precision):
         return SoloEngine(module, config, device, saves_frozen)
     return DeepSpeedEngine(module, config, precision, device, saves_frozen)
+
+
+def _solo(config: TrainerConfig, precision: Precision) -> bool:
+    return torch.distributed.get_world_size() == 1 and precision == "fp32" and not config.offload_optimizer

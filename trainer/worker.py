@@ -6,6 +6,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import torch
 
 from data.rows import Row
 from trainer.attention import attention_in_words
-from trainer.checkpoint import Checkpoint, Saver, checkpoints, clear_uncommitted, first_bad_file, rank_zero_says, set_aside
-from trainer.export import dtype_of, export_model, parent_weights, stage_template
+from trainer.checkpoint import Checkpoint, Saver, checkpoints, clear_uncommitted, rank_zero_says, set_aside
+from trainer.export import export_stage, parent_weights, stage_template
 from trainer.flops import row_flops
-from trainer.fragment_file import fragment_file, write_fragments
+from trainer.fragment_file import FragmentBuffer, filled, fragment_file, write_fragments
+from trainer.fragments import CorruptFile as CorruptFile
+from trainer.fragments import Fragments, open_together
 from trainer.freeze import exact_fragments
 from trainer.guard import Guard, Stopped
 from trainer.heartbeat import Heartbeat
+from trainer.limits import Limits
 from trainer.loop import run_stage
 from trainer.old_stages import EXACT
 from trainer.prepare import Job, job_dict
@@ -27,6 +31,7 @@ from trainer.randomness import draws_of
 from trainer.reporter import Reporter
 from trainer.set_up import StageEngine, make_engine
 from trainer.shapes import shapes_of
+from trainer.storage import give_groups
 from trainer.store import StageStore
 from trainer.text_config import text_config
 from trainer.weights import FragmentWeights, Weights
@@ -34,10 +39,6 @@ from trainer.worker_settings import WorkerSettings
 
 RowsOf = Callable[[Job, int, int, int, bool], Iterator[Row]]
 """(job, rank, world size, first step, one item per row?) → this rank's rows; from Ray Data, or without Ray from data.rows."""
-
-
-class CorruptFile(RuntimeError):
-    """A checksum failed; what held the file is set aside, so that the next try does without it."""
 
 
 def train_jobs(
@@ -78,16 +79,25 @@ def _settings_of(settings: WorkerSettings, job: Job) -> WorkerSettings:
 
 def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: RowsOf, first_step: int, beat: Heartbeat) -> None:
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    beat.enter("load", settings.trainer.watch.start_s)
+    limits = Limits(settings, store, job, world_size, first_step)
+    beat.enter("load", limits.load_s)
+    if rank == 0:
+        for line in limits.in_words():
+            beat.tell(line)
     if rank == 0:
         store.clear_partial(job.key)
         clear_uncommitted(store.folder(job.key))
     torch.distributed.barrier()
     device = torch.device("cuda", torch.cuda.current_device()) if settings.use_gpu else torch.device("cpu")
-    saved = _checkpoint(store, job, first_step)
-    goes_on_alone = saved and not (job.stage.adapter or job.stage.freeze_share)  # all weights are in the checkpoint
-    parent = None if goes_on_alone else parent_weights(settings, job.parent, store, _refuse_damage)
-    made = make_engine(settings, job, parent, device, saved)
+    with limits.loading(beat):
+        saved, fragments = _checkpoint(store, job, first_step)
+        goes_on_alone = saved and not (job.stage.adapter or job.stage.freeze_share)  # all weights are in the checkpoint
+        parent = None if goes_on_alone else parent_weights(settings, job.parent, store, together=True)
+        made = make_engine(settings, job, parent, device, saved, fragments)
+    lines = limits.know(made.shapes)
+    for line in lines if rank == 0 else []:
+        beat.tell(line)
+    give_groups(limits.longest_s)
     engine = made.engine
     if rank == 0:
         beat.tell_once(f"attention {made.attention}", attention_in_words(made.attention))
@@ -118,7 +128,7 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
             reporter.step if reporter else lambda metrics: None,
             first_step=first_step,
             before=saved.manifest["totals"] if saved else None,
-            guard=Guard(engine, saver, beat, settings.trainer, job.key, rank, settings.pause_after.get(job.key), settings.explodes_at),
+            guard=Guard(engine, saver, beat, limits.trainer, job.key, rank, settings.pause_after.get(job.key), settings.explodes_at),
             draw=draws_of(settings.seed, job.number, rank),
         )
     except Exception:  # a pause or a failure: this process may go on with another stage (tune/)
@@ -126,29 +136,41 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
             reporter.close()
         engine.close()
         raise
-    beat.enter("save", settings.trainer.watch.save_s)
-    saver.wait()
-    for notice in saver.notices:
-        beat.tell(notice)
-    written = _write_weights(settings, job, store, made, parent)
-    ranks: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(ranks, (written, socket.gethostname(), _device_name(device)))
-    engine.close()
+    beat.enter("save", limits.save_s)
+    with limits.saving(beat):
+        saver.wait()
+        for notice in saver.notices:
+            beat.tell(notice)
+        blocked_s = saver.blocked_s
+        del saver  # and its copy of weights and moments
+        written, weights = _write_weights(settings, job, store, made, parent)
+        ranks: list[Any] = [None] * world_size
+        torch.distributed.all_gather_object(ranks, (written, socket.gethostname(), _device_name(device)))
+        engine.close()
+        template = stage_template(settings, job.stage, job.parent)
+        hf = store.folder(job.key) / "hf"
+        sha256, exported = export_stage(weights.fragments(), made.shapes, settings.model_folder, hf, settings.precision, template, device)
     if reporter:
         reporter.close()
         about: dict[str, Any] = {
-            "totals": {**totals, "save_blocked_s": saver.blocked_s},
+            "totals": {**totals, "save_blocked_s": blocked_s},
+            "weights_sha256": sha256,
             "world_size": world_size,
             "attention": made.attention,
             "one_item_rows": made.isolation.one_item,
             "hosts": sorted({host for _, host, _ in ranks}),
             "devices": Counter(name for *_, name in ranks),
         }
-        _export_and_commit(settings, job, store, made.shapes, about, {k: v for part, *_ in ranks for k, v in part.items()})
+        files = {name: facts for part, *_ in ranks for name, facts in part.items()} | {
+            f"hf/{name}": facts for name, facts in exported.items()
+        }
+        _commit(settings, job, store, made.shapes, about, files)
 
 
-def _write_weights(settings: WorkerSettings, job: Job, store: StageStore, made: StageEngine, parent: Weights | None) -> dict[str, Any]:
-    """This rank's share of the stage's fp32 weights, an adapter merged in; {file: {bytes, sha256}}."""
+def _write_weights(
+    settings: WorkerSettings, job: Job, store: StageStore, made: StageEngine, parent: Weights | None
+) -> tuple[dict[str, Any], FragmentBuffer]:
+    """This rank's share of the stage's fp32 weights, an adapter merged in; ({file: {bytes, sha256}}, the same weights in memory)."""
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     folder, fragments = store.folder(job.key), made.engine.fragments()
     files: dict[str, Any] = {}
@@ -162,39 +184,32 @@ def _write_weights(settings: WorkerSettings, job: Job, store: StageStore, made: 
         apart = folder / "adapter-fragments"
         write_fragments(apart, rank, fragments)
         torch.distributed.barrier()
-        weights = MergedWeights(settings.model_folder, job.stage.adapter, parent, FragmentWeights(apart, made.trained_shapes, world_size))
-        fragments = merged_fragments(weights, rank, world_size)
+        together = open_together(apart, world_size, made.trained_shapes, {}, lambda: None)
+        trained = FragmentWeights(apart, made.trained_shapes, world_size, fragments=together)
+        merged = MergedWeights(settings.model_folder, job.stage.adapter, parent, trained)
+        fragments = merged_fragments(merged, rank, world_size)
         if rank == 0:
-            files = {f"adapter/{name}": facts for name, facts in write_adapter(weights, folder / "adapter").items()}
-    files[fragment_file(Path("weights"), rank).as_posix()] = write_fragments(folder / "weights", rank, fragments)
+            files = {f"adapter/{name}": facts for name, facts in write_adapter(merged, folder / "adapter").items()}
+    weights = filled(fragments)
+    files[fragment_file(Path("weights"), rank).as_posix()] = weights.write(fragment_file(folder / "weights", rank))
     if job.stage.adapter:
         torch.distributed.barrier()  # all have read
         if rank == 0:
             shutil.rmtree(apart)
-    return files
+    return files, weights
 
 
-def _checkpoint(store: StageStore, job: Job, first_step: int) -> Checkpoint | None:
+def _checkpoint(store: StageStore, job: Job, first_step: int) -> tuple[Checkpoint | None, Fragments | None]:
     """The checkpoint that ends before `first_step`, its files checked by all ranks together. CorruptFile where one is damaged."""
     if not first_step:
-        return None
+        return None, None
     saved = next(c for c in checkpoints(store.folder(job.key)) if c.step == first_step)
-    _refuse_damage(saved.folder, saved.manifest["files"], lambda: set_aside(saved.folder))
-    return saved
+    manifest = saved.manifest
+    discard = partial(set_aside, saved.folder)
+    return saved, open_together(saved.folder, manifest["world_size"], manifest["shapes"], manifest["files"], discard)
 
 
-def _refuse_damage(folder: Path, files: dict[str, Any], discard: Callable[[], None]) -> None:
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    found: list[str | None] = [None] * world_size
-    torch.distributed.all_gather_object(found, first_bad_file(folder, files, rank, world_size))
-    if bad := next((reason for reason in found if reason), None):
-        if rank == 0:
-            discard()
-        torch.distributed.barrier()
-        raise CorruptFile(f"{bad}; it is not used, and training goes on from what was saved before it")
-
-
-def _export_and_commit(
+def _commit(
     settings: WorkerSettings,
     job: Job,
     store: StageStore,
@@ -202,20 +217,16 @@ def _export_and_commit(
     facts: dict[str, Any],
     files: dict[str, Any],
 ) -> None:
-    """`facts`: what of the manifest only the process group knows, with its world_size."""
-    folder = store.folder(job.key)
-    weights = FragmentWeights(folder / "weights", shapes, facts["world_size"])
-    template = stage_template(settings, job.stage, job.parent)
-    sha256, exported = export_model(weights, settings.model_folder, folder / "hf", dtype_of(settings.precision), template)
+    """`facts`: what of the manifest only the process group knows."""
     manifest = {
         "job": job_dict(job),
         "shapes": shapes,
-        "weights_sha256": sha256,
         **facts,
         "zero_stage": settings.trainer.zero_stage,
         "precision": settings.precision,
+        "model_folder": os.path.relpath(settings.model_folder, settings.run_folder),
         **EXACT,
-        "files": {**files, **{f"hf/{name}": facts for name, facts in exported.items()}},
+        "files": files,
     }
     store.commit(job.key, manifest)
 

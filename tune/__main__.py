@@ -145,7 +145,7 @@ def _run(path: str, experiment: Experiment, values: dict[str, Any], finish: "Fin
         gpus, cpus = (gpus_here(), num_cpus()) if in_cluster else (_local_gpus(), os.cpu_count() or 1)
         try:
             trainer = experiment.trainer
-            layout = lay_out(finish.search, trainer.num_workers, trainer.zero_stage, experiment.exam.gpus, gpus, cpus)
+            layout = lay_out(finish.search, trainer.num_workers, experiment.exam.gpus, gpus, cpus)
         except UserError as error:
             key, _, reason = str(error).partition(": ")
             raise refusal(path, (key,), reason) if key in finish.search.model_fields_set else UserError(f"{path}:1: {error}") from None

@@ -61,7 +61,7 @@ class Layout:
         return self.concurrent * a_trial + 1
 
 
-def lay_out(search: SearchConfig, num_workers: Any, zero_stage: int, exam_gpus: int | None, gpus: int, cpus: int) -> Layout:
+def lay_out(search: SearchConfig, num_workers: Any, exam_gpus: int | None, gpus: int, cpus: int) -> Layout:
     """Raises UserError "search.…: reason" where a trial cannot fit, whatever waits; `gpus`, `cpus`: there are in all."""
     asked = num_workers if isinstance(num_workers, tuple) else (num_workers,) * 2 if num_workers else None
     if not gpus:
@@ -79,7 +79,7 @@ def lay_out(search: SearchConfig, num_workers: Any, zero_stage: int, exam_gpus: 
     if exam > gpus:
         raise UserError(f"exam.gpus: {exam} is more than the {gpus} GPUs there are")
     turns = each + exam > gpus
-    alone = each == 1 and not turns and zero_stage < 3
+    alone = each == 1 and not turns
     fitting = 1 if turns else (gpus - exam) // each
     return Layout(each, exam, None if alone else (each, each), min(search.max_concurrent or fitting, fitting), turns)
 

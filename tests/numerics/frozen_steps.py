@@ -28,6 +28,9 @@ class Start:
     def read(self, name: str) -> torch.Tensor:
         return self._weights[name]
 
+    def slice(self, name: str, start: int, end: int) -> torch.Tensor:
+        return self._weights[name].flatten()[start:end]
+
 
 def engine_of(zero_stage: int, precision: str, saved: Path | None, world_size: int):  # type: ignore[no-untyped-def]
     """As trainer/worker.py makes it: from the start, or from what a run saved in the middle."""

@@ -250,17 +250,17 @@ def test_only_the_best_and_what_several_share_keep_their_weights() -> None:
     ],
 )
 def test_how_trials_and_exam_share_the_machines(settings: dict, workers: Any, exam: Any, machine: tuple, expected: tuple) -> None:  # type: ignore[type-arg]
-    layout = lay_out(search(**settings), workers, 2, exam, *machine)
+    layout = lay_out(search(**settings), workers, exam, *machine)
     assert (layout.gpus, layout.exam_gpus, layout.workers, layout.concurrent, layout.turns) == expected
 
 
 def test_more_gpus_than_there_are_is_refused() -> None:
     with pytest.raises(UserError, match="gpus_per_trial: 8 is more than the 4 GPUs there are"):
-        lay_out(search(gpus_per_trial=8), None, 2, None, 4, 16)
+        lay_out(search(gpus_per_trial=8), None, None, 4, 16)
     with pytest.raises(UserError, match="gpus_per_trial: 1 is more than the 0 GPUs there are"):
-        lay_out(search(gpus_per_trial=1), None, 2, None, 0, 16)
+        lay_out(search(gpus_per_trial=1), None, None, 0, 16)
     with pytest.raises(UserError, match=r"exam\.gpus: 2 is more than the 1 GPUs"):
-        lay_out(search(), None, 2, 2, 1, 16)
+        lay_out(search(), None, 2, 1, 16)
 
 
 def test_rows_are_plain_json(tmp_path: Path) -> None:

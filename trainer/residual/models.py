@@ -52,29 +52,7 @@ _FREE = re.compile(r"[<\[]\|?(reserved\w*?|unused|extra|placeholder|dummy|contro
 
 
 class LazyWeights(FolderWeights):
-    """Tensors in slices of their first dimension, by plain reads: safetensors' own slices map the file, and the kernel decides how much of
-    it then lies in memory. What a header says is trusted only after the library has checked it (check, trainer/model_check.py)."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._headers: dict[Path, tuple[int, dict[str, Any]]] = {}
-
-    def dtype(self, name: str) -> str:
-        """As in the file's header: "BF16"."""
-        return str(self._facts(name)[1]["dtype"])
-
-    def shape(self, name: str) -> list[int]:
-        return list(self._facts(name)[1]["shape"])
-
-    def _facts(self, name: str) -> tuple[int, dict[str, Any]]:
-        """Where the tensor's bytes begin in its file, and its entry in the header."""
-        path = self._file_of[name]
-        if path not in self._headers:
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                self._headers[path] = 8 + size, json.loads(file.read(size))
-        begin, header = self._headers[path]
-        return begin + header[name]["data_offsets"][0], header[name]
+    """Tensors in slices of their first dimension. What a header says is trusted only after the library has checked it (check, trainer/model_check.py)."""
 
     def check(self, model: str) -> None:
         """UserError where a file lacks a tensor that the index promises, or holds values that cannot be added."""
@@ -92,16 +70,10 @@ class LazyWeights(FolderWeights):
 
     def chunk(self, name: str, start: int, end: int) -> Tensor:
         """Rows [start, end) of the tensor; the whole of one without dimensions."""
-        begin, facts = self._facts(name)
-        dtype, shape = DTYPES[facts["dtype"]], facts["shape"]
-        row_bytes = prod(shape[1:]) * dtype.itemsize
-        wanted = [end - start, *shape[1:]] if shape else []
-        values = bytearray(prod(wanted) * dtype.itemsize)
-        with self._file_of[name].open("rb") as file:
-            file.seek(begin + (start * row_bytes if shape else 0))
-            if file.readinto(values) != len(values):
-                raise UserError(f"{self._file_of[name]}: ends in the middle of {name}; fetch the model again")
-        return torch.frombuffer(values, dtype=dtype).reshape(wanted) if values else torch.empty(wanted, dtype=dtype)
+        if not (shape := self.shape(name)):
+            return self.read(name)
+        row = prod(shape[1:])
+        return self.slice(name, start * row, end * row).reshape([end - start, *shape[1:]])
 
     def take(self, name: str, rows: Rows) -> Tensor:
         """These rows in fp32, in this order, each run of neighbours read at once; zeros for −1."""
