@@ -375,9 +375,11 @@ def record_batches(catalogue: Catalogue) -> Iterator[tuple[str, list[Any]]]:
 
 def other_batches(catalogue: Catalogue, asked: int) -> Iterator[tuple[str, list[Any]]]:
     """(kind, questions) in the catalogue's order: each question in its other wordings, asked - 1 of them where there are so many."""
-    for kind, records in record_batches(catalogue) if asked > 1 else ():
-        if kind.endswith("questions"):
-            yield kind, [replace(record, question=other) for record in records for other in record.wordings[: asked - 1]]
+    for kind, records in catalogue.records.items():
+        questions: Any = records if asked > 1 and kind.endswith("questions") else []
+        for start in range(0, len(questions), _BATCH):
+            batch = questions[start : start + _BATCH]
+            yield kind, [replace(question, question=other) for question in batch for other in question.wordings[: asked - 1]]
 
 
 def num_others(catalogue: Catalogue, asked: int) -> npt.NDArray[np.int64]:

@@ -131,11 +131,12 @@ def build_exam(
 def _solved_readings(corpus: Corpus, count: int, seed: int) -> tuple[tuple[str, Question], ...]:
     """Train questions whose answer stands in their document, of as many documents."""
     texts = {document.id: document_text(document) for document in corpus.part("train").documents}
-    of_document: dict[str, Question] = {}
-    for question in corpus.part("train").questions if count else ():
-        if question.doc_id in texts and holds(normalise(texts[question.doc_id]), normalise(question.answers[0])):
-            of_document.setdefault(question.doc_id, question)
-    return tuple((texts[str(question.doc_id)], question) for question in sample(list(of_document.values()), count, seed + 3))
+    shown: dict[str, Question] = {}
+    for question in corpus.part("train").questions if count else []:
+        text = texts.get(question.doc_id or "")
+        if text is not None and holds(normalise(text), normalise(question.answers[0])):
+            shown.setdefault(question.doc_id or "", question)
+    return tuple((texts[question.doc_id or ""], question) for question in sample(list(shown.values()), count, seed + 3))
 
 
 def in_other_words(questions: Sequence[Question]) -> list[Question]:
