@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,51 +24,84 @@ from benchmarks.mix import mixed_lengths
 from benchmarks.result_file import write_result_file
 from benchmarks.tiny import made_store, plan_of
 from console import say
+from data.plan import Plan
 from data.rows import Row, step_rows
+from data.tokens import TokenStore
 
+STEPS, WARM_UP = 20, 3
+"""Steps that are timed, and steps before them: kernels are chosen, layers compiled, a ladder of row lengths met."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def documents(num_rows: int, row_tokens: int, vocabulary: int) -> list[Row]:
-    """Rows of one item each."""
-    store = made_store(np.full(num_rows, row_tokens), False, vocabulary)
-    return step_rows(plan_of(num_rows, num_rows), store, 0, 0, 1, row_tokens, "token")
+@dataclass(frozen=True)
+class Workload:
+    """A compiled plan over made items: every step has other items, other lengths and other rows than the one before."""
+
+    store: TokenStore
+    plan: Plan
+    row_tokens: int
+
+    def rows(self, step: int) -> list[Row]:
+        return step_rows(self.plan, self.store, step, 0, 1, self.row_tokens, "token")
+
+    def longest(self) -> int:
+        """Tokens of the longest item, as attention is told."""
+        return int(min(self.store.lengths.max(), self.row_tokens))
 
 
-def packed_mix(num_rows: int, row_tokens: int, vocabulary: int) -> list[Row]:
-    """About so many rows of the mix, packed."""
-    lengths = mixed_lengths(100 * num_rows)
-    lengths = lengths[: int(np.searchsorted(np.cumsum(lengths), num_rows * row_tokens))]
-    store = made_store(lengths.clip(max=row_tokens), True, vocabulary)
-    return step_rows(plan_of(len(lengths), len(lengths)), store, 0, 0, 1, row_tokens, "token")
+def documents(num_steps: int, num_rows: int, row_tokens: int, vocabulary: int) -> Workload:
+    """Documents of a quarter of a row to a whole one, loss on all tokens; about so many rows a step."""
+    lengths = np.random.default_rng(0).integers(row_tokens // 4, row_tokens + 1, 2 * num_rows * num_steps)
+    return _steps(lengths, num_steps, num_rows * row_tokens, row_tokens, vocabulary)
 
 
-def measure(setting: Setting, make: Make, rows: list[Row], steps: int) -> dict[str, Any]:
-    """Median seconds of a step after two that warm up; tokens/s, MFU counted both ways, peak memory."""
+def packed_mix(num_steps: int, num_rows: int, row_tokens: int, vocabulary: int) -> Workload:
+    """The mix of questions and documents (benchmarks/mix.py); about so many rows a step."""
+    lengths = mixed_lengths(max(8, num_rows * row_tokens // 200) * num_steps).clip(max=row_tokens)
+    return _steps(lengths, num_steps, num_rows * row_tokens, row_tokens, vocabulary)
+
+
+def _steps(lengths: Any, num_steps: int, step_tokens: int, row_tokens: int, vocabulary: int) -> Workload:
+    """Steps of as many items as have `step_tokens` on average, a little less, so that the last row of a step is seldom nearly empty."""
+    batch = max(1, int(0.97 * step_tokens / lengths.mean()))
+    lengths = np.resize(lengths, batch * num_steps)
+    return Workload(made_store(lengths, True, vocabulary), plan_of(len(lengths), batch), row_tokens)
+
+
+def measure(setting: Setting, make: Make, workload: Workload) -> dict[str, Any]:
+    """Seconds of the first step, then median and 90th percentile of the others after two more; tokens/s and MFU counted both ways over those, peak memory."""
     import torch
 
     from trainer.flops import peak_flops, row_flops
 
-    step = make(setting)
-    seconds = []
-    for _ in range(steps + 2):
+    step = make(setting, workload)
+    seconds, tokens = [], []
+    flops: dict[bool, list[float]] = {False: [], True: []}
+    config = setting.shape.config()
+    for number in range(workload.plan.num_steps):
+        rows = workload.rows(number)
         started = time.perf_counter()
         known = step(rows)
         if not setting.tiny:
             torch.cuda.synchronize()
         seconds.append(known if known is not None else time.perf_counter() - started)
-    step_s = median(seconds[2:])
-    tokens = sum(len(row["input_ids"]) for row in rows)
-    config = setting.shape.config()
+        tokens.append(sum(int(row["cu_seqlens"][-1]) for row in rows))
+        for causal, of in flops.items():
+            of.append(sum(row_flops(config, row["cu_seqlens"], causal=causal) for row in rows))
     peak = None if setting.tiny else peak_flops(torch.cuda.get_device_name())
-    flops = {causal: sum(row_flops(config, row["cu_seqlens"], causal=causal) for row in rows) for causal in (False, True)}
+    warm = slice(min(WARM_UP, len(seconds) - 1), None)
+    spent = sum(seconds[warm])
     return {
-        "step_s": round(step_s, 4),
-        "tokens_per_s": round(tokens / step_s),
-        "tflops": round(flops[False] / step_s / 1e12, 2),
-        "mfu": round(flops[False] / step_s / peak, 4) if peak else None,
-        "mfu_causal": round(flops[True] / step_s / peak, 4) if peak else None,
+        "first_step_s": round(seconds[0], 2),
+        "step_s": round(median(seconds[warm]), 4),
+        "step_s_p90": round(float(np.quantile(seconds[warm], 0.9)), 4),
+        "steps": len(seconds[warm]),
+        "tokens_per_s": round(sum(tokens[warm]) / spent),
+        "tflops": round(sum(flops[False][warm]) / spent / 1e12, 2),
+        "mfu": round(sum(flops[False][warm]) / spent / peak, 4) if peak else None,
+        "mfu_causal": round(sum(flops[True][warm]) / spent / peak, 4) if peak else None,
         "peak_gib": None if setting.tiny else round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        **getattr(step, "about", {}),
     }
 
 
@@ -90,8 +124,9 @@ def matmul_tflops(tiny: bool) -> float:
 def arguments_of(name: str, doc: str | None, argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=doc)
     parser.add_argument("--tiny", action="store_true", help="a model of a few thousand parameters on a CPU; writes no result")
-    parser.add_argument("--steps", type=int, default=8, help="optimiser steps that are timed")
+    parser.add_argument("--steps", type=int, default=STEPS, help="optimiser steps that are timed")
     parser.add_argument("--kind", help="only this kind of step, in this process")
+    parser.add_argument("--kinds", action="store_true", help="print the kinds of steps, as JSON")
     parser.add_argument("--out", help="with --kind: file for its figures")
     return parser.parse_args(argv)
 
@@ -104,11 +139,14 @@ def compare(
     judge: Callable[[dict[str, Any]], tuple[dict[str, Any], bool]],
     argv: list[str] | None,
 ) -> None:
-    """The command of a GPU row. `kinds`: name → function (tiny, steps) → figures; `judge`: figures of all → (headline figures, goal met)."""
+    """The command of a GPU row. `kinds`: name → function (tiny, steps to time) → figures; `judge`: figures of all → (headline figures, goal met)."""
     arguments = arguments_of(name, doc, argv)
+    if arguments.kinds:
+        print(json.dumps(list(kinds)))
+        return
     if arguments.kind:
         figures = kinds[arguments.kind](arguments.tiny, arguments.steps)
-        Path(arguments.out).write_text(json.dumps(figures))
+        Path(arguments.out).write_text(json.dumps({**figures, "matmul_tflops": matmul_tflops(arguments.tiny)}))
         return
     if not arguments.tiny and not _has_gpu():
         write_result_file(name, {}, goal, None, status="not measured: no GPU here")
@@ -117,6 +155,8 @@ def compare(
     for kind, function in kinds.items():
         say(f"{name}: {kind}")
         figures[kind] = function(True, 1) if arguments.tiny else _in_own_process(name, kind, arguments.steps)
+        if not arguments.tiny:
+            write_result_file(name, figures, goal, None, status=f"under way: {len(figures)} of {len(kinds)} kinds")
     figures["matmul_tflops"] = matmul_tflops(arguments.tiny)
     if arguments.tiny:
         say(json.dumps(figures, indent=1))
@@ -150,26 +190,28 @@ def over(figures: dict[str, Any], kind: str, other: str, what: str = "tokens_per
     return round(a / b, 3) if a and b else None
 
 
-def compare_full_rows(name: str, doc: str | None, shape: str, argv: list[str] | None) -> None:
-    """gpu_1b and gpu_3b: rows of one item of 4,096 tokens, mixed precision."""
+def compare_documents(name: str, doc: str | None, shape: str, least_mfu: float, argv: list[str] | None) -> None:
+    """gpu_1b and gpu_3b: documents in rows of 4,096 tokens, mixed precision."""
 
-    def kind(make: Make) -> Callable[[bool, int], dict[str, Any]]:
+    def kind(make: Make, workload: Callable[..., Workload] = documents) -> Callable[[bool, int], dict[str, Any]]:
         def run(tiny: bool, steps: int) -> dict[str, Any]:
             of = TINY if tiny else SHAPES[shape]
-            rows = documents(2, 64, of.vocabulary) if tiny else documents(4, 4096, of.vocabulary)
-            return measure(Setting(of, tiny), make, rows, steps)
+            work = workload(steps + 1, 2, 64, of.vocabulary) if tiny else workload(steps + WARM_UP, 4, 4096, of.vocabulary)
+            return measure(Setting(of, tiny), make, work)
 
         return run
 
     def judge(figures: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         mfu, times = figures["ours"].get("mfu"), over(figures, "ours", "hf")
-        return {"mfu": mfu, "over_hf": times}, bool(mfu and times and mfu >= 0.45 and times >= 1.3)
+        return {"mfu": mfu, "over_hf": times}, bool(mfu and times and mfu >= least_mfu and times >= 1.5)
 
     kinds = {
         "ours": kind(ours),
-        "ours_compiled": kind(lambda setting: ours(setting, compiled=True)),  # what of these is faster is kept
-        "ours_liger": kind(lambda setting: ours(setting, liger=True)),
+        "hf": kind(hugging_face),
+        "ours_eager": kind(lambda setting, workload: ours(setting, workload, compile="off")),
         "torch": kind(plain_torch),
-        "hf": kind(lambda setting: hugging_face(setting, 2 if setting.tiny else 4)),
+        "ours_mix": kind(ours, packed_mix),
+        "ours_liger": kind(lambda setting, workload: ours(setting, workload, compile="off", liger=True)),
+        "ours_fp8": kind(lambda setting, workload: ours(setting, workload, fp8="off" if setting.tiny else "tensorwise")),
     }
-    compare(name, doc, kinds, {"mfu": ">= 0.45", "over_hf": ">= 1.3"}, judge, argv)
+    compare(name, doc, kinds, {"mfu": f">= {least_mfu}", "over_hf": ">= 1.5"}, judge, argv)

@@ -1,10 +1,11 @@
 """What keeping packed items apart costs: python -m benchmarks.gpu_mask [--tiny]
 
-A random Llama of 1.24 billion parameters, our step, rows of 4,096 of the mix (benchmarks/mix.py): each item sees itself only, against the same
+A random Llama of 1.24 billion parameters, our step, rows of 4,096 of the mix (benchmarks/mix.py), other ones at every step: each item sees itself only, against the same
 tokens as one item a row under plain causal attention (which learns something else, and is how rows are packed where nobody masks).
 Goal: at most 1.05 times the seconds. Writes benchmarks/results/gpu_mask.json.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,22 @@ def as_one_item(row: Row) -> Row:
     return {**row, "position_ids": np.arange(length), "cu_seqlens": np.array([0, length], dtype=np.int32)}
 
 
+@dataclass(frozen=True)
+class OneItem(gpu.Workload):
+    """The same tokens, each row one item. Its attention is told so; the lengths that rows are padded to are those of the rows with many."""
+
+    def rows(self, step: int) -> list[Row]:
+        return [as_one_item(row) for row in super().rows(step)]
+
+    def longest(self) -> int:
+        return self.row_tokens
+
+
 def run(masked: bool, tiny: bool, steps: int, attention: str = "auto") -> dict[str, Any]:
     shape = gpu_steps.TINY if tiny else gpu_steps.SHAPES["1b"]
-    rows = gpu.packed_mix(2, 1024, shape.vocabulary) if tiny else gpu.packed_mix(8, 4096, shape.vocabulary)
-    return gpu.measure(
-        gpu_steps.Setting(shape, tiny),
-        lambda setting: gpu_steps.ours(setting, attention=attention),
-        rows if masked else [as_one_item(row) for row in rows],
-        steps,
-    )
+    work = gpu.packed_mix(steps + 1, 1, 1024, shape.vocabulary) if tiny else gpu.packed_mix(steps + gpu.WARM_UP, 8, 4096, shape.vocabulary)
+    work = work if masked else OneItem(work.store, work.plan, work.row_tokens)
+    return gpu.measure(gpu_steps.Setting(shape, tiny), lambda s, w: gpu_steps.ours(s, w, attention=attention), work)
 
 
 def judge(figures: dict[str, Any]) -> tuple[dict[str, Any], bool]:

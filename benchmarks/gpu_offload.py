@@ -2,7 +2,7 @@
 
 A random Llama of 8.03 billion parameters, bf16, recomputed activations, rows of 4,096; steps of 64k and of 256k tokens: DeepSpeed ZeRO-2 with fp32
 masters and moments on the host, against states on the GPU (benchmarks/gpu_8b.py). Host memory: 16 bytes a parameter, 128 GB.
-Goal: at least 60 % of the speed with states on the GPU at 256k tokens. Writes benchmarks/results/gpu_offload.json.
+Goal: at least 70 % of the speed with states on the GPU at 256k tokens. Writes benchmarks/results/gpu_offload.json.
 """
 
 from typing import Any
@@ -11,17 +11,18 @@ from benchmarks import gpu, gpu_steps
 from benchmarks.gpu_8b import ours as states_on_gpu
 from console import door
 
-GOAL = 0.6
+GOAL = 0.7
 
 
-def offloaded(setting: gpu_steps.Setting) -> gpu_steps.Step:
-    return gpu_steps.ours(setting, zero_stage=2, offload=True)
+def offloaded(setting: gpu_steps.Setting, workload: gpu.Workload) -> gpu_steps.Step:
+    return gpu_steps.ours(setting, workload, zero_stage=2, offload=True)
 
 
 def run(make: gpu_steps.Make, num_rows: int, tiny: bool) -> dict[str, Any]:
     shape = gpu_steps.TINY if tiny else gpu_steps.SHAPES["8b"]
-    rows = gpu.documents(2, 64, shape.vocabulary) if tiny else gpu.documents(num_rows, 4096, shape.vocabulary)
-    return gpu.measure(gpu_steps.Setting(shape, tiny, gradient_checkpointing=True), make, rows, 1 if num_rows > 16 else 2)
+    steps = 2 if tiny else 3 if num_rows > 16 else 4
+    work = gpu.documents(steps, 2, 64, shape.vocabulary) if tiny else gpu.documents(steps, num_rows, 4096, shape.vocabulary)
+    return gpu.measure(gpu_steps.Setting(shape, tiny, gradient_checkpointing=True), make, work)
 
 
 def judge(figures: dict[str, Any]) -> tuple[dict[str, Any], bool]:

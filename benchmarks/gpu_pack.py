@@ -1,8 +1,8 @@
 """Packed rows against padding on a GPU: python -m benchmarks.gpu_pack [--tiny]
 
-A random Llama of 1.24 billion parameters on the mix of questions and documents (benchmarks/mix.py): our packed rows of 4,096, and the same items
+A random Llama of 1.24 billion parameters on the mix of questions and documents (benchmarks/mix.py): our packed rows of 4,096, other ones at every step, and the same items
 eight at a time padded to the longest, in the same engine with plain attention. Tokens are those that are no padding.
-Goal: at least 3 times. Writes benchmarks/results/gpu_pack.json.
+Goal: at least 3.4 times. Writes benchmarks/results/gpu_pack.json.
 """
 
 from typing import Any
@@ -13,10 +13,10 @@ from benchmarks import gpu, gpu_steps
 from console import door
 from data.rows import Row
 
-GOAL, PADDED_BATCH = 3.0, 8
+GOAL, PADDED_BATCH = 3.4, 8
 
 
-def padded(setting: gpu_steps.Setting) -> gpu_steps.Step:
+def padded(setting: gpu_steps.Setting, workload: gpu.Workload) -> gpu_steps.Step:
     """Items of the rows taken apart again, in an order that mixes lengths as a shuffled data set does."""
     import torch
 
@@ -47,8 +47,8 @@ def padded(setting: gpu_steps.Setting) -> gpu_steps.Step:
 
 def run(make: gpu_steps.Make, tiny: bool, steps: int) -> dict[str, Any]:
     shape = gpu_steps.TINY if tiny else gpu_steps.SHAPES["1b"]
-    rows = gpu.packed_mix(2, 1024, shape.vocabulary) if tiny else gpu.packed_mix(8, 4096, shape.vocabulary)
-    return gpu.measure(gpu_steps.Setting(shape, tiny), make, rows, steps)
+    work = gpu.packed_mix(steps + 1, 1, 1024, shape.vocabulary) if tiny else gpu.packed_mix(steps + gpu.WARM_UP, 8, 4096, shape.vocabulary)
+    return gpu.measure(gpu_steps.Setting(shape, tiny), make, work)
 
 
 def judge(figures: dict[str, Any]) -> tuple[dict[str, Any], bool]:

@@ -4,10 +4,15 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from benchmarks.peers import peer
 from data.rows import Row
+
+if TYPE_CHECKING:
+    from benchmarks.gpu import Workload
 
 RATE = 5e-6
 
@@ -40,6 +45,7 @@ class Shape:
 
 
 SHAPES = {
+    "135m": Shape(576, 30, 9, 3, 1536, vocabulary=49_152, tied=True),  # SmolLM2
     "1b": Shape(2048, 16, 32, 8, 8192, tied=True),  # Llama 3.2 1B: 1.24 billion
     "3b": Shape(3072, 28, 24, 8, 8192, tied=True),
     "8b": Shape(4096, 32, 32, 8, 14336),
@@ -48,7 +54,7 @@ TINY = Shape(64, 2, 2, 2, 128, vocabulary=512)
 
 Step = Callable[[list[Row]], float | None]
 """Trains one optimiser step on these rows; returns its seconds where it knows better than the caller's clock."""
-Make = Callable[["Setting"], Step]
+Make = Callable[["Setting", "Workload"], Step]
 
 
 @dataclass(frozen=True)
@@ -92,11 +98,18 @@ def one_process_group(device: Any) -> None:
 
 
 def ours(
-    setting: Setting, zero_stage: int = 1, offload: bool = False, attention: str = "auto", compiled: bool = False, liger: bool = False
+    setting: Setting,
+    workload: "Workload",
+    zero_stage: Literal[0, 1, 2, 3] = 1,
+    offload: bool = False,
+    attention: str = "auto",
+    compile: Literal["auto", "on", "off"] = "auto",
+    fp8: Literal["off", "tensorwise"] = "off",
+    liger: bool = False,
 ) -> Step:
-    """Our optimiser step: DeepSpeed, bf16 with fp32 masters, masked attention, loss without the logits.
+    """Our optimiser step: DeepSpeed, bf16 with fp32 masters, masked attention, loss without the logits, layers compiled where trainer.compile says so.
 
-    `compiled`: torch.compile on every layer; `liger`: its kernels for norms, rotary embedding and SwiGLU.
+    `liger`: its kernels for norms, rotary embedding and SwiGLU, which do not go with compiled layers.
     """
     import torch
 
@@ -104,26 +117,54 @@ def ours(
     from trainer.attention import choose_attention
     from trainer.config import TrainerConfig
     from trainer.engine import DeepSpeedEngine
-    from trainer.step import optimiser_step
 
     attention = choose_attention(attention, "llama", plain=True, flash=True, device=setting.device, precision="bf16")
     if liger and not setting.tiny:  # changes transformers' classes, so before the model is made; this process makes no other
-        from liger_kernel.transformers import apply_liger_kernel_to_llama
-
-        apply_liger_kernel_to_llama(rope=True, swiglu=True, rms_norm=True, cross_entropy=False, fused_linear_cross_entropy=False)
+        peer("liger_kernel.transformers").apply_liger_kernel_to_llama(
+            rope=True, swiglu=True, rms_norm=True, cross_entropy=False, fused_linear_cross_entropy=False
+        )
     model = setting.model(attention, torch.float32)
-    if compiled and not setting.tiny:
-        for layer in model.model.layers:
-            layer.compile()
+    if fp8 != "off":
+        from trainer.fp8 import to_fp8
+
+        peer("torchao")
+        to_fp8(model)
     engine = DeepSpeedEngine(model, TrainerConfig(zero_stage=zero_stage, offload_optimizer=offload), "bf16", setting.device)
-
-    def step(rows: list[Row]) -> None:
-        optimiser_step(engine, rows, RATE, attention)
-
-    return step
+    return OurStep(engine, workload, attention, compile)
 
 
-def plain_torch(setting: Setting) -> Step:
+class OurStep:
+    """An engine's step as a stage takes it on a GPU: rows of static shapes, put on the device ahead, layers compiled before the first one; with `compile` off rows as they
+    are packed. `about`: what was chosen, for the figures.
+    """
+
+    def __init__(self, engine: Any, workload: "Workload", attention: str, compile: Literal["auto", "on", "off"]) -> None:
+        from data.static_rows import fill, static_shapes
+        from trainer.attention import no_cudnn
+        from trainer.compiled import CompiledLayers, Graphs, cache_beside, choose_compile
+
+        no_cudnn()
+        self.engine, self.attention, self._shapes = engine, attention, None
+        self._graphs, self.about = Graphs(), {"attention": attention, "compiled": False, "graphs": 0}
+        if compile != "off":
+            asked = (workload.plan, workload.store.lengths, 1, workload.row_tokens, workload.row_tokens)
+            self._shapes = replace(static_shapes(*asked), longest=workload.longest())
+            self.about |= {"lengths": self._shapes.lengths, "fill": round(fill(self._shapes, *asked), 4)}
+        if choose_compile(compile, engine.device)[0]:
+            cache_beside(Path(tempfile.gettempdir()) / "run", engine.device)
+            layers = CompiledLayers(engine.module, static=True)
+            self.about["compiled"] = layers.why_not or True
+
+    def __call__(self, rows: list[Row]) -> None:
+        from trainer.placing import Placing
+        from trainer.step import optimiser_step
+
+        padded = map(self._shapes.pad, rows) if self._shapes else rows
+        optimiser_step(self.engine, list(Placing(self.attention, self.engine.device).rows(iter(padded))), RATE, self.attention)
+        self.about["graphs"] += len(self._graphs.new())
+
+
+def plain_torch(setting: Setting, workload: "Workload") -> Step:
     """The loop that people write: fp32 weights under autocast, transformers' sdpa over the whole row, all logits, fused AdamW."""
     import torch
 
@@ -143,8 +184,10 @@ def plain_torch(setting: Setting) -> Step:
     return step
 
 
-def hugging_face(setting: Setting, num_rows: int, optimiser: str = "adamw_torch_fused", dtype: str = "float32") -> Step:
-    """transformers' Trainer with bf16=True, one row a micro-batch; it is asked for one optimiser step at a time, and only that is timed."""
+def hugging_face(
+    setting: Setting, workload: "Workload", optimiser: str = "adamw_torch_fused", dtype: str = "float32", batch: int = 1
+) -> Step:
+    """transformers' Trainer with bf16=True, `batch` rows a micro-batch, padded to the longest of them; it is asked for one optimiser step at a time, and only that is timed."""
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -159,11 +202,10 @@ def hugging_face(setting: Setting, num_rows: int, optimiser: str = "adamw_torch_
                 torch.cuda.synchronize()
             self.spent = time.perf_counter() - self.began
 
-    clock, made = Clock(), []
+    clock = Clock()
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=num_rows,
+        per_device_train_batch_size=batch,
         max_steps=1,
         learning_rate=RATE,
         lr_scheduler_type="constant",
@@ -176,14 +218,21 @@ def hugging_face(setting: Setting, num_rows: int, optimiser: str = "adamw_torch_
         disable_tqdm=True,
         remove_unused_columns=False,
     )
-    trainer = Trainer(model=setting.model("sdpa", getattr(torch, dtype)), args=arguments, callbacks=[clock])
+    trainer = Trainer(model=setting.model("sdpa", getattr(torch, dtype)), args=arguments, callbacks=[clock], data_collator=_pad)
     trainer.remove_callback(PrinterCallback)
 
     def step(rows: list[Row]) -> float:
-        if not made:
-            made.extend({"input_ids": torch.as_tensor(row["input_ids"]), "labels": torch.as_tensor(row["input_ids"])} for row in rows)
-            trainer.train_dataset = made
+        trainer.args.gradient_accumulation_steps = -(-len(rows) // batch)
+        trainer.train_dataset = [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in rows]
         trainer.train()
         return clock.spent
 
     return step
+
+
+def _pad(rows: list[Any]) -> dict[str, Any]:
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids = pad_sequence(rows, batch_first=True)
+    labels = pad_sequence(rows, batch_first=True, padding_value=-100)
+    return {"input_ids": ids, "labels": labels, **({"attention_mask": (labels != -100).long()} if len(rows) > 1 else {})}

@@ -63,7 +63,7 @@ class WatchConfig(Strict):
     """What counts as hung; see trainer/watchdog.py."""
 
     step_s: Annotated[float, Field(gt=0)] = 30.0
-    """A step may take 3 × the median and this."""
+    """A step may take 3 × the median and this, and five minutes more where layers are compiled."""
     start_s: Annotated[float, Field(gt=0)] = 1800.0
     """Imports, each of the first three steps (kernels are compiled in them), and loading weights beside what their bytes take."""
     save_s: Annotated[float, Field(gt=0)] = 600.0
@@ -89,6 +89,12 @@ class TrainerConfig(Strict):
     """Documents over row_tokens (or the model's positions) are split into rows, or refused. Questions are always refused."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time, far less memory."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the model's layers by torch (trainer/compiled.py). auto: on GPUs where a C compiler is; never on CPUs. What cannot be compiled trains as it is, and a line says why."""
+    cuda_graphs: bool = False
+    """Record the compiled layers' kernels once and replay them: for small models, whose kernels are shorter than their launches. bf16 under ZeRO-1 alone; not measured yet."""
+    fp8: Literal["off", "tensorwise"] = "off"
+    """Matrix products of the layers in 8-bit floats with a scale for each tensor (torchao), on Hopper GPUs and later, compiled, bf16, ZeRO-1 or 2. It trains other weights; not measured yet."""
     offload_optimizer: bool = False
     """fp32 masters and moments in host memory."""
     clip: Annotated[float, Field(ge=0)] = 1.0

@@ -10,6 +10,7 @@ import torch
 from console import RunError
 from failpoints import hit
 from trainer.checkpoint import Saver
+from trainer.compiled import Graphs
 from trainer.config import TrainerConfig
 from trainer.heartbeat import Heartbeat
 from trainer.replicas import refuse_differences
@@ -21,6 +22,7 @@ _DATA_LIMIT_S = 600.0  # the stream itself gives up before, and says why
 _STRAGGLER = 2.0
 _STRAGGLER_S = 0.1
 _COMPARE_STEPS = 10
+_COMPILE_S = 300.0  # one kind of layer takes seconds, on a busy machine a minute
 _MEDIAN_OF = 5
 """Losses that one comparison of `explodes_at` takes together: a single bad batch is no explosion."""
 
@@ -52,8 +54,9 @@ class Guard:
         rank: int,
         pause_after: int | None = None,
         explodes_at: float | None = None,
+        compiles: bool = False,
     ) -> None:
-        """`pause_after`, `explodes_at`: see WorkerSettings."""
+        """`pause_after`, `explodes_at`: see WorkerSettings. `compiles`: a step may meet a shape that is compiled first, on this rank or on another that it waits for."""
         self._engine, self._saver, self._beat, self._config, self._key, self._rank = engine, saver, beat, config, key, rank
         self._pause_after, self._explodes_at = pause_after, explodes_at
         self._first_losses: list[float] = []
@@ -63,13 +66,14 @@ class Guard:
         self._told_slow: set[int] = set()
         self._steps_here = 0
         self._forward_s, self._wait_s, self._compared = 0.0, 0.0, 0
+        self._graphs, self._compile_s = Graphs(), _COMPILE_S if compiles else 0.0
 
     def waiting(self, step: int) -> None:
         self._beat.enter("data", _DATA_LIMIT_S, step)
 
     def stepping(self, step: int) -> None:
         watch = self._config.watch
-        limit_s = 3 * median(self._times) + watch.step_s if len(self._times) >= _FIRST_STEPS else watch.start_s
+        limit_s = 3 * median(self._times) + watch.step_s + self._compile_s if len(self._times) >= _FIRST_STEPS else watch.start_s
         self._beat.enter("step", limit_s, step)
         hit("step.begin")
 
@@ -85,6 +89,9 @@ class Guard:
         """Of every step, after it: limits, spikes, replicas."""
         self._times.append(step_s)
         self._steps_here += 1
+        for graph in self._graphs.new():
+            if self._rank == 0 and self._steps_here > _FIRST_STEPS:
+                self._beat.tell(f"step {step + 1}, {step_s:.1f} s: compiled again: {graph}")
         if self._rank == 0 and not finite:
             self._beat.tell(
                 f"step {step + 1}: the loss or a gradient is no number; the step was skipped on all ranks", key=self._key, step=step

@@ -5,11 +5,12 @@ residual): the numbers are then another rounding of plain torch's. With layers a
 whole. It costs one layer gathered at a time instead of one matrix.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from deepspeed.utils import set_z3_leaf_module
+
+from trainer.layers import inner_layers
 
 
 def layers_as_leaves(module: torch.nn.Module) -> list[torch.nn.Module]:
@@ -18,21 +19,13 @@ def layers_as_leaves(module: torch.nn.Module) -> list[torch.nn.Module]:
     DeepSpeed takes a leaf's gradients when autograd has come through the leaf to its input. Where the input needs no gradient (all before it is frozen, as beside an
     adapter) that moment comes before the gradients do and they would be lost: the input is made to need one.
     """
-    leaves = list(_outermost(module, set(getattr(module, "_no_split_modules", None) or ())))
+    leaves = inner_layers(module)
     for leaf in leaves:
         set_z3_leaf_module(leaf, True)
     network: Any = module
     if leaves and not any(parameter.requires_grad for parameter in network.get_input_embeddings().parameters()):
         network.enable_input_require_grads()
     return leaves
-
-
-def _outermost(module: torch.nn.Module, names: set[str]) -> Iterator[torch.nn.Module]:
-    for child in module.children():
-        if type(child).__name__ in names:
-            yield child
-        else:
-            yield from _outermost(child, names)
 
 
 class NoLateGradients:

@@ -35,7 +35,9 @@ def run_stage(
     guard: Guard | None = None,
     draw: Draws = lambda row: None,
 ) -> Metrics:
-    """Trains steps [first_step, num_steps) and returns the totals {steps, tokens, seconds, loss, bad_steps}.
+    """Trains steps [first_step, num_steps) and returns the totals {steps, tokens, seconds, loss, bad_steps, first_step_s}.
+
+    first_step_s: of the first step of this start, in which layers are compiled and caches fill; it stands in the metrics too.
 
     `before`: the totals of the steps before first_step. `report` gets the metrics of every step on every rank: time (since 1970), loss (of the whole
     step), grad_norm, rate, tokens (all ranks), tokens_per_s, flops_per_s (all ranks, model FLOPs), step_s, data_wait_s (this rank),
@@ -47,10 +49,11 @@ def run_stage(
     next_step, bad_in_a_row, stopwatch = first_step, 0, Stopwatch(engine.device)
     clock = _Clock()
     placing = Placing(attention, engine.device)
+    here: Metrics = {}
 
     def totals() -> Metrics:
         seconds = done["seconds"] + time.monotonic() - started
-        return {"steps": next_step, "tokens": total_tokens, "seconds": seconds, "loss": loss, "bad_steps": bad_steps}
+        return {"steps": next_step, "tokens": total_tokens, "seconds": seconds, "loss": loss, "bad_steps": bad_steps, **here}
 
     if guard:
         guard.waiting(first_step)
@@ -76,6 +79,8 @@ def run_stage(
         step_s, data_wait_s = clock.lap()
         forward_s = stopwatch.seconds()
         slowest = guard.compare(forward_s, data_wait_s, engine.device) if guard else {}
+        if step == first_step:
+            here["first_step_s"] = step_s
         report(
             {
                 "step": step,
@@ -90,6 +95,7 @@ def run_stage(
                 "data_wait_s": data_wait_s,
                 "memory_gib": _memory_gib(engine.device),
                 **slowest,
+                **here,
             }
         )
         next_step += 1

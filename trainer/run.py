@@ -134,6 +134,13 @@ def prepare(
         from trainer.families import check_attention
 
         check_attention(model_folder, trainer.attention, has_gpu, precision)
+    if trainer.compile == "on" or trainer.cuda_graphs or trainer.fp8 != "off":
+        import torch
+
+        from trainer.switches import check_switches
+
+        adapter = any(stage.adapter for stages in arms.values() for stage in stages)
+        check_switches(trainer, torch.device("cuda" if has_gpu else "cpu"), precision, adapter)
     announce_lost_decay(arms, trainer.weight_decay)
     plans = compile_arms(arms, catalogue, seed, lambda stage: store.worded(wording_of(stage)).item_lengths)
     starts_trained = parent is not None and parent.stage is not None

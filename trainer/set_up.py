@@ -1,6 +1,7 @@
 """A stage's engine, made on one rank: the model with its start weights, adapter or frozen part, DeepSpeed around it, isolation tried."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import deepspeed
@@ -9,6 +10,7 @@ import torch
 from trainer.attention import no_cudnn
 from trainer.buffers import buffers, set_buffer
 from trainer.checkpoint import Checkpoint
+from trainer.compiled import CompiledLayers, cache_beside, choose_compile
 from trainer.engine import MOMENTS, DeepSpeedEngine, deepspeed_config
 from trainer.export import dtype_of, saved_weights
 from trainer.families import attention_for, folder_buffers
@@ -19,6 +21,7 @@ from trainer.model import build_model
 from trainer.prepare import Job
 from trainer.shares import Shares
 from trainer.solo import as_run, engine_of
+from trainer.switches import check_switches
 from trainer.text_config import text_config
 from trainer.weights import FragmentWeights, Weights, load_into
 from trainer.worker_settings import WorkerSettings
@@ -33,6 +36,13 @@ class StageEngine:
     """Of what a checkpoint holds: the same, or with an adapter its parameters alone."""
     attention: str
     isolation: Isolation
+    compiled: CompiledLayers | None = None
+
+    def close(self) -> None:
+        """Gives back all that the stage held."""
+        if self.compiled:
+            self.compiled.close()
+        self.engine.close()
 
 
 def make_engine(
@@ -51,6 +61,7 @@ def make_engine(
     trainer, adapter = as_run(settings.trainer, settings.precision), job.stage.adapter
     attention = attention_for(config, trainer.attention, device, settings.precision)
     no_cudnn()
+    check_switches(trainer, device, settings.precision, bool(adapter))
     torch.manual_seed(settings.seed)
     if trainer.zero_stage == 3:
         with _ShardedParameters(
@@ -79,6 +90,10 @@ def make_engine(
 
         begun = put_in(module, adapter, settings.seed, job.number, whole, start if saved else None, dtype_of(settings.precision))
     freeze(module, job.stage, settings.seed, job.number)
+    if trainer.fp8 != "off":
+        from trainer.fp8 import to_fp8
+
+        to_fp8(module)
     trained_shapes = _shapes(module, only_trained=True) if adapter else shapes
     engine = engine_of(module, trainer, settings.precision, device, saves_frozen=not adapter)
     if exact:
@@ -95,6 +110,23 @@ def make_engine(
         engine, trainer.packing, attention, config, settings.precision, job.row_tokens or job.capacity, job.longest_item or job.longest
     )
     return StageEngine(engine, shapes, trained_shapes, attention, isolation)
+
+
+def with_compiled_layers(made: StageEngine, settings: WorkerSettings, static: bool, tell: Callable[[str], None]) -> StageEngine:
+    """The same with its layers compiled, where trainer.compile says so; after isolation is tried, on the layers as they are. `static`: rows come in few shapes."""
+    wanted, why_not = choose_compile(settings.trainer.compile, made.engine.device)
+    if why_not:
+        tell(why_not)
+    if not wanted:
+        return made
+    folder = cache_beside(Path(settings.run_folder), made.engine.device)
+    graphs = settings.trainer.cuda_graphs
+    if graphs and not static:
+        tell("trainer.cuda_graphs: not used in stages of one item a row, whose lengths differ from step to step")
+    layers = CompiledLayers(made.engine.module, static, tell, graphs and static)
+    if not layers.why_not:
+        tell(f"layers are compiled: {len(layers.layers)} {type(layers.layers[0]).__name__}; what torch compiles is kept in {folder}")
+    return replace(made, compiled=layers)
 
 
 class _ShardedParameters(deepspeed.zero.Init):  # type: ignore[misc]

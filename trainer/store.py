@@ -21,6 +21,7 @@ _STAGE_KEYS = {"rate", "schedule", "final_rate_share", "warmup_steps", "loss"}
 _LATER_STAGE_KEYS = {"decay_share", "loss_on", "other_weight", "template", "prefix", "input_noise", "sentence_shuffle"}
 _LATER_STAGE_KEYS |= {"freeze_share", "freeze_round", "warmup_share", "adapter", "wordings"}
 _TRAINER_KEYS = {"clip", "betas", "weight_decay"}
+_LATER_TRAINER_KEYS = {"fp8"}
 
 
 def stage_key(
@@ -37,7 +38,10 @@ def stage_key(
         "stage": stage_facts(stage),
         "plan": plan_sha256,
         "tokens": tokens_sha256,
-        "trainer": trainer.model_dump(mode="json", include=_TRAINER_KEYS),
+        "trainer": {
+            **trainer.model_dump(mode="json", include=_TRAINER_KEYS),
+            **trainer.model_dump(mode="json", include=_LATER_TRAINER_KEYS, exclude_defaults=True),
+        },
         "precision": precision,
         "capacity": capacity,
         "seed": seed,

@@ -29,7 +29,7 @@ from trainer.old_stages import EXACT
 from trainer.prepare import Job, job_dict
 from trainer.randomness import draws_of
 from trainer.reporter import Reporter
-from trainer.set_up import StageEngine, make_engine
+from trainer.set_up import StageEngine, make_engine, with_compiled_layers
 from trainer.shapes import shapes_of
 from trainer.storage import give_groups
 from trainer.store import StageStore
@@ -105,6 +105,7 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     shapes = shapes_of(settings.trainer.shapes, device, job, world_size, made.isolation.one_item)
     if rank == 0:
         beat.tell_once(f"shapes {shapes}", shapes.in_words())
+    made = with_compiled_layers(made, settings, shapes.static is not None, lambda line: beat.tell_once(line, line) if rank == 0 else None)
     config = text_config(Path(settings.model_folder))
     reporter = Reporter(settings, job, store.folder(job.key), first_step) if rank == 0 else None
     checkpoint = settings.trainer.checkpoint
@@ -128,13 +129,23 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
             reporter.step if reporter else lambda metrics: None,
             first_step=first_step,
             before=saved.manifest["totals"] if saved else None,
-            guard=Guard(engine, saver, beat, limits.trainer, job.key, rank, settings.pause_after.get(job.key), settings.explodes_at),
+            guard=Guard(
+                engine,
+                saver,
+                beat,
+                limits.trainer,
+                job.key,
+                rank,
+                settings.pause_after.get(job.key),
+                settings.explodes_at,
+                made.compiled is not None,
+            ),
             draw=draws_of(settings.seed, job.number, rank),
         )
     except Exception:  # a pause or a failure: this process may go on with another stage (tune/)
         if reporter:
             reporter.close()
-        engine.close()
+        made.close()
         raise
     beat.enter("save", limits.save_s)
     with limits.saving(beat):
@@ -146,7 +157,7 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
         written, weights = _write_weights(settings, job, store, made, parent)
         ranks: list[Any] = [None] * world_size
         torch.distributed.all_gather_object(ranks, (written, socket.gethostname(), _device_name(device)))
-        engine.close()
+        made.close()
         template = stage_template(settings, job.stage, job.parent)
         hf = store.folder(job.key) / "hf"
         sha256, exported = export_stage(weights.fragments(), made.shapes, settings.model_folder, hf, settings.precision, template, device)
