@@ -14,8 +14,8 @@ from benchmarks.result_file import FOLDER
 
 PAGE = FOLDER.parent.parent / "docs" / "performance.md"
 TWO_CORES = (
-    "pack_fill", "pack_time", "pack_speed", "tokenise", "stream", "resume_seek", "checkpoint_block", "loop_overhead", "launch", "exam", "reload",
-    "search", "shared_prefix", "pit_effect", "wordings", "scale_load", "scale_export", "stage_memory",
+    "pack_fill", "pack_time", "pack_speed", "real_step", "step_shape", "tokenise", "stream", "resume_seek", "checkpoint_block", "loop_overhead",
+    "launch", "exam", "reload", "search", "shared_prefix", "pit_effect", "wordings", "scale_load", "scale_export", "stage_memory",
 )  # fmt: skip
 ONE_GPU = ("gpu_135m", "gpu_1b", "gpu_3b", "gpu_8b", "gpu_offload", "gpu_pack", "gpu_mask", "gpu_stream")
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.result_file import FOLDER
 from benchmarks.table import ONE_GPU, TWO_CORES, modules, row, write_page
 from tests.conftest import ROOT
@@ -66,3 +68,23 @@ def test_nothing_of_a_stage_outlives_it(groups: Groups, tmp_path: Path) -> None:
     groups.call("tests.scale_counts", tmp_path, 1)
     for found in json.loads((tmp_path / "0.json").read_text()).values():
         assert found["alive"] == 0 and found["held"] > 20, found
+
+
+def test_steps_are_measured_and_counted_on_a_tiny_model(groups: Groups, tmp_path: Path) -> None:
+    """This build's part of real_step and step_shape; the whole commands are among the slow tests."""
+    found = json.loads((groups.call("tests.numerics.benchmark_steps", tmp_path, 1) / "found.json").read_text())
+    assert len(set(found["rows"])) == 2, "rows differ"
+    ours, other = found["losses"]["ours"], found["losses"]["ours_by_deepspeed"]
+    assert ours == pytest.approx(other, rel=1e-5) and ours[0] != ours[1]  # fp32 sums in another order
+    assert found["losses"]["torch"] != pytest.approx(ours, rel=1e-5)  # its items see each other
+    static, exact = found["counts"]["True"], found["counts"]["False"]
+    assert static["attention_shapes"] <= 4 and exact["attention_shapes"] == exact["micro_steps"]
+    assert static["operations_a_micro_step"] > 100 and exact["fill"] == 1.0 and static["fill"] > 0.8
+    assert 4 <= found["loss"]["most_bytes_a_logit"] < 8  # one tensor of logits in fp32, and its copy in bf16; two would be 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["real_step", "step_shape"])
+def test_steps_beside_the_older_build(name: str) -> None:
+    done = run(f"benchmarks.{name}", "--tiny")
+    assert done.returncode == 0 and "before" in done.stderr, done.stderr[-2000:]

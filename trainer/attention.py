@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from console import UserError
 from trainer.by_item import by_item
@@ -187,8 +187,8 @@ def _varlen(
 
 
 for _name, _function in (("padded_sdpa", _padded_sdpa), ("by_item", _by_item), ("varlen", _varlen)):
+    # Without a mask function of the same name: where transformers has one it looks for packed items first, and waits for the device at every forward pass (tests/numerics/test_waits.py).
     AttentionInterface.register(_name, _function)
-    AttentionMaskInterface.register(_name, lambda *_, **__: None)
 
 
 def leak(logits_of: Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], Tensor], vocab_size: int) -> float:

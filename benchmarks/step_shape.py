@@ -1,0 +1,121 @@
+"""What a training step asks of kernels, counted: python -m benchmarks.step_shape [--tiny]
+
+No clock and no GPU: a hundred steps of three real plans (the film data's, the bioS demo's, the mix of benchmarks/mix.py), under ZeRO 0, 1 and 3, with all weights, LoRA and
+gradient checkpointing, on a tiny Llama. Counted: shapes that reach attention (on a GPU each is planned, and compiled, for itself), operations that reach the dispatcher a
+micro-step, and the bytes that the loss holds. Ours with static shapes, as on GPUs, and with exact ones, as on CPUs; beside them the build of 06945e2, out of git. Goal: with
+static shapes one attention shape for each length of the ladder (four at most), at least 97 % of tokens real on the film and bioS plans. Writes
+benchmarks/results/step_shape.json.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.mix import mixed_lengths
+from benchmarks.real_step import BEFORE, ROOT, build_of
+from benchmarks.result_file import write_result_file
+from console import RunError, door, say
+from data.plan import Plan
+
+ROW_TOKENS, STEPS = 4096, 100
+ZERO, MODES = (0, 1, 3), ("full", "lora", "checkpointing")
+MOST_SHAPES, FILL = 4, 0.97
+FILM = ROOT.parent / "shared" / "data" / "wiki2023_film"
+
+
+def write_plan(path: Path, plan: Plan, lengths: Any, capacity: int = ROW_TOKENS) -> None:
+    np.savez(path, items=plan.items, starts=plan.starts, lengths=np.asarray(lengths).clip(max=capacity), capacity=capacity)
+
+
+def of_experiment(path: Path, name: str, *overrides: str) -> None:
+    """The longest stage of an experiment, as the trainer compiles it."""
+    from cluster.workload import workload_of
+    from experiment import load_experiment
+
+    stages = workload_of(load_experiment(ROOT / "experiments" / name, list(overrides))).stages
+    longest = max(stages, key=lambda stage: stage.steps)
+    write_plan(path, longest.plan, longest.lengths)
+
+
+def plans_into(folder: Path) -> list[str]:
+    lengths = mixed_lengths(128 * STEPS)
+    write_plan(folder / "mix.npz", Plan(np.arange(len(lengths)), np.arange(0, len(lengths) + 1, 128), ""), lengths)
+    of_experiment(folder / "bios.npz", "bios_cpu.yaml")
+    there = [f"data.root={FILM}"] if FILM.is_dir() and (ROOT / ".real-model").exists() else []  # else from the declared counts and tokens
+    of_experiment(folder / "film.npz", "wiki2023_smollm2.yaml", *there)
+    return ["film", "bios", "mix"]
+
+
+def tiny_plan_into(folder: Path) -> list[str]:
+    lengths = mixed_lengths(60).clip(max=200)
+    write_plan(folder / "mix.npz", Plan(np.arange(60), np.arange(0, 61, 12), ""), lengths, 512)
+    return ["mix"]
+
+
+def counts_of(root: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-P", str(ROOT / "benchmarks" / "step_shape_kind.py"), json.dumps(asked)]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": str(root)}, cwd=root, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        assert process.stdout is not None
+        answer: dict[str, Any] = {}
+        for line in process.stdout:
+            if line.startswith("{"):
+                answer = json.loads(line)
+                if "told" in answer:
+                    say(answer["told"])
+        if process.wait() or "counts" not in answer:
+            log.seek(0)
+            raise RunError(f"counting ended: {log.read()[-2000:]}")
+    return answer
+
+
+def measure(tiny: bool) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as place, build_of(BEFORE) as before:
+        plans = (tiny_plan_into if tiny else plans_into)(Path(place))
+        asked = {
+            "folder": place,
+            "plans": plans,
+            "steps": 2 if tiny else STEPS,
+            "zero": [1] if tiny else ZERO,
+            "modes": ["full"] if tiny else MODES,
+        }
+        found = {}
+        for name, root, attention, static in (
+            ("static", ROOT, "by_item", True),
+            ("exact", ROOT, "by_item", False),
+            ("before", before, "padded_sdpa", False),
+        ):
+            say(f"step_shape: {name}")
+            found[name] = counts_of(root, {**asked, "attention": attention, "static": static})
+    most = {name: max(one["attention_shapes"] for one in of["counts"].values()) for name, of in found.items()}
+    fills = {plan: min(one["fill"] for case, one in found["static"]["counts"].items() if case.startswith(plan)) for plan in plans}
+    fewer = [
+        found["before"]["counts"][case]["operations_a_micro_step"] / one["operations_a_micro_step"]
+        for case, one in found["static"]["counts"].items()
+    ]
+    return {"attention_shapes": most, "fill": fills, "fewer_operations": [round(min(fewer), 2), round(max(fewer), 2)], **found}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step_shape", description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="two steps of one plan under one setting; writes no result")
+    arguments = parser.parse_args(argv)
+    figures = measure(arguments.tiny)
+    if arguments.tiny:
+        say(json.dumps(figures, indent=1))
+        return
+    holds = figures["attention_shapes"]["static"] <= MOST_SHAPES and min(figures["fill"][plan] for plan in ("film", "bios")) >= FILL
+    write_result_file("step_shape", figures, {"attention_shapes": f"static <= {MOST_SHAPES}", "fill": f"film and bios >= {FILL}"}, holds)
+
+
+if __name__ == "__main__":
+    door(main)
