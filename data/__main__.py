@@ -11,7 +11,7 @@ from cluster.connect import connected, gpu_gib_here
 from console import UserError, door, out, say, write_result
 from data.build.command import add_build
 from data.build.show import add_show
-from data.config import DataConfig, Format, Source, format_of
+from data.config import SAVED_AS, DataConfig, Format, Source, format_of
 from data.golds import unreachable
 from data.load import load_corpus
 from data.plan_command import Planned, add_plan, plan_arms
@@ -129,6 +129,8 @@ def _single_file(args: argparse.Namespace) -> DataConfig:
     if not args.holds:
         raise UserError(f"{path.name}: say what a row is with --holds documents (or questions, choices, both)")
     chosen = args.format or format_of(path.name)
+    if remedy := SAVED_AS.get(path.suffix.lower()):
+        raise UserError(f"{path.name}: no reader for {path.suffix}; {remedy}")
     if not chosen:
         raise UserError(f"{path.name}: say how it is written with --format ({', '.join(get_args(Format))})")
     columns = dict(_column(text) for text in args.column)

@@ -30,7 +30,7 @@ FILES: list[tuple[str, bytes | str, tuple[str, ...], str]] = [
     ("excel.csv", "question,answer\nWho, and when?,Ada\n", CHECK, r"excel.csv:2: 3 fields where the header has 2"),
     ("book.xlsx", b"PK\x03\x04", CHECK, r"book.xlsx: no whole zip archive \(cut off, or another kind of file\)"),
     ("book.xlsx", office.xlsx({"A": [["q"], [1]], "B": [["question"], ["q"]]}), CHECK, r"book.xlsx: 2 sheets have rows \(A, B\); name one with configuration: A"),
-    ("book.xls", b"\xd0\xcf\x11\xe0", CHECK, r"book.xls: say how it is written with --format"),
+    ("book.xls", b"\xd0\xcf\x11\xe0", CHECK, r"book.xls: no reader for .xls; save it as .xlsx"),
     ("list.jsonl", json.dumps([ROW], indent=1), CHECK, r"list.jsonl:1: malformed JSON"),
     ("dict.json", json.dumps({"data": [ROW]}, indent=1), CHECK, r"dict.json: one object over several lines; expected one list of objects"),
     ("python.json", str([ROW]), CHECK, r"python.json:1: malformed JSON: Expecting property name"),
