@@ -124,6 +124,8 @@ def _check(args: argparse.Namespace) -> None:
 def _single_file(args: argparse.Namespace) -> DataConfig:
     """An experiment's data section for one file. With --quarantine any share of bad rows may be looked at."""
     path = Path(args.file)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give one file of records, or an experiment (.yaml)")
     if args.overrides:
         raise UserError(f"{args.overrides[0]}: overrides belong to an experiment (.yaml), and {path.name} is a file of records")
     if not args.holds:
