@@ -202,6 +202,13 @@ def positive(text: str) -> float:
     return value
 
 
+def duration(seconds: float) -> str:
+    """40 s, 12 min, 3.4 h: as exact as a guess is."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class _Note(ProgressColumn):
     def render(self, task: object) -> Text:
         return Text(str(getattr(task, "fields", {}).get("note", "")), style="dim")

@@ -220,12 +220,19 @@ class Experiment(Strict):
         return found
 
     def check_files(self, networks: bool = False) -> None:
-        """UserError for what the names and files of models and data show within a second; with `networks` also for what transformers' own
+        """UserError for what the names and files of models, data and exam show within a second; with `networks` also for what transformers' own
         networks have no place for, or lack: seconds more, and only for folders."""
         from data.readers import check_there
         from trainer.model_check import check_model_folder, check_named
 
         check_there(self.data)
+        if self.exam.retention:
+            from evaluation.question_files import read_questions
+
+            try:
+                read_questions(Path(self.exam.retention))
+            except UserError as error:
+                raise UserError(f"exam.retention: {error}") from None
         named = [("model.name", self.model), *((f"models.{name}.name", model) for name, model in self.models.items())]
         for place, model in named:
             check_named(place, model)
@@ -291,7 +298,7 @@ def read_experiment(path: str | Path, overrides: list[str] | None = None) -> tup
     except ValidationError as error:
         first = error.errors()[0]
         message = _plain(first)
-        loc, message = deeper(node, tuple(first["loc"]), message)
+        loc, message = deeper(node, _place(first["loc"]), message)
         if not loc and (named := re.match(r"[\w.-]+(?=: )", message)):  # our own validators name the key in the text
             loc, message = tuple(named[0].split(".")), message[named.end() + 2 :]
         at_fault = (*map(str, loc), *message.partition(":")[0].split("."))  # our own validators name keys below loc in the text
@@ -311,7 +318,7 @@ def with_changes(values: dict[str, Any], changes: dict[str, Any]) -> Experiment:
         return Experiment.model_validate(changed_values(values, changes))
     except ValidationError as error:
         first = error.errors()[0]
-        loc = tuple(first["loc"])
+        loc = _place(first["loc"])
         hint = _suggestion(str(loc[-1]), _siblings(loc)) if first["type"] == "extra_forbidden" else ""
         key = ".".join(map(_key, loc))
         raise UserError(f"{key + ': ' if key else ''}{_plain(first)}{hint}") from None
@@ -347,6 +354,12 @@ def _plain(error: Any) -> str:
     if error["type"] == "missing":
         return "missing"
     return message[0].lower() + message[1:] + ("" if error["type"] == "value_error" else f", not {short(error['input'])}")
+
+
+def _place(loc: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Without pydantic's names of the types that a value may have (trainer.num_workers.constrained-int)."""
+    kept = tuple(part for part in loc if not re.match(r"constrained-|[a-z-]+\[", str(part)))
+    return kept[:-1] if len(kept) > 1 and kept[-1] in ("int", "float", "str", "bool") else kept
 
 
 def _key(part: Any) -> str:

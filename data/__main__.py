@@ -12,7 +12,7 @@ from console import UserError, door, out, say, write_result
 from data.build.command import add_build
 from data.build.show import add_show
 from data.build.wordings_command import add_rewordings
-from data.config import DataConfig, Format, Source, format_of
+from data.config import SAVED_AS, DataConfig, Format, Source, format_of
 from data.golds import unreachable
 from data.load import load_corpus
 from data.plan_command import Planned, add_plan, plan_arms
@@ -131,11 +131,15 @@ def _check(args: argparse.Namespace) -> None:
 def _single_file(args: argparse.Namespace) -> DataConfig:
     """An experiment's data section for one file. With --quarantine any share of bad rows may be looked at."""
     path = Path(args.file)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give one file of records, or an experiment (.yaml)")
     if args.overrides:
         raise UserError(f"{args.overrides[0]}: overrides belong to an experiment (.yaml), and {path.name} is a file of records")
     if not args.holds:
         raise UserError(f"{path.name}: say what a row is with --holds documents (or questions, choices, both)")
     chosen = args.format or format_of(path.name)
+    if remedy := SAVED_AS.get(path.suffix.lower()):
+        raise UserError(f"{path.name}: no reader for {path.suffix}; {remedy}")
     if not chosen:
         raise UserError(f"{path.name}: say how it is written with --format ({', '.join(get_args(Format))})")
     columns = dict(_column(text) for text in args.column)

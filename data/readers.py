@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from console import UserError
-from data.config import DataConfig, Source
+from data.config import SAVED_AS, DataConfig, Source
 from data.nested import list_rows, nested_rows
 from data.opened import Damaged, open_rows
 from data.records import Refusal
@@ -73,6 +73,8 @@ def check_source(source: Source) -> None:
     if source.format != "huggingface" and (source.hub_split or (source.configuration and source.format != "xlsx")):
         what = "hub_split is" if source.hub_split else "configuration is of a workbook's sheets, or"
         raise UserError(f"data.sources: {source.path}: {what} of format huggingface, not {source.format}")
+    if source.format != "huggingface" and (remedy := SAVED_AS.get(Path(source.path).suffix.lower())):
+        raise UserError(f"data.sources: {source.path}: no reader for {Path(source.path).suffix}; {remedy}")
     known = FIELDS["documents"] + FIELDS["questions"] if source.holds == "both" else FIELDS[source.holds]
     for name in source.columns:
         if name not in known:

@@ -45,13 +45,15 @@ def spelled(value: Any) -> str | None:
 
 
 def listed(value: Any) -> Any:
-    """The list that a text holds, as JSON (["a", "b"]) or as Python writes one (['a', 'b'], numpy: ['a' 'b']), or SQuAD's object
-    {"text": [...]}; any other value as it is.
+    """The list that a text holds, as JSON (["a", "b"]) or as Python writes one (['a', 'b'], ('a', 'b'), {'a', 'b'}, numpy: ['a' 'b']), or
+    SQuAD's object {"text": [...]}; any other value as it is.
 
     Raises NoList for one that was a list of texts and is not whole: numpy writes `…` into long ones.
     """
     if isinstance(value, str) and _SQUAD.match(value):
         return _object(value)
+    if isinstance(value, str) and (held := _held(value)):
+        return held
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "array(")):
         return value
     try:
@@ -59,6 +61,18 @@ def listed(value: Any) -> Any:
     except (ValueError, RecursionError):
         return _python_list(value) if _LIST.match(value) else value
     return parsed if isinstance(parsed, list) else value
+
+
+def _held(text: str) -> list[str] | None:
+    """The texts of a tuple or a set as Python writes it, in the order in which they stand there; None for any other text in brackets."""
+    if not text.strip().startswith(("('", '("', "{'", '{"')) or not text.rstrip().endswith((")", "}")):
+        return None
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    texts = [entry.value for entry in node.elts if isinstance(entry, ast.Constant)] if isinstance(node, ast.Tuple | ast.Set) else []
+    return texts if texts and all(isinstance(text, str) for text in texts) and len(texts) == len(node.elts) else None  # type: ignore[attr-defined,return-value]
 
 
 def _object(text: str) -> Any:

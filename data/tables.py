@@ -98,6 +98,8 @@ def _csv_fault(error: csv.Error, first: int, last: int, in_header: bool) -> Faul
     swallowed = last > first or "field larger" in str(error)
     never_closed = "unexpected end" in str(error)
     reason = "a quote opened here is never closed" if never_closed else f"malformed CSV: {error}"
+    if "new-line character" in str(error):
+        reason = "lines end with carriage returns alone, as on old Macintoshes; save it anew as CSV UTF-8"
     return Fault(f":{first}", reason, ends=swallowed or in_header)
 
 

@@ -142,10 +142,13 @@ class RowReader:
 
     def choice(self, values: dict[str, Any]) -> ChoiceQuestion:
         question = self.text(values, "question")
-        choices = self._texts(self._listed(self._value(values, "choices"), "choices"), self._named("choices"))
+        given, labels = self._listed(self._value(values, "choices"), "choices"), None
+        if isinstance(given, dict) and isinstance(given.get("text"), list) and isinstance(given.get("label"), list):  # as ARC has them
+            given, labels = given["text"], given["label"]
+        choices = self._texts(given, self._named("choices"))
         if len(choices) < 2:
             raise BadRow(f"{self._named('choices')} has fewer than two entries", list(choices))
-        index = self._answer_index(values, len(choices))
+        index = self._labelled(values, labels) if labels is not None else self._answer_index(values, len(choices))
         bare = _without_letters(choices)
         if bare != choices:
             self.notes["letters of choices cut"] += 1
@@ -182,6 +185,8 @@ class RowReader:
             value = self._listed(value, name)
         elif self.cells and isinstance(self._listed(value, name), list):
             raise BadRow(f"{named} is a list in a cell; read it as one with columns: {{answers: {self._column(name)}}}", value)
+        if isinstance(value, list) and value and all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in value):
+            value, named = [one["text"] for one in value], f"{named}.text"  # SQuAD's answers one by one
         return self._texts(value, named) if isinstance(value, list) else (self._text(value, named),)
 
     def _listed(self, value: Any, name: str) -> Any:
@@ -262,6 +267,13 @@ class RowReader:
         self.notes["quality ignored: not a finite number"] += 1
         return None
 
+    def _labelled(self, values: dict[str, Any], labels: list[Any]) -> int:
+        """The place of `answer` among the options' own labels."""
+        answer = self._value(values, "answer")
+        if labels.count(answer) != 1:
+            raise BadRow(f"{self._named('answer')} is none of the choices' labels, or of several", answer)
+        return labels.index(answer)
+
     def _answer_index(self, values: dict[str, Any], num_choices: int) -> int:
         """0-based, from `answer_index`, or from the letter in `answer`."""
         if self._column("answer_index") in values:
@@ -271,6 +283,11 @@ class RowReader:
             if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < num_choices:
                 raise BadRow(f"{self._named('answer_index')} is not a whole number from 0 to {num_choices - 1}", index)
             return index
+        if type(values.get(self._column("answer"))) in (int, Spelled):
+            raise BadRow(
+                f"{self._named('answer')} is a number, not a letter; read it as one (from 0) with columns: {{answer_index: {self._column('answer')}}}",
+                values[self._column("answer")],
+            )
         letter = self.text(values, "answer")
         if len(letter) != 1 or letter not in _LETTERS[:num_choices]:
             raise BadRow(f"{self._named('answer')} is not a letter from A to {_LETTERS[min(num_choices, 26) - 1]}", letter)
@@ -349,7 +366,9 @@ def header_fault(columns: list[str], source: Source) -> str | None:
         return f"duplicate column {twice[0]!a}"
     for column in [*source.columns.values(), *(source.columns.get(name, name) for name in needed_fields(source))]:
         if column not in columns:
-            return f"no column {column!a} (columns: {excerpt(', '.join(columns), 200)})"
+            near = next((name for name in columns if name.strip().casefold() == column.casefold()), None)
+            hint = f"; say columns: {{{column}: {near}}}" if near and near.isprintable() else ""
+            return f"no column {column!a} (columns: {excerpt(', '.join(columns), 200)}){hint}"
     return None
 
 

@@ -1,6 +1,6 @@
 """Words of any script: the one normalisation and the one splitter, behind scores, overlap, near-duplicates, the build's rules and places.
 
-NFKC and full case folding (`Straße` is `STRASSE`, `１９` is `19`), zero-width characters gone, marks with their letters (a Hindi vowel sign ends
+NFKC and full case folding (`Straße` is `STRASSE`, `１９` and `१९` are `19`), zero-width characters gone, marks with their letters (a Hindi vowel sign ends
 no word). Scripts that put no spaces between words (Chinese, Japanese, Thai, …) are split into their characters, as CMRC 2018 and JSQuAD score them:
 a dictionary would decide otherwise about the same text from release to release. Korean has spaces and is split at them.
 """
@@ -29,12 +29,14 @@ TOKENS_A_WORD, BYTES_A_TOKEN = 1.4, 4
 """Of ASCII by words, of everything else by bytes of UTF-8: Russian half a token a letter, Chinese and Hindi ¾ a character."""
 
 
-class _Seen(dict[int, int | None]):
-    """Joiners, soft hyphens, marks of direction and variation → nothing: nobody sees them. U+200B is a space between words, if a narrow one."""
+class _Seen(dict[int, int | str | None]):
+    """Joiners, soft hyphens, marks of direction and variation → nothing: nobody sees them. U+200B is a space between words, if a narrow one.
+    Digits of every script → ASCII's: १९९८ and ١٩٩٨ are 1998."""
 
-    def __missing__(self, code: int) -> int | None:
-        hidden = (unicodedata.category(chr(code)) == "Cf" and code != 0x200B) or 0xFE00 <= code <= 0xFE0F
-        self[code] = None if hidden else code
+    def __missing__(self, code: int) -> int | str | None:
+        category = unicodedata.category(chr(code))
+        hidden = (category == "Cf" and code != 0x200B) or 0xFE00 <= code <= 0xFE0F
+        self[code] = None if hidden else str(unicodedata.decimal(chr(code))) if category == "Nd" else code
         return self[code]
 
 
@@ -53,7 +55,8 @@ def fold(text: str) -> str:
     """NFKC, case folded, zero-width characters gone; on ASCII the same as lower()."""
     if text.isascii():
         return text.lower()
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).translate(_SEEN)
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).translate(_SEEN)
+    return folded.replace("i\u0307", "i")  # İstanbul, which case folding alone makes no istanbul
 
 
 def apart(folded: str) -> str:

@@ -95,12 +95,11 @@ def examine_experiment(argv: list[str]) -> int:
         _write(one.folder / "report.html", page(report))
         _write_cards(report, one, one.folder, corpus)
         sinks.send(report, one.exam.sinks)
-        if not args.json:
-            _print(report)
-            out.print("\n".join(filter(None, more)), markup=False, soft_wrap=True)
         if (known := report["known_before"]) and known["warning"]:
             say(f"note: {known['warning']}")
         say(f"report: {one.folder / 'report.html'}; report.md and report.json beside it")
+        if not args.json:
+            _print(report, more)
     if args.json:
         write_result(json.dumps(reports[0], indent=1))
     if reasons:
@@ -204,11 +203,16 @@ def _write_cards(report: dict[str, Any], experiment: Experiment, folder: Path, c
             _write(home / "README.md", model_card(report, name, base_model, corpus.fingerprint(), str(hf), framing_of(hf)))
 
 
-def _print(report: dict[str, Any]) -> None:
-    out.print(summary(report), markup=False, soft_wrap=True)
-    out.print(terminal_table(report, out.width))
+def _print(report: dict[str, Any], more: list[str]) -> None:
+    """The result's table ends it: what people look for stands where their prompt is."""
+    from rich.markdown import Markdown
+
+    if text := "\n\n".join(filter(None, more)):
+        out.print(Markdown(text))  # its tables fit the terminal
     for line in [*baseline_lines(report), *report.get("choices", {}).get("findings", [])]:
         out.print(line, markup=False, soft_wrap=True)
+    out.print(summary(report), markup=False, soft_wrap=True)
+    out.print(terminal_table(report, out.width))
 
 
 def _write(path: Path, text: str) -> None:

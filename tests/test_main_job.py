@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,10 @@ def test_trains_examines_and_prints_the_table(first_run, folder: Path) -> None: 
     assert "pit" in done.stdout and "standard" in done.stdout and "report.md" in done.stdout + done.stderr
     report = json.loads((folder / "runs/small/report.json").read_text())
     assert set(report["arms"]) == {"base", "standard", "pit"}
+    lines = done.stdout.rstrip().splitlines()
+    assert [line.split()[0] for line in lines[-3:]] == ["base", "standard", "pit"], "the table ends the output"
+    assert max(map(len, lines[-7:])) <= 80
+    assert re.search(r"^training \S.*, step [\d,]+ of [\d,]+", done.stderr, re.MULTILINE), done.stderr
 
 
 def test_memorises_through_the_whole_stack(first_run, folder: Path) -> None:  # type: ignore[no-untyped-def]
@@ -117,7 +122,7 @@ def test_one_process_without_ray_trains_the_same(first_run, folder: Path) -> Non
 
     _, run = first_run
     done = run("--no-ray", "--no-exam", f"runs={folder / 'alone'}", "arms={standard: {preset: standard}}")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and re.search(r"^training standard\S*, step [\d,]+ of [\d,]+", done.stderr, re.MULTILINE), done.stderr
     keys = {path.name for path in (folder / "alone/small/stages").iterdir()}
     assert len(keys) == 2 and keys <= {path.name for path in (folder / "runs/small/stages").iterdir()}
     for key in keys:

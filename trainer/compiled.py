@@ -90,7 +90,7 @@ class CompiledLayers:
 
     def _forward(self, own: Callable[..., Any], static: bool, uneven: list[torch.nn.Parameter], marks: bool) -> Callable[..., Any]:
         """`uneven`: see _frozen_here_alone; `marks`: tells replayed graphs that a micro-step begins and what the last one wrote is not needed any more."""
-        compiled = torch.compile(own, fullgraph=True, dynamic=not static, backend=BACKEND, options=self._options)  # type: ignore[call-overload]
+        compiled = torch.compile(own, fullgraph=True, dynamic=not static, backend=BACKEND, options=self._options)  # type: ignore[call-overload, arg-type]
 
         @wraps(own)
         def forward(*arguments: Any, **keywords: Any) -> Any:

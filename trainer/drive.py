@@ -3,13 +3,14 @@
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from console import RunError, err, progress, say
+from console import RunError, duration, err, progress, say
 from data.rows import Row, rank_rows, reading_of
 from data.templates import wording_of
 from trainer.config import TrainerConfig
@@ -116,7 +117,9 @@ class _Shown:
         self._before = {job.key: sum(j.num_steps for j in todo[:n]) for n, job in enumerate(todo)}
         self._labels = {job.key: job.label for job in todo}
         self._told: dict[str, float] = {}
-        self._task = bar.add_task("training: starting workers", total=sum(job.num_steps for job in todo))
+        self._total = sum(job.num_steps for job in todo)
+        self._first: tuple[float, int] | None = None  # when progress was first seen, and how many steps had been done
+        self._task = bar.add_task("training: starting workers", total=self._total)
         if todo and points[todo[0].key]:
             say(f"going on from {todo[0].label}, step {points[todo[0].key] + 1} of {todo[0].num_steps}")
 
@@ -125,13 +128,20 @@ class _Shown:
         if not latest or latest["key"] not in self._before:
             return
         key, note = latest["key"], f"loss {latest['loss']:.3f}, {latest['tokens_per_s']:,.0f} tokens/s"
+        done = self._before[key] + latest["step"] + 1
+        left = self._left(done)
         if not err.is_terminal and (key not in self._told or time.monotonic() - self._told[key] > _TELL_EVERY_S):
             # A bar shows nothing in a job's log until it ends.
             self._told[key] = time.monotonic()
             numbers = f"rate {latest['rate']:.2g}, gradient {latest['grad_norm']:.2g}"
-            say(f"training {self._labels[key]}, step {latest['step'] + 1}, {numbers}, {note}")
-        done = self._before[key] + latest["step"] + 1
+            say(f"training {self._labels[key]}, step {latest['step'] + 1:,} of {latest['steps']:,}{left}, {numbers}, {note}")
         self._bar.update(self._task, completed=done, description=f"training {self._labels[key]}", note=note)
+
+    def _left(self, done: int) -> str:
+        """ ", 12 min left" of all stages, at the pace of this start; nothing before there is one."""
+        now = time.monotonic()
+        began, first = self._first = self._first or (now, done)
+        return f", {duration((self._total - done) * (now - began) / (done - first))} left" if done > first else ""
 
 
 def rows_without_ray(prepared: Prepared, seed: int) -> Callable[[Job, int, int, int, bool], Iterator[Row]]:
@@ -163,20 +173,38 @@ def train_without_ray(folder: Path, prepared: Prepared, trainer: TrainerConfig, 
     events = Events(folder)
     try:
         mirror = Mirror(trainer.checkpoint.mirror, folder) if trainer.checkpoint.mirror else nullcontext()
-        with mirror, stop_on_signals(folder) as request:
-            todo = pending(folder, prepared)
+        todo = pending(folder, prepared)
+        points = resume_points(StageStore(folder), todo)
+        (folder / "progress.json").unlink(missing_ok=True)
+        with mirror, progress() as bar, stop_on_signals(folder) as request, _followed(_Shown(folder, prepared, bar, points)):
             _lay_out_models(folder, prepared)
             train_jobs(
-                worker_settings(folder, prepared, trainer, seed, torch.cuda.is_available()),
-                todo,
-                rows_without_ray(prepared, seed),
-                resume_points(StageStore(folder), todo),
+                worker_settings(folder, prepared, trainer, seed, torch.cuda.is_available()), todo, rows_without_ray(prepared, seed), points
             )
             raise_if_stopped(request)
     finally:
         for event in events.new():
             say(event["message"] + prepared.items_of(event))
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _followed(show: _Shown) -> Iterator[None]:
+    """Progress shown from a thread, where it is this process that trains."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(1.0):
+            show.progress()
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        show.progress()
 
 
 def begin_alone() -> None:

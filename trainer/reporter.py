@@ -41,7 +41,7 @@ class Reporter:
                 if name != "time" and self._board:
                     self._board.add_scalar(name, value, metrics["step"])
         if last or time.monotonic() - self._written > 0.5:
-            write_json(self._progress, {"key": self._job.key, **metrics}, durable=False)
+            write_json(self._progress, {"key": self._job.key, "steps": self._job.num_steps, **metrics}, durable=False)
             self._written = time.monotonic()
 
     def close(self) -> None:

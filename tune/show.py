@@ -132,4 +132,4 @@ class Show:
             latest = json.loads((self._folder / "search" / "work" / row.id / "progress.json").read_text())
         except (OSError, ValueError):
             return "starting"
-        return f"step {latest['step'] + 1}, loss {latest['loss']:.3f}, rate {latest['rate']:.2g}, gradient {latest['grad_norm']:.2g}"
+        return f"step {latest['step'] + 1:,} of {latest['steps']:,}, loss {latest['loss']:.3f}, rate {latest['rate']:.2g}, gradient {latest['grad_norm']:.2g}"

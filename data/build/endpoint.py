@@ -63,8 +63,9 @@ def check_endpoint(url: str, has_key: bool) -> str:
     """The address without a slash at its end. Raises UserError for one that cannot be used, or that would send a key in the clear."""
     try:
         parts = urlsplit(url)
-        host = parts.hostname
-    except ValueError:
+        host = parts.hostname if parts.port != 0 else None
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL):  # a UnicodeError of a host's name is one
         host = None
     if not host or parts.scheme not in ("http", "https"):
         raise UserError(f"--endpoint {url}: expected http(s)://HOST[:PORT]/v1")
@@ -79,8 +80,11 @@ def reach_endpoint(url: str) -> None:
     """Raises UserError where nobody listens, before anything is read for it. Whatever is answered will do."""
     try:
         httpx.get(f"{url}/models", timeout=_REACHED_WITHIN_S)
-    except httpx.ConnectError as error:
-        raise UserError(f"--endpoint {url}: cannot be reached: {error}; start the service, or mend the address") from None
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        reason = str(error) or f"nobody answers within {_REACHED_WITHIN_S:g} s"
+        raise UserError(f"--endpoint {url}: cannot be reached: {reason}; start the service, or mend the address") from None
+    except UnicodeError:
+        raise UserError(f"--endpoint {url}: its host has a name that cannot be; mend the address") from None
     except httpx.HTTPError:
         return  # slow or odd: it may answer what it is for
 

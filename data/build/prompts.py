@@ -153,7 +153,7 @@ def read_answer(text: str, form: Form) -> Iterator[Asked | Misread]:
     except JsonFault as fault:
         yield Misread("not JSON", f"{fault.reason}: {excerpt(text, _BEGINNING)}")
         return
-    questions = value.get("questions") if isinstance(value, dict) else value
+    questions = value.get("questions", [value] if "question" in value else None) if isinstance(value, dict) else value
     if not isinstance(questions, list) or not questions:
         yield Misread("no list of questions", excerpt(text, _BEGINNING))
         return
@@ -223,16 +223,17 @@ def _json_in(text: str, wanted: str) -> Any:
     """
     said = _CONTROLS.sub(" ", without_thoughts(text)).strip()
     found: list[Any] = []
-    fault: JsonFault | None = None
+    whole, fault = None, None
     for candidate in (said, *_FENCED.findall(said)):
         try:
             value = decode_line(candidate, StrictDecoder())
         except JsonFault as why:
             fault = fault or why
             continue
-        if isinstance(value, list) or (isinstance(value, dict) and (wanted in value or candidate == said)):
+        whole = value if candidate == said else whole
+        if isinstance(value, list) or (isinstance(value, dict) and wanted in value):
             found.append(value)
-    found = found or list(_objects_with(wanted, said))
+    found = found or list(_objects_with(wanted, said)) or ([] if whole is None else [whole])
     if not found:
         raise fault or JsonFault("no object or list", 0)
     return found[-1]

@@ -10,7 +10,7 @@ from typing import Literal
 from pathspec import GitIgnoreSpec
 
 from console import UserError
-from data.config import format_of
+from data.config import SAVED_AS, format_of
 from data.records import Refusal
 from data.strict_json import MAX_ROW_BYTES
 from data.validate import excerpt
@@ -39,7 +39,7 @@ _PROSE: dict[str, Format] = {
 }  # fmt: skip
 _SAVED_AS = {
     ".doc": ".docx", ".odt": ".docx", ".rtf": ".docx", ".pages": ".docx", ".ppt": ".pptx", ".odp": ".pptx", ".key": ".pptx",
-    ".xls": ".xlsx", ".xlsb": ".xlsx", ".ods": ".xlsx", ".numbers": ".xlsx", ".mobi": ".epub", ".azw3": ".epub",
+    ".mobi": ".epub", ".azw3": ".epub",
 }  # fmt: skip
 """What no reader knows and its own program can save anew."""
 _SNIFFED_BYTES = 8192
@@ -185,8 +185,9 @@ def _file(entry: "os.DirEntry[str]", name: str, rules: _Rules) -> Found | Refusa
     language = CODE.get(suffix)
     kind: Format | None = "code" if language else "table" if format_of(name) else _PROSE.get(suffix.lower())
     if kind is None:
-        anew = _SAVED_AS.get(suffix.lower())
-        return Refusal(name, f"no reader for {excerpt(suffix, 20)}" + (f"; save it as {anew}" if anew else ""), by_rule=not anew)
+        ending = suffix.lower()
+        remedy = f"save it as {_SAVED_AS[ending]}" if ending in _SAVED_AS else SAVED_AS.get(ending)
+        return Refusal(name, f"no reader for {excerpt(suffix, 20)}" + (f"; {remedy}" if remedy else ""), by_rule=not remedy)
     if status.st_size == 0:
         return Refusal(name, "empty", by_rule=True)
     if status.st_size > MAX_FILE_BYTES[kind]:

@@ -49,6 +49,13 @@ def told(folder: Path, content: bytes | str, name: str, holds: str = "questions"
         ("[1, 2]", [1, 2]),
         ('{"text": ["a"], "answer_start": [3]}', {"text": ["a"], "answer_start": [3]}),
         ("{'text': ['a'], 'answer_start': [3]}", {"text": ["a"], "answer_start": [3]}),
+        ("('a', 'b')", ["a", "b"]),  # a tuple, and a set in the order in which it stands there
+        ('("a",)', ["a"]),
+        ("{'b', 'a'}", ["b", "a"]),
+        ("('a')", "('a')"),  # no tuple for Python either
+        ("('a', 1)", "('a', 1)"),
+        ('("Ebba" and "Holm")', '("Ebba" and "Holm")'),
+        ("('a', 'b') of c", "('a', 'b') of c"),
         ("[sic] he said", "[sic] he said"),  # texts
         ("[1 of 3]", "[1 of 3]"),
         ("{x: 1}", "{x: 1}"),
@@ -272,7 +279,7 @@ def test_splits_of_saved_data_sets_and_names_of_configurations(tmp_path: Path) -
     for more, reason in (
         ({"hub_split": "dev"}, "d: has no split dev, only train, validation; name one with hub_split: train"),
         ({"configuration": "en"}, "d: configuration is of a hub data set, and this is a saved one"),
-        ({"format": "csv", "hub_split": "dev"}, "configuration and hub_split are of format huggingface, not csv"),
+        ({"format": "csv", "hub_split": "dev"}, "hub_split is of format huggingface, not csv"),
     ):
         with pytest.raises(UserError, match=reason):
             texts(**more)
@@ -314,3 +321,56 @@ def test_configurations_and_splits_of_the_hub(tmp_path: Path) -> None:
     assert said[0] == "[('sv validation?', 'one'), 'owner/name:row 2: answer is a number, not text: 5']", done.stderr[-2000:]
     assert said[1] == "[('en train?', 'one'), ('en train!', '5')]"
     assert "not loaded: " in said[2] and "configuration: NAME" in said[2]
+
+
+# --- choices and answers as data sets of the hub have them -------------------------------------------------------------
+
+
+def test_choices_with_labels(tmp_path: Path) -> None:
+    """ARC, OpenBookQA, CommonsenseQA: {"text", "label"}, and the answer by its label, which may be a number."""
+    rows = [
+        {"question": "q", "choices": {"text": ["x", "y"], "label": labels}, "answerKey": key}
+        for labels, key in ((["A", "B"], "B"), (["1", "2"], "1"), (["A", "B"], "C"))
+    ]
+    read = told(tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "a.jsonl", "choices", columns={"answer": "answerKey"})
+    assert [record.answer_index for record in records(read)] == [1, 0]
+    [bad] = refusals(read)
+    assert bad.reason == "answer (column answerKey) is none of the choices' labels, or of several"
+
+
+def test_an_answer_by_its_number_is_said_to_be_one(tmp_path: Path) -> None:
+    row = json.dumps({"question": "q", "choices": ["x", "y", "z"], "answer": 1}) + "\n"
+    [bad] = refusals(told(tmp_path, row, "a.jsonl", "choices"))
+    assert "read it as one (from 0) with columns: {answer_index: answer}" in bad.reason
+    [good] = records(told(tmp_path, row, "a.jsonl", "choices", columns={"answer_index": "answer"}))
+    assert good.answer_index == 1
+
+
+def test_squads_answers_one_by_one(tmp_path: Path) -> None:
+    row = json.dumps({"question": "q", "answers": [{"text": "a", "answer_start": 0}, {"text": "b", "answer_start": 4}]}) + "\n"
+    [good] = records(told(tmp_path, row, "a.jsonl"))
+    assert good.answers == ("a", "b")
+    assert refusals(told(tmp_path, row.replace('"text": "b"', '"span": "b"'), "a.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.csv", "Question,Answer\nq,a\n", "no column 'question' (columns: Question, Answer); say columns: {question: Question}"),
+        ("a.csv", "question,answer\rq,a\r", "lines end with carriage returns alone, as on old Macintoshes; save it anew as CSV UTF-8"),
+    ],
+)
+def test_what_is_to_be_done(name: str, content: str, reason: str, tmp_path: Path) -> None:
+    [bad] = refusals(told(tmp_path, content, name))
+    assert bad.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("ending", "remedy"),
+    [(".jsonl.zst", "unpack it"), (".csv.zip", "unpack it"), (".xls", "save it as .xlsx"), (".feather", "save it as .parquet")],
+)
+def test_endings_that_no_reader_knows(ending: str, remedy: str, tmp_path: Path) -> None:
+    """Not "malformed JSON; was the file cut off?"."""
+    with pytest.raises(UserError, match=f"a{ending}: no reader for .*; {remedy}"):
+        told(tmp_path, b"\x28\xb5\x2f\xfd", f"a{ending}")
+    assert records(told(tmp_path, '{"question": "q", "answer": "a"}\n', "a.unknown")), "the twin: an ending that says nothing is JSON lines"

@@ -12,6 +12,8 @@ from data.words import first_span, fold, normalise, pieces, spans, tokens_estima
     [
         ("Straße", ["strasse"]),
         ("１９１１年", ["1911", "年"]),  # full-width digits
+        ("१९११ ١٩١١ ๑๙", ["1911", "1911", "19"]),  # digits of any script
+        ("İstanbul", ["istanbul"]),
         ("東京港の灯台", ["東", "京", "港", "の", "灯", "台"]),
         ("タワー々〇", ["タ", "ワ", "ー", "々", "〇"]),  # the long vowel's mark belongs to no script
         ("iPhone12を買う", ["iphone12", "を", "買", "う"]),

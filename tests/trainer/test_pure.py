@@ -159,5 +159,6 @@ def test_a_plan_file_never_outlives_its_numbering(tmp_path) -> None:  # type: ig
     few, many = (catalogue_of(make_bios(Bios(replay_people=6, train_people=n, test_people=1), 0)) for n in (5, 9))
     plans = [compile_plan(stage, catalogue, 0) for catalogue in (few, many)]
     assert plans[0].sha256 == plans[1].sha256 and not np.array_equal(plans[0].items, plans[1].items)
-    paths = [_write_plan(plan, "tokens", tmp_path) for plan in plans]
+    stores = [SimpleNamespace(sha256="tokens", lengths=np.ones(len(catalogue))) for catalogue in (few, many)]
+    paths = [_write_plan(plan, store, tmp_path) for plan, store in zip(plans, stores, strict=True)]  # type: ignore[arg-type]
     assert all(np.array_equal(load_plan(path).items, plan.items) for path, plan in zip(paths, plans, strict=True))

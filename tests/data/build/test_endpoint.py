@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from console import UserError
-from data.build.endpoint import Endpoint, EndpointFailure, reach_endpoint, read_extra
+from data.build.endpoint import Endpoint, EndpointFailure, check_endpoint, reach_endpoint, read_extra
 from data.build.exchange import Declined, Request
 from data.build.prompts import schema
 from tests.data.build.service import KEY, Service, serving
@@ -86,6 +86,22 @@ def test_no_one_there() -> None:
     with pytest.raises(UserError, match=r"--endpoint http://127.0.0.1:9/v1: cannot be reached: .*refused.*; start the service"):
         reach_endpoint("http://127.0.0.1:9/v1")
     assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1:abc/v1",
+        "http://127.0.0.1:0/v1",
+        "http:///v1",
+        "127.0.0.1:8000",
+        "http://" + "a" * 70 + ".org/v1",
+        "http://xn--/v1",
+    ],
+)
+def test_addresses_that_cannot_be(address: str) -> None:
+    with pytest.raises(UserError, match="--endpoint .*(expected http|a name that cannot be)"):
+        reach_endpoint(check_endpoint(address, has_key=False))
 
 
 def test_what_goes_away_is_waited_for(service: Service) -> None:

@@ -187,6 +187,8 @@ REPLY = json.dumps({"questions": [GOOD]})
         f"```\n{REPLY}\n```",
         f'First {{"draft": 1}}, then {REPLY} – that is all.',
         json.dumps([GOOD]),
+        json.dumps(GOOD),
+        json.dumps({"result": {"questions": [GOOD]}}),
         json.dumps({"questions": [GOOD | {"level": "Remember"}]}),
     ],
 )
