@@ -1,5 +1,7 @@
 """Schedules, FLOPs, keys: known values."""
 
+from types import SimpleNamespace
+
 import pytest
 from transformers import LlamaConfig
 
