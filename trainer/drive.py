@@ -31,7 +31,7 @@ def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, w
     `workers`: least and most; every (re)start takes as many as the cluster has room for.
     """
     store = StageStore(folder)
-    _lay_out_models(folder, prepared)
+    lay_out_models(folder, prepared)
     group = Group(folder, worker_settings(folder, prepared, trainer, seed, use_gpu), prepared.tokens_folder, workers)
     events = Events(folder)
     (folder / "progress.json").unlink(missing_ok=True)
@@ -51,7 +51,7 @@ def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, w
     assert all(store.manifest(job.key) for job in prepared.jobs)
 
 
-def _lay_out_models(folder: Path, prepared: Prepared) -> None:
+def lay_out_models(folder: Path, prepared: Prepared) -> None:
     """Mixtures whose files hold experts one by one, as the network has them: once, before ranks read their shares."""
     from trainer.families import CONVERTED, lay_out
 
@@ -165,7 +165,7 @@ def train_without_ray(folder: Path, prepared: Prepared, trainer: TrainerConfig, 
         mirror = Mirror(trainer.checkpoint.mirror, folder) if trainer.checkpoint.mirror else nullcontext()
         with mirror, stop_on_signals(folder) as request:
             todo = pending(folder, prepared)
-            _lay_out_models(folder, prepared)
+            lay_out_models(folder, prepared)
             train_jobs(
                 worker_settings(folder, prepared, trainer, seed, torch.cuda.is_available()),
                 todo,
