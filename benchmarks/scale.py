@@ -1,6 +1,7 @@
 """A model with the 723 tensors of a 70B Llama at a thousandth of its size, and a stage of it as 64 ranks leave one under ZeRO-3: for benchmarks.scale_*."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -59,13 +60,14 @@ def forget(build: Path | None) -> None:
         shutil.rmtree(build, ignore_errors=True)
 
 
-def one_rank(build: Path, what: str, folder: Path, rank: int, num_ranks: int, zero_stage: int = 3) -> dict[str, Any]:
-    """What benchmarks/scale_rank.py finds with this build."""
-    import os
-
-    command = [sys.executable, str(ROOT / "benchmarks/scale_rank.py"), what, str(folder), str(rank), str(num_ranks), str(zero_stage)]
+def ranks(build: Path, what: str, folder: Path, first: int, last: int, num_ranks: int, zero_stage: int = 3) -> list[dict[str, Any]]:
+    """What benchmarks/scale_rank.py finds with this build for ranks first to last."""
+    numbers = [str(number) for number in (first, last, num_ranks, zero_stage)]
+    command = [sys.executable, str(ROOT / "benchmarks/scale_rank.py"), what, str(folder), *numbers]
     environment = {**os.environ, "PYTHONPATH": str(build), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONSAFEPATH": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"rank {rank} of {num_ranks}, {build.name}: {done.stderr[-3000:]}")
-    return dict(json.loads(done.stdout.rsplit("RESULT ", 1)[1]))
+        raise RuntimeError(f"{what}, {build.name}: {done.stderr[-3000:]}")
+    found = [dict(json.loads(line.removeprefix("RESULT "))) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert len(found) == last - first + 1
+    return found

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.result_file import write_result_file
-from benchmarks.scale import OLD, ROOT, forget, make_stage, old_build, one_rank
+from benchmarks.scale import OLD, ROOT, forget, make_stage, old_build, ranks
 from benchmarks.scale_load import HIDDEN, LAYERS, RANKS
 from console import say
 
@@ -25,11 +25,10 @@ def main() -> None:
         folder, old = Path(place) / "run", old_build(Path(place))
         try:
             shapes = make_stage(folder, HIDDEN, layers, num_ranks)
-            new = []
-            for rank in range(2 if tiny else num_ranks):
-                new.append(one_rank(ROOT, "leave", folder, rank, num_ranks))
-                say(f"rank {rank}: {new[-1]['written'] / 1e6:.2f} MB written, {new[-1]['read']} bytes read, {new[-1]['seconds']:.2f} s")
-            before = one_rank(old, "leave", folder, 0, num_ranks) if old and not tiny else None
+            new = ranks(ROOT, "leave", folder, 0, 1 if tiny else num_ranks - 1, num_ranks)
+            for one in new:
+                say(f"rank {one['rank']}: {one['written'] / 1e6:.2f} MB written, {one['read']} bytes read, {one['seconds']:.2f} s")
+            before = ranks(old, "leave", folder, 0, 0, num_ranks)[0] if old and not tiny else None
         finally:
             forget(old)
     total = 2 * sum(_product(shape) for shape in shapes.values())

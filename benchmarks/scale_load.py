@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.result_file import write_result_file
-from benchmarks.scale import OLD, ROOT, forget, make_stage, old_build, one_rank
+from benchmarks.scale import OLD, ROOT, forget, make_stage, old_build, ranks
 from console import say
 
 RANKS, HIDDEN, LAYERS = 64, 256, 80
@@ -22,11 +22,10 @@ LARGER = 832
 """Hidden size of the model at a hundredth."""
 
 
-def count(build: Path, folder: Path, ranks: list[int], num_ranks: int) -> list[dict[str, Any]]:
-    found = []
-    for rank in ranks:
-        found.append(one_rank(build, "load", folder, rank, num_ranks))
-        say(f"{build.name}: rank {rank}: {found[-1]['bytes'] / 1e6:.2f} MB, {found[-1]['openings']} openings, {found[-1]['seconds']:.2f} s")
+def count(build: Path, folder: Path, first: int, last: int, num_ranks: int) -> list[dict[str, Any]]:
+    found = ranks(build, "load", folder, first, last, num_ranks)
+    for one in found:
+        say(f"{build.name}: rank {one['rank']}: {one['bytes'] / 1e6:.2f} MB, {one['openings']} openings, {one['seconds']:.2f} s")
     return found
 
 
@@ -52,11 +51,11 @@ def main() -> None:
         folder, old = Path(place) / "run", old_build(Path(place))
         try:
             shapes = make_stage(folder, HIDDEN, layers, num_ranks)
-            new = count(ROOT, folder, [1] if tiny else list(range(num_ranks)), num_ranks)
-            before = count(old, folder, [0, 1], num_ranks) if old and not tiny else []
+            new = count(ROOT, folder, *((1, 1) if tiny else (0, num_ranks - 1)), num_ranks)
+            before = count(old, folder, 0, 1, num_ranks) if old and not tiny else []
             large = Path(place) / "large"
             largest = max(_bytes(shape) for shape in make_stage(large, LARGER, layers, num_ranks).values()) if not tiny else 0
-            memory = one_rank(ROOT, "load", large, 1, num_ranks) if not tiny else new[0]
+            memory = ranks(ROOT, "load", large, 1, 1, num_ranks)[0] if not tiny else new[0]
         finally:
             forget(old)
     worst = max(one["bytes"] / one["share"] for one in new)

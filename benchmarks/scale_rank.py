@@ -1,6 +1,6 @@
-"""One rank of many makes a stage's engine from its parent, or leaves a stage, in a process without the others: run by benchmarks.scale_load and .scale_export.
+"""Ranks of many, one after the other, make a stage's engine from its parent, or leave a stage, each in a process without the others: run by benchmarks.scale_*.
 
-    PYTHONPATH=BUILD python benchmarks/scale_rank.py load FOLDER RANK RANKS ZERO
+    PYTHONPATH=BUILD python benchmarks/scale_rank.py load FOLDER FIRST LAST RANKS ZERO
 
 Of the build in PYTHONPATH, this one or an older. The process group is torch's fake one: collectives give back what they get, so what other ranks would say is
 made up before (of their files' headers) or is no part of what is counted. Nothing of `benchmarks` is imported: it would be this build's.
@@ -153,14 +153,6 @@ def _status(key: str) -> int:
     """Bytes of this process."""
     text = Path("/proc/self/status").read_text()
     return int(text.split(f"{key}:")[1].split()[0]) * 1024
-
-
-def group(rank: int, num_ranks: int) -> None:
-    import torch
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(num_ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=num_ranks)
 
 
 def made(folder: Path, zero_stage: int) -> tuple[Any, Any]:
@@ -351,17 +343,50 @@ def _tensors(gc: Any, torch: Any) -> list[Any]:
     return [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
 
 
-def main() -> None:
-    what, folder, rank, num_ranks, zero_stage = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:6])
+def in_child(what: Callable[..., dict[str, Any]], folder: Path, rank: int, num_ranks: int, zero_stage: int) -> None:
+    """A process for each rank, forked from one that has imported everything."""
+    if pid := os.fork():
+        _, status = os.waitpid(pid, 0)
+        if status:
+            sys.exit(f"rank {rank} failed")
+        return
+    code = 1
+    try:
+        group(rank, num_ranks)
+        print("RESULT " + json.dumps({"rank": rank, **what(folder, rank, num_ranks, zero_stage)}), flush=True)
+        code = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def group(rank: int, num_ranks: int) -> None:
+    """torch's fake one; for one rank alone gloo."""
     import torch
 
-    torch.set_num_threads(1)
-    if what == "stages":
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(num_ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    if num_ranks == 1:
         torch.distributed.init_process_group("gloo", rank=0, world_size=1)
-    else:
-        group(rank, num_ranks)
-    print("RESULT " + json.dumps({"load": load, "leave": leave, "stages": stages}[what](folder, rank, num_ranks, zero_stage)), flush=True)
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=num_ranks)
+
+
+def main() -> None:
+    what, folder, first, last, num_ranks, zero_stage = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:7])
+    import torch
+    from transformers import LlamaForCausalLM  # noqa: F401
+
+    import trainer.worker  # noqa: F401
+
+    torch.set_num_threads(1)
+    for rank in range(first, last + 1):
+        in_child({"load": load, "leave": leave, "stages": stages}[what], folder, rank, num_ranks, zero_stage)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.result_file import write_result_file
-from benchmarks.scale import OLD, ROOT, forget, old_build, one_rank
+from benchmarks.scale import OLD, ROOT, forget, old_build, ranks
 from console import say
 
 
@@ -27,7 +27,7 @@ def main() -> None:
                     if build:
                         folder = Path(place) / f"{name}-{zero_stage}"
                         folder.mkdir()
-                        found = one_rank(build, "stages", folder, 0, 1, zero_stage)
+                        found = ranks(build, "stages", folder, 0, 0, 1, zero_stage)[0]
                         figures.setdefault(name, {})[f"zero{zero_stage}"] = [found["alive"], found["held"]]
                         say(f"{name}, ZeRO-{zero_stage}: {found['alive']} of {found['held']} tensors alive")
         finally:

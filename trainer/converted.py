@@ -4,6 +4,7 @@ For training the whole is written once, by one process, as the network names and
 It costs the model's size on disk and one reading and writing of it; memory is that of one layer's experts.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -119,12 +120,19 @@ def place_of(folder: Path, beside: Path) -> Path:
 
 
 def write_converted(weights: ConvertedWeights, folder: Path, beside: Path) -> Path:
-    """Written once, whole or not at all; every file with its hash in manifest.json. By one process."""
+    """Written once, whole or not at all; every file with its hash in manifest.json. Trials of a search may ask at the same time: one writes."""
     target = place_of(folder, beside)
-    if (target / "manifest.json").is_file() and _whole(target):
-        return target
+    beside.mkdir(parents=True, exist_ok=True)
+    with (beside / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (target / "manifest.json").is_file() or not _whole(target):
+            _write(weights, folder, target)
+    return target
+
+
+def _write(weights: ConvertedWeights, folder: Path, target: Path) -> None:
     say(f"{folder}: its files are laid out otherwise than the network; written anew for training, once ({target})")
-    draft = beside / f".{target.name}.{os.getpid()}"
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(target, ignore_errors=True)
     try:
         specs = [TensorSpec(name, _CODES[weights.dtype(name)], tuple(weights.shape(name))) for name in weights.names()]
@@ -133,7 +141,6 @@ def write_converted(weights: ConvertedWeights, folder: Path, beside: Path) -> Pa
         draft.replace(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return target
 
 
 def _whole(folder: Path) -> bool:

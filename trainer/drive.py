@@ -32,7 +32,7 @@ def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, w
     `workers`: least and most; every (re)start takes as many as the cluster has room for.
     """
     store = StageStore(folder)
-    _lay_out_models(folder, prepared)
+    lay_out_models(folder, prepared)
     group = Group(folder, worker_settings(folder, prepared, trainer, seed, use_gpu), prepared.tokens_folder, workers)
     events = Events(folder)
     (folder / "progress.json").unlink(missing_ok=True)
@@ -52,7 +52,7 @@ def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, w
     assert all(store.manifest(job.key) for job in prepared.jobs)
 
 
-def _lay_out_models(folder: Path, prepared: Prepared) -> None:
+def lay_out_models(folder: Path, prepared: Prepared) -> None:
     """Mixtures whose files hold experts one by one, as the network has them: once, before ranks read their shares."""
     from trainer.families import CONVERTED, lay_out
 
@@ -177,7 +177,7 @@ def train_without_ray(folder: Path, prepared: Prepared, trainer: TrainerConfig, 
         points = resume_points(StageStore(folder), todo)
         (folder / "progress.json").unlink(missing_ok=True)
         with mirror, progress() as bar, stop_on_signals(folder) as request, _followed(_Shown(folder, prepared, bar, points)):
-            _lay_out_models(folder, prepared)
+            lay_out_models(folder, prepared)
             train_jobs(
                 worker_settings(folder, prepared, trainer, seed, torch.cuda.is_available()), todo, rows_without_ray(prepared, seed), points
             )

@@ -48,5 +48,5 @@ def assemble(parts: Sequence[Part], mine: Callable[[int, int], Tensor], values: 
         if not even:
             torch.distributed.broadcast(part.view(torch.uint8), owner)
     if even and num_ranks > 1:
-        torch.distributed.all_gather_into_tensor(whole.view(torch.uint8), own.view(torch.uint8))
+        torch.distributed.all_gather_single(whole.view(torch.uint8), own.view(torch.uint8))
     return (whole if num_ranks > 1 or not even else own)[:values]

@@ -61,7 +61,7 @@ def remake(stage: Path, model: Path | None = None) -> Path:
 def _model_folder(stage: Path, manifest: dict[str, Any], given: Path | None) -> Path:
     run = stage.parent.parent
     named = manifest.get("model_folder")
-    found = [given] if given else [run / named] if named else [run / "model-begun", run / "model"]
+    found = [given] if given else [(stage / named).resolve()] if named else [run / "model-begun", run / "model"]
     for folder in found:
         if folder and (folder / "config.json").is_file():
             return folder

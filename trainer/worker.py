@@ -235,7 +235,7 @@ def _commit(
         **facts,
         "zero_stage": settings.trainer.zero_stage,
         "precision": settings.precision,
-        "model_folder": os.path.relpath(settings.model_folder, settings.run_folder),
+        "model_folder": os.path.relpath(settings.model_folder, store.folder(job.key).resolve()),
         **EXACT,
         "files": files,
     }

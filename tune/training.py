@@ -22,7 +22,7 @@ from trainer.supervise import StopRequest, resume_points, supervise
 from trainer.watchdog import Events
 from trainer.worker_settings import WorkerSettings
 
-_SHARED = ("stages", "tokens", "plans", "model", "hub")
+_SHARED = ("stages", "tokens", "plans", "model", "hub", "network-layout")
 
 
 def workplace(run_folder: Path, name: str) -> Path:
@@ -82,6 +82,8 @@ class Training:
         pause = {job.key: limit} if limit < job.num_steps else {}
         settings = replace(self.settings, pause_after=pause)
         request, events = StopRequest(), Events(self._place)
+        if job.parent is None and settings.parent_stage is None:
+            self._lay_out(job)
         group = Group(self._place, settings, self._prepared.tokens_folder, self._workers) if self._workers else None
 
         def alone(todo: list[Job], resume: dict[str, int]) -> None:
@@ -113,6 +115,12 @@ class Training:
             self.seconds += time.monotonic() - started
             self.steps += after[0] - before[0]
             self.tokens += after[1] - before[1]
+
+    def _lay_out(self, job: Job) -> None:
+        """A mixture as the network has it: the trial that comes first writes it."""
+        from trainer.families import CONVERTED, lay_out
+
+        lay_out(Path(job.model_folder or self.settings.model_folder), self._place / CONVERTED)
 
     def _stop_asked(self) -> bool:
         return stop_file(self._run_folder / "search").exists()
