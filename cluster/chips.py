@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 import yaml
 
@@ -75,7 +76,8 @@ CHIPS = {
     )
 }
 _ALSO = {
-    "A100": "A100-80G", "H100-80G": "H100", "A800": "A100-80G", "H200-141G": "H200", "H20-96G": "H20", "GH200-96G": "GH200", "B200-180G": "B200",
+    "A100": "A100-80G", "H100-80G": "H100", "A800": "A100-80G", "H200-141G": "H200", "H20-96G": "H20", "GH200-96G": "GH200", "GH200-480G": "GH200",
+    "B200-180G": "B200",
     "MI300X-192G": "MI300X", "L40S-48G": "L40S", "A10-24G": "A10", "4090": "RTX-4090", "RTX4090": "RTX-4090", "3090": "RTX-3090", "RTX3090": "RTX-3090",
 }  # fmt: skip
 MOST_GPUS = 16384
@@ -125,7 +127,7 @@ def parse_gpus(text: str) -> tuple[int, Chip]:
     if match[2].startswith("{"):
         return count, _described(match[2], text)
     wanted = re.sub(r"^(NVIDIA|AMD|GEFORCE|INSTINCT)[-_]", "", match[2].upper()).replace("_", "-")
-    wanted = re.sub(r"GB$", "G", wanted)
+    wanted = re.sub(r"-(SXM\d?|HBM\d\w?|OAM)(?=-|$)", "", re.sub(r"GB(?=-|$)", "G", wanted))  # as drivers call them: A100-SXM4-80GB
     chip = CHIPS.get(_ALSO.get(wanted, wanted))
     if chip is None:
         raise UserError(
@@ -150,7 +152,7 @@ def _described(text: str, whole: str) -> Chip:
         raise UserError(f"--gpus {whole}: {what}; expected e.g. 8x{{name: X, memory: 24, tflops: 165, bandwidth: 1008}}")
     values: dict[str, float] = {}
     for key, unit in _DESCRIBED.items():
-        value = told.get(key, _PCIE4 / unit if key == "link" else None)
+        value = _number(told.get(key, _PCIE4 / unit if key == "link" else None))
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
             raise UserError(
                 f"--gpus {whole}: {key}: {'missing' if value is None else f'{value!r} is no number above 0'}; give GiB, TFLOPS and GB/s"
@@ -158,6 +160,14 @@ def _described(text: str, whole: str) -> Chip:
         values[key] = value * unit
     name = str(told.get("name", "GPU"))
     return Chip(name, values["memory"], values["bandwidth"], values["link"], 12.5e9, 64 * GIB, _FITTED_H100, values["tflops"])
+
+
+def _number(value: Any) -> Any:
+    """1e3, which YAML takes for a text, as the number that it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 _FAMILIES = {"4090": "RTX-4090", "3090": "RTX-3090", **{name: name for name in ("GH200", "H200", "H100", "H20", "B200", "MI300X", "L40S")}}

@@ -343,6 +343,7 @@ def test_measure_runs_the_real_engine(run_command, tmp_path: Path) -> None:  # t
         ("8x4090", "RTX-4090", 165), ("2xRTX4090", "RTX-4090", 165), ("GeForce_RTX_3090", "RTX-3090", 71), ("4xL40S", "L40S", 362), ("A10", "A10", 125),
         ("8xB200", "B200", 2250), ("8xMI300X", "MI300X", 1307), ("8xAMD-MI300X-192GB", "MI300X", 1307), ("8xH20", "H20", 148), ("GH200", "GH200", 989),
         ("8xNVIDIA-H200", "H200", 989), ("1xA100-40GB", "A100-40G", 312),
+        ("8xNVIDIA-A100-SXM4-80GB", "A100-80G", 312), ("8xNVIDIA-H100-80GB-HBM3", "H100", 989), ("8xh100-sxm5", "H100", 989), ("NVIDIA-GH200-480GB", "GH200", 989),
     ],
 )  # fmt: skip
 def test_chips_by_name(text: str, chip: str, tflops: float) -> None:
@@ -352,6 +353,7 @@ def test_chips_by_name(text: str, chip: str, tflops: float) -> None:
 def test_a_chip_from_its_data_sheet() -> None:
     count, chip = parse_gpus("8x{name: X, memory: 24, tflops: 165, bandwidth: 1008}")
     assert (count, chip.name, chip.memory_bytes, chip.peak_flops, chip.hbm_bytes_per_s) == (8, "X", 24 * GIB, 165e12, 1008e9)
+    assert parse_gpus("8x{name: X, memory: 24, tflops: 1.65e2, bandwidth: 1.008e3}") == (8, chip), "numbers that YAML takes for texts"
     same = CHIPS["RTX-4090"]
     known, told = (make_hardware(8, one) for one in (same, replace(same, name="mine", told_flops=165e12)))
     question, _ = _asked()
