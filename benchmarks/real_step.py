@@ -1,8 +1,8 @@
 """A training step of a 135M model over rows that differ: python -m benchmarks.real_step [--tiny]
 
 SmolLM2's shape with random weights, fp32, forward, backward and AdamW on CPU, one row of at most 2,048 tokens of the mix (benchmarks/mix.py) a
-step, no two rows alike. Ours as one process is set up, ours by DeepSpeed's ZeRO-1, that of the build of 06945e2 (out of git, in a folder of its
-own) and a plain torch loop with fused AdamW (sdpa over the row, all logits) each in their own process, step for step in turns; the first two
+step, no two rows alike. Ours as one process is set up, beside the build of 06945e2 (out of git, in a folder of its own), a plain torch loop with
+fused AdamW (sdpa over the row, all logits), and ours by DeepSpeed's ZeRO-1: each pair in two processes, step for step in turns; the first two
 steps are not counted. The losses of ours and of the older build must agree. Goal: at least 1.2 times the older build and 1.15 times plain torch. Writes
 benchmarks/results/real_step.json.
 """
@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BEFORE = "06945e2"
 WARM_UP, STEPS = 2, 9
 GOALS = {"over_before": 1.2, "over_torch": 1.15}
+PEERS = ("before", "torch", "ours_by_deepspeed")
 
 
 @contextmanager
@@ -50,7 +51,7 @@ class Kind:
             env={**os.environ, "PYTHONPATH": str(root)}, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
         own.callback(self._end)
-        self.threads = self._answer()["threads"]
+        self._answer()  # it is ready
 
     def step(self, number: int) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -70,38 +71,52 @@ class Kind:
         self._process.wait()
 
 
-def measure(size: str, steps: int) -> dict[str, Any]:
-    """Figures of every counted step by kind, and how many times as fast ours is."""
-    found: dict[str, list[dict[str, Any]]] = {}
+def beside(peer: str, root: Path, size: str, steps: int, advance: Callable[[], None]) -> dict[str, list[dict[str, Any]]]:
+    """Figures of every step of ours and of one peer, in turns: two processes at a time, for each holds some 5 GB."""
+    found: dict[str, list[dict[str, Any]]] = {"ours": [], peer: []}
     with ExitStack() as own:
-        before = own.enter_context(build_of(BEFORE))
-        kinds = {
-            name: Kind(name, before if name == "before" else ROOT, size, steps, own)
-            for name in ("ours", "ours_by_deepspeed", "before", "torch")
-        }
-        bar = own.enter_context(progress())
-        task = bar.add_task("real_step", total=steps * len(kinds))
+        kinds = {"ours": Kind("ours", ROOT, size, steps, own), peer: Kind(peer, root, size, steps, own)}
         for number in range(steps):
             for name, kind in kinds.items():
-                found.setdefault(name, []).append(kind.step(number))
-                bar.advance(task)
-        threads = kinds["ours"].threads
-    losses = {name: [one["loss"] for one in of] for name, of in found.items()}
-    worst = max(abs(a - b) / b for a, b in zip(losses["ours"], losses["before"], strict=True))
-    assert worst < 1e-5, f"losses of the two builds differ by {worst:.2g} of themselves"  # fp32 sums in another order, carried on by AdamW
-    counted = {name: of[WARM_UP:] for name, of in found.items()}
-    rates = {name: [one["tokens"] / one["seconds"] for one in of] for name, of in counted.items()}
+                found[name].append(kind.step(number))
+                advance()
+    return found
+
+
+def compared(peer: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """What is told of one pair: how many times as fast ours is, by the clock and by CPU seconds, over the steps that count."""
+    if peer != "torch":  # whose items see each other
+        losses = [[one["loss"] for one in of] for of in found.values()]
+        worst = max(abs(a - b) / b for a, b in zip(*losses, strict=True))
+        assert worst < 1e-5, (
+            f"losses of ours and {peer} differ by {worst:.2g} of themselves"
+        )  # fp32 sums in another order, carried on by AdamW
+    ours, theirs = (of[WARM_UP:] for of in found.values())
+
+    def times(what: str) -> float:
+        return round(median(b[what] / a[what] for a, b in zip(ours, theirs, strict=True)), 3)
+
+    rates = [round(median(one["tokens"] / one["seconds"] for one in of), 1) for of in (ours, theirs)]
+    told: dict[str, Any] = {
+        "times": times("seconds"),
+        "times_by_cpu": times("cpu_s"),
+        "tokens_per_s": dict(zip(("ours", peer), rates, strict=True)),
+    }
+    return told if peer == "torch" else {**told, "losses_differ_by": float(f"{worst:.2g}")}
+
+
+def measure(size: str, steps: int) -> dict[str, Any]:
+    """Every peer beside ours."""
+    with build_of(BEFORE) as before, progress() as bar:
+        task = bar.add_task("real_step", total=2 * steps * len(PEERS))
+        found = {peer: beside(peer, before if peer == "before" else ROOT, size, steps, lambda: bar.advance(task)) for peer in PEERS}
+    pairs = {peer: compared(peer, of) for peer, of in found.items()}
+    one = found["before"]["ours"][WARM_UP:]
     return {
-        **{
-            f"over_{name}": round(median(a / b for a, b in zip(rates["ours"], rates[name], strict=True)), 3) for name in ("before", "torch")
-        },
-        "tokens_per_s": {name: round(median(of), 1) for name, of in rates.items()},
-        "cpu_s_per_1000_tokens": {
-            name: round(median(1000 * one["cpu_s"] / one["tokens"] for one in of), 3) for name, of in counted.items()
-        },
-        "losses_differ_by": float(f"{worst:.2g}"),
-        "rows": [one["tokens"] for one in counted["ours"]],
-        "threads": threads,
+        **{f"over_{peer}": pair["times"] for peer, pair in pairs.items()},
+        "pairs": pairs,
+        "rows": [step["tokens"] for step in one],
+        "threads": one[0]["threads"],
     }
 
 

@@ -71,6 +71,10 @@ def trainer_step(size: str, kind: str) -> Callable[[Row], float]:
 
     attention = "padded_sdpa" if kind == "before" else "by_item"
     model, config, device = model_of(size, attention), TrainerConfig(zero_stage=1), torch.device("cpu")
+    if kind != "before":
+        from trainer.heap import keep_freed_memory
+
+        keep_freed_memory()  # as trainer/worker.py does where it trains on CPUs
     if kind == "ours":
         from trainer.solo import as_run, engine_of
 
@@ -103,13 +107,13 @@ def main() -> None:
     kind, size, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
     rows = made_rows(size, steps)
     step = torch_step(size) if kind == "torch" else trainer_step(size, kind)
-    print(json.dumps({"ready": True, "threads": torch.get_num_threads()}), flush=True)
+    print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         row = rows[int(line)]
         started, cpu = time.perf_counter(), time.process_time()
         loss = step(row)
         figures = {"seconds": time.perf_counter() - started, "cpu_s": time.process_time() - cpu}
-        print(json.dumps({**figures, "loss": loss, "tokens": len(row["input_ids"])}), flush=True)
+        print(json.dumps({**figures, "loss": loss, "tokens": len(row["input_ids"]), "threads": torch.get_num_threads()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -74,28 +75,51 @@ def rows_of(path: Path, steps: int, static: bool) -> Iterator[list[Row]]:
         yield [pad(row) for row in step_rows(plan, store, int(step), 0, 1, capacity, "example")]
 
 
-def counted(path: Path, steps: int, attention: str, zero_stage: int, mode: str, static: bool) -> dict[str, Any]:
+def counted(path: Path, steps: int, attention: str, zero_stage: int, mode: str, static: bool, compiled: bool = False) -> dict[str, Any]:
     from trainer.config import TrainerConfig
     from trainer.engine import DeepSpeedEngine
     from trainer.step import optimiser_step
 
     engine = DeepSpeedEngine(model_of(attention, mode), TrainerConfig(zero_stage=zero_stage), "fp32", torch.device("cpu"))
+    if compiled:
+        from trainer.compiled import CompiledLayers
+
+        CompiledLayers(engine.module, static=True)
+        torch._dynamo.utils.counters.clear()
     counts, micro_steps, real, computed = Counts(), 0, 0, 0
     for number, rows in enumerate(rows_of(path, steps, static)):
         if number == 0:  # buffers are made, the head is tried
             optimiser_step(engine, rows, 1e-4, attention)
-        with counts:
+            called = python_calls(lambda rows=rows: optimiser_step(engine, rows, 1e-4, attention)) / len(rows)
+        with nullcontext() if compiled else counts:  # torch's compiler steps aside where operations are listened to
             optimiser_step(engine, rows, 1e-4, attention)
         micro_steps += len(rows)
         real += sum(int(row["cu_seqlens"][-1]) for row in rows)
         computed += sum(len(row["input_ids"]) for row in rows)
     engine.close()
-    return {
-        "attention_shapes": len(counts.shapes),
-        "operations_a_micro_step": round(counts.operations / micro_steps),
-        "micro_steps": micro_steps,
-        "fill": round(real / computed, 4),
-    }
+    figures = {"micro_steps": micro_steps, "fill": round(real / computed, 4), "called_a_micro_step": round(called)}
+    if compiled:
+        found = torch._dynamo.utils.counters
+        return {**figures, "graphs": found["stats"]["unique_graphs"], "breaks": sum(found["graph_break"].values())}
+    return {**figures, "attention_shapes": len(counts.shapes), "operations_a_micro_step": round(counts.operations / micro_steps)}
+
+
+def python_calls(work: Callable[[], Any]) -> int:
+    """Operations that are asked of the dispatcher from outside it, forward and backward: those that compiled code has left are seen too."""
+    from torch.profiler import ProfilerActivity, profile
+
+    def is_operation(event: Any) -> bool:
+        return "::" in event.name and not event.name.startswith("autograd::")
+
+    def inside_another(event: Any) -> bool:
+        while event := event.cpu_parent:
+            if is_operation(event):
+                return True
+        return False
+
+    with profile(activities=[ProfilerActivity.CPU]) as made:
+        work()
+    return sum(is_operation(event) and not inside_another(event) for event in made.events())
 
 
 def loss_bytes(targets: int, vocabulary: int) -> dict[str, float]:
@@ -122,11 +146,11 @@ def main() -> None:
     for plan in asked["plans"]:
         for zero_stage in asked["zero"]:
             for mode in asked["modes"]:
-                figures = counted(
-                    Path(asked["folder"]) / f"{plan}.npz", asked["steps"], asked["attention"], zero_stage, mode, asked["static"]
-                )
-                found[f"{plan}, ZeRO-{zero_stage}, {mode}"] = figures
-                print(json.dumps({"told": f"{plan}, ZeRO-{zero_stage}, {mode}: {figures}"}), flush=True)
+                case = f"{plan}, ZeRO-{zero_stage}, {mode}"
+                steps = asked["steps"] if (zero_stage, mode) == (1, "full") else asked["fewer_steps"]
+                path, known = Path(asked["folder"]) / f"{plan}.npz", [asked[name] for name in ("attention", "static", "compiled")]
+                found[case] = counted(path, steps, known[0], zero_stage, mode, *known[1:])
+                print(json.dumps({"told": f"{case}: {found[case]}"}), flush=True)
     print(json.dumps({"counts": found, "loss": loss_bytes(512, 4096)}), flush=True)
 
 

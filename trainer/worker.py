@@ -22,6 +22,7 @@ from trainer.fragments import CorruptFile as CorruptFile
 from trainer.fragments import Fragments, open_together
 from trainer.freeze import exact_fragments
 from trainer.guard import Guard, Stopped
+from trainer.heap import keep_freed_memory
 from trainer.heartbeat import Heartbeat
 from trainer.limits import Limits
 from trainer.loop import run_stage
@@ -54,6 +55,8 @@ def train_jobs(
     `resume`: key → step of the checkpoint to go on from (0: none); `node`: for the watchdog; `leaving`: whether a node of the group is about
     to be taken away. Returns early, with what was done saved, then or when a stop was asked for.
     """
+    if not settings.use_gpu:
+        keep_freed_memory()
     store = StageStore(Path(settings.run_folder))
     rank = torch.distributed.get_rank()
     beat = Heartbeat(Path(settings.run_folder), rank, node, settings.trainer.watch.start_s, leaving)
