@@ -79,7 +79,8 @@ class CompiledLayers:
             torch._functorch.config.force_non_lazy_backward_lowering = True
         self._key = (type(module), str(module.config), BACKEND, static)
         self._tell, self.layers = tell, inner_layers(module)
-        self._options = {"triton.cudagraphs": True} if cuda_graphs else None
+        # Dropout draws what it would draw uncompiled: a run may go on where layers cannot be compiled.
+        self._options = {"fallback_random": True, "triton.cudagraphs": cuda_graphs} if BACKEND == "inductor" else None
         self.why_not = _cannot.get(self._key, "" if self.layers else "the model names no layers")
         if self.why_not:
             tell(f"layers are not compiled: {self.why_not}")
@@ -92,9 +93,14 @@ class CompiledLayers:
         """`uneven`: see _frozen_here_alone; `marks`: tells replayed graphs that a micro-step begins and what the last one wrote is not needed any more."""
         compiled = torch.compile(own, fullgraph=True, dynamic=not static, backend=BACKEND, options=self._options)  # type: ignore[call-overload, arg-type]
 
+        as_compiled = True
+
         @wraps(own)
         def forward(*arguments: Any, **keywords: Any) -> Any:
-            if self.why_not or not torch.is_grad_enabled():
+            nonlocal as_compiled
+            if torch._C._current_graph_task_id() == -1:  # else a backward pass computes again what a forward pass has: in the same way
+                as_compiled = not self.why_not
+            if not as_compiled or not torch.is_grad_enabled():
                 return own(*arguments, **keywords)
             try:
                 if marks:
@@ -103,6 +109,7 @@ class CompiledLayers:
                     return compiled(*arguments, **keywords)
             except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
                 self._leave(error)
+                as_compiled = False
             return own(*arguments, **keywords)
 
         return forward
