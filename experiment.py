@@ -238,7 +238,10 @@ class Experiment(Strict):
             check_named(place, model)
         for _, model in named if networks else ():
             if model.name and Path(model.name).is_dir():
+                from trainer.text_model import check_text_model
+
                 check_model_folder(Path(model.name), model.resize_embeddings)
+                check_text_model(Path(model.name))
 
     def check_tokens(self, largest: int | None) -> None:
         """UserError where the records use a token that the model's folder has no row for. `largest`: the largest id; None: not counted."""

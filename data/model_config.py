@@ -31,6 +31,8 @@ def check_name(place: str, name: str) -> None:
     """UserError where it is neither a folder nor what a model of the hub could be called."""
     path = Path(name)
     if path.is_dir():
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            raise UserError(f"{place}: {name} holds an adapter of peft and no model; merge it into its model, and give that folder")
         if not (path / "config.json").is_file():
             raise UserError(f"{place}: {name} holds no config.json; give the folder with config.json, tokenizer and safetensors")
         return

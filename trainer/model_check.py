@@ -14,7 +14,8 @@ from data.model_config import check_name
 from trainer.config import ModelConfig
 from trainer.model_tensors import Header, check_headers, check_network, check_tokens, embedding_rows, headers
 
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx")
+_POINTER = b"version https://git-lfs"
 
 
 def check_model_folder(folder: Path, grown: bool = False) -> dict[str, Header]:
@@ -52,6 +53,7 @@ def check_folder_tokens(model: ModelConfig, largest: int | None) -> None:
 
 def check_files(folder: Path, grown: bool = False) -> dict[str, Header]:
     """The tensors' headers; UserError for faults that config.json and the files' headers show, without torch or transformers."""
+    _refuse_pointers(folder)
     config = _json(folder / "config.json")
     files = _weight_files(folder)
     for path in files:
@@ -69,6 +71,17 @@ def check_files(folder: Path, grown: bool = False) -> dict[str, Header]:
     tensors = headers(files)
     check_headers(folder, config, tensors, grown)
     return tensors
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """What `git clone` leaves without git-lfs: a few lines of text under the name of each large file."""
+    for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.model"))):
+        if path.is_file() and path.stat().st_size < 1024:
+            with path.open("rb") as file:
+                if file.read(len(_POINTER)) == _POINTER:
+                    raise UserError(
+                        f"{path}: is a pointer of Git LFS and not the file; run `git lfs pull` in the folder, or fetch the model again"
+                    )
 
 
 def _refuse_two_layouts(folder: Path, files: list[Path]) -> None:
@@ -93,9 +106,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if not index.exists():
         if (single := folder / "model.safetensors").exists():
             return [single]
-        found = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
-        only = f", only {found[0]}" if found else ""
-        raise UserError(f"{folder}: no model.safetensors{only}; convert the model to safetensors (pickled weights are never read)")
+        raise UserError(f"{folder}: no model.safetensors{_instead(folder)}")
     weight_map = _json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: weight_map is missing; fetch the model again")
@@ -106,6 +117,16 @@ def _weight_files(folder: Path) -> list[Path]:
         if not (folder / name).exists():
             raise UserError(f"{folder / name}: missing, and {index.name} names it; fetch the model again")
     return [folder / name for name in names]
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without weights that can be read holds, and what to do with it."""
+    if shards := sorted(path.name for path in folder.glob("*.safetensors")):
+        return f", only {shards[0]} and no model.safetensors.index.json; fetch the model again"
+    if packed := sorted(path.name for path in folder.glob("*.gguf")):
+        return f", only {packed[0]}; make a folder of it with python -m trainer model convert {folder / packed[0]} --out DIR"
+    found = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
+    return f"{f', only {found[0]}' if found else ''}; convert the model to safetensors (pickled weights are never read)"
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -112,6 +112,9 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no tokenizer": (no_tokenizer, "no tokenizer .no tokenizer.json.; copy"),
     "an encoder": (lambda f: config(f, model_type="t5", architectures=["T5Model"]), "transformers makes no causal language model of it"),
     "nonsense in config": (lambda f: config(f, num_attention_heads="four"), "transformers makes no causal language model of it"),
+    "shards without their index": (lambda f: (shards(f), (f / "model.safetensors").unlink(), (f / "model.safetensors.index.json").unlink()), "no model.safetensors, only model-00001-of-00002.safetensors and no model.safetensors.index.json"),
+    "a GGUF file": (lambda f: (f / "model.safetensors").rename(f / "m.gguf"), "no model.safetensors, only m.gguf; make a folder of it with python -m trainer model convert"),
+    "pointers of Git LFS": (lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"), "model.safetensors: is a pointer of Git LFS and not the file; run `git lfs pull`"),
     "a missing shard": (lambda f: (shards(f), (f / "model.safetensors").unlink(), (f / "model-00002-of-00002.safetensors").unlink()), "00002.safetensors: missing, and model.safetensors.index.json names it"),
 }  # fmt: skip
 
@@ -126,7 +129,18 @@ def test_refused_in_a_line(name: str, folder: Path) -> None:
     assert time.process_time() - start < SECONDS and "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 
-EARLY = ["quantised by config", "float8", "scales", "another output layer", "a grown tokenizer", "no tokenizer", "an older single file"]
+EARLY = [
+    "shards without their index",
+    "a GGUF file",
+    "pointers of Git LFS",
+    "quantised by config",
+    "float8",
+    "scales",
+    "another output layer",
+    "a grown tokenizer",
+    "no tokenizer",
+    "an older single file",
+]
 
 
 @pytest.mark.parametrize("name", EARLY)
@@ -187,6 +201,12 @@ def test_names_that_are_paths(name: str, reason: str) -> None:
     with pytest.raises(UserError, match=f"^model.name: .*{reason}"):
         check_named("model.name", ModelConfig(name=name))
     check_named("model.name", ModelConfig(name="Qwen/Qwen2.5-0.5B"))  # the twin: for the hub to answer
+
+
+def test_an_adapter_is_no_model(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    with pytest.raises(UserError, match="model.name: .* holds an adapter of peft and no model; merge it"):
+        check_named("model.name", ModelConfig(name=str(folder)))
 
 
 FETCH = "from pathlib import Path; from trainer.config import *; from trainer.hub import *; print(fetch_model(ModelConfig(name='acme/tiny'), Path({target!r})))"
