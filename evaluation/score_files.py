@@ -190,11 +190,7 @@ def read_score(stem: Path) -> Score | None:
 
 def is_scored(stem: Path) -> bool:
     """Whether a whole score lies there: what a full disk or a copy that broke off has left is none, and is examined again."""
-    about, rows = _files(stem)
-    try:
-        return pq.read_metadata(rows).num_rows >= 0 and bool(_about(about))
-    except _TORN:
-        return False
+    return read_score(stem) is not None
 
 
 _TORN = (pa.ArrowException, ValueError, OSError)

@@ -93,7 +93,16 @@ def best_arms(run_folder: Path, count: int) -> set[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    """{} where it is not there. UserError where it is torn: what is needed is then not known, and nothing may be deleted."""
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        values = None
+    if not isinstance(values, dict) or not isinstance(values.get("arms", {}), dict):
+        raise UserError(f"{path}: torn (a full disk?), or another program's; run the command that writes it again")
+    return values
 
 
 def collect(run_folder: Path, keep_best: int | None, unfinished: bool, delete: bool, curricula: Curricula) -> None:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from console import RunError
 from data.config import Stage
 from failpoints import hit
 from trainer.config import TrainerConfig
@@ -68,9 +69,17 @@ class StageStore:
         return self.root / key
 
     def manifest(self, key: str) -> dict[str, Any] | None:
-        """The manifest of a committed stage, else None."""
+        """The manifest of a committed stage, else None. RunError where it is torn: the weights beside it may be whole, so nothing is done to them."""
         path = self.folder(key) / "manifest.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            manifest = None
+        if not isinstance(manifest, dict):
+            raise RunError(f"{path}: torn (a full disk?); move {path.parent} away, and the stage is trained again")
+        return manifest
 
     def clear_partial(self, key: str) -> None:
         """Removes what an interrupted try left, but for its checkpoints; a committed stage is never touched."""

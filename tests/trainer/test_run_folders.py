@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from console import UserError
+from console import RunError, UserError
 from data.config import Bios, DataConfig, Source, Stage
 from trainer.config import ModelConfig, TinyModel
-from trainer.retention import find_waste
+from trainer.retention import best_arms, find_waste
 from trainer.sources import refuse_another_experiment, refuse_changed_data
 from trainer.store import StageStore, write_json
 
@@ -59,3 +59,21 @@ def test_another_experiment_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "rows.jsonl").write_text('{"text": "a"}')
     refuse_another_experiment(run, data("c"), named)  # the same rows, moved
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "\0\0"])
+def test_torn_files_of_a_run_are_one_line(content: str, tmp_path: Path) -> None:
+    """Left by a full disk: nothing is deleted on their word, and there is no traceback."""
+    store = StageStore(tmp_path)
+    (store.folder("abc") / "weights").mkdir(parents=True)
+    (store.folder("abc") / "manifest.json").write_text(content)
+    with pytest.raises(RunError, match="manifest.json: torn .*; move .*abc away"):
+        find_waste(tmp_path, None, unfinished=True)
+    assert store.manifest("def") is None, "the twin: a stage that is not there"
+    (store.folder("abc") / "manifest.json").unlink()
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(UserError, match="report.json: torn"):
+        best_arms(tmp_path, 1)
+    (tmp_path / "arms.json").write_text(content)
+    with pytest.raises(UserError, match="arms.json: torn"):
+        find_waste(tmp_path, None, unfinished=False)
