@@ -1,5 +1,6 @@
 """Workbooks (.xlsx) as tables, by openpyxl, row by row: one sheet is read, the first row with anything in it is its header."""
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from data.validate import Fault, Raw, excerpt, header_fault
 _MOST_UNPACKED = 256 << 20
 """Texts that cells share are held: up to three times as many bytes of memory. A larger table is a CSV."""
 _MOST_ROWS = 1 << 20
+_MERGED = re.compile(rb'<(?:\w+:)?mergeCell [^>]*?ref="([A-Z]{1,3}\d{1,7}:[A-Z]{1,3}\d{1,7})"')
+_LONGEST_TAG = 200
 _FAILED = {"#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#N/A"}
 """What a formula that came to nothing leaves in its cell."""
 
@@ -39,7 +42,9 @@ def xlsx_rows(path: Path, source: Source) -> Iterator[Raw | Fault]:
     assert not isinstance(names, Fault)
     try:
         with _workbook(path) as book:
-            yield from _rows(book[chosen], source, f":{chosen}!" if len(names) > 1 else ":")
+            yield from _rows(
+                _with_merged(_filled(book[chosen]), _merged(book, book[chosen])), source, f":{chosen}!" if len(names) > 1 else ":"
+            )
     except Exception as error:
         yield _unreadable(error)
 
@@ -74,9 +79,37 @@ def _filled(sheet: Any) -> Iterator[tuple[int, list[Any]]]:
             yield number, list(cells[:last])
 
 
-def _rows(sheet: Any, source: Source, place: str) -> Iterator[Raw | Fault]:
+def _with_merged(rows: Iterator[tuple[int, list[Any]]], merged: dict[int, list[tuple[int, int]]]) -> Iterator[tuple[int, list[Any]]]:
+    """Rows in which a cell that is merged over several of them stands in each; the file has it in the first alone."""
+    held: dict[int, tuple[int, Any]] = {}  # column → (last row, value)
+    for number, cells in rows:
+        held = {column: over for column, over in held.items() if over[0] >= number}
+        for column, (_, value) in held.items():
+            cells += [None] * (column - len(cells))
+            cells[column - 1] = value
+        held |= {column: (last, cells[column - 1]) for column, last in merged.get(number, []) if column <= len(cells)}
+        yield number, cells
+
+
+def _merged(book: Any, sheet: Any) -> dict[int, list[tuple[int, int]]]:
+    """First row → (column, last row) of the cells that are merged over rows: they stand behind the rows, where no reader of rows looks."""
+    from openpyxl.utils import range_boundaries
+
+    found: dict[int, list[tuple[int, int]]] = {}
+    with book._archive.open(sheet._worksheet_path) as file:
+        tail = b""
+        while part := file.read(1 << 20):
+            for match in _MERGED.finditer(tail + part):
+                column, first, _, last = range_boundaries(match[1].decode())
+                if last > first:
+                    found.setdefault(first, []).append((column, last))
+            tail = (tail + part)[-_LONGEST_TAG:]
+    return {first: sorted(set(cells)) for first, cells in found.items()}
+
+
+def _rows(rows: Iterator[tuple[int, list[Any]]], source: Source, place: str) -> Iterator[Raw | Fault]:
     header: list[str] | None = None
-    for number, cells in _filled(sheet):
+    for number, cells in rows:
         if header is None:
             header = [str(cell if cell is not None else "").strip() for cell in cells]
             if fault := header_fault(header, source):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openpyxl import Workbook
 
 from data.config import Source, format_of
 from data.readers import read_source
@@ -102,6 +103,26 @@ def test_a_size_that_is_not_so_is_not_believed(tmp_path: Path) -> None:
     for size in ("A1:A1", "A1:XFD1048576"):
         [one] = records(workbook(tmp_path, edited(SHEET.format(f'<dimension ref="{size}"/><sheetData>{head}{row}</sheetData>'))))
         assert one.answers == ("a",)
+
+
+def test_a_cell_merged_over_rows_stands_in_each(tmp_path: Path) -> None:
+    """Else the questions of a document would lose it, silently."""
+    book = Workbook()
+    for row in (
+        ["doc_id", "question", "answer"],
+        ["d1", "q1", "a"],
+        [None, "q2", "a"],
+        [None, None, None],
+        [None, "q3", "a"],
+        [None, "q4", "a"],
+    ):
+        book.active.append(row)
+    book.active.merge_cells("A2:A5")
+    sink = io.BytesIO()
+    book.save(sink)
+    assert [(record.question, record.doc_id) for record in records(workbook(tmp_path, sink.getvalue()))] == [
+        ("q1", "d1"), ("q2", "d1"), ("q3", "d1"), ("q4", None),
+    ]  # fmt: skip
 
 
 def test_endings() -> None:
