@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from data.archive import NoDocument, open_archive
+from data.build.formulae import formulae_written_out
 from data.build.markup import lowered, page, raised, readable
 
 _STYLES = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => p:fresh"
@@ -27,7 +28,11 @@ def docx(path: str) -> dict[str, Any]:
     with open_archive(path) as archive, open(path, "rb") as file:
         about = _core(archive)
         made = mammoth.convert_to_html(
-            file, style_map=_STYLES, include_embedded_style_map=False, convert_image=lambda image: [], ignore_empty_paragraphs=True
+            formulae_written_out(archive) or file,
+            style_map=_STYLES,
+            include_embedded_style_map=False,
+            convert_image=lambda image: [],
+            ignore_empty_paragraphs=True,
         )
     soup = BeautifulSoup(made.value, "lxml")
     heading = soup.find("h1")

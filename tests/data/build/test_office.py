@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from data.build.confined import Confined
 from data.build.pages import Page, read_pages
 from data.build.walk import find_files
@@ -73,6 +75,36 @@ def test_a_workbook_sheet_by_sheet(tmp_path: Path) -> None:
     }
     left = {name: page.reason for name, page in found.items() if isinstance(page, Refusal)}
     assert left["port.xlsx:Sums"].startswith("no column of text (columns: n)") and left["x.xlsx"].startswith("no whole zip archive")
+
+
+_MATH = "http://schemas.openxmlformats.org/officeDocument/2006/math"
+
+
+def math(body: str) -> str:
+    return f'<m:oMath xmlns:m="{_MATH}">{body}</m:oMath>'
+
+
+def r(text: str) -> str:
+    return f"<m:r><m:t>{text}</m:t></m:r>"
+
+
+@pytest.mark.parametrize(
+    ("formula", "text"),
+    [
+        (math(f"<m:sSup><m:e>{r('10')}</m:e><m:sup>{r('30')}</m:sup></m:sSup>"), "10³⁰"),
+        (math(f"<m:sSub><m:e>{r('x')}</m:e><m:sub>{r('max')}</m:sub></m:sSub>{r('=2')}"), "x_max=2"),
+        (math(f"<m:f><m:num>{r('a+b')}</m:num><m:den>{r('c')}</m:den></m:f>"), "(a+b)/c"),
+        (math(f"<m:rad><m:deg/><m:e>{r('x')}</m:e></m:rad>"), "√(x)"),
+        (math(f'<m:nary><m:naryPr><m:chr m:val="∑"/></m:naryPr><m:sub>{r("i=1")}</m:sub><m:sup>{r("n")}</m:sup><m:e>{r("i")}</m:e></m:nary>'), "∑ᵢ₌₁ⁿ i"),
+        (math(f"<m:d><m:e>{r('a')}</m:e></m:d>"), "(a)"),
+        (f'<m:oMathPara xmlns:m="{_MATH}">{math(r("E=m"))}{math(r("c"))}</m:oMathPara>', "E=mc"),
+    ],
+)  # fmt: skip
+def test_formulae_of_word(formula: str, text: str, tmp_path: Path) -> None:
+    """mammoth leaves them out without a word."""
+    (tmp_path / "a.docx").write_bytes(office.docx(f"<w:p><w:r><w:t>It is </w:t></w:r>{formula}<w:r><w:t> here.</w:t></w:r></w:p>"))
+    page = read(tmp_path)["a.docx"]
+    assert isinstance(page, Page) and page.text == f"It is {text} here."
 
 
 BOMB = bytearray(office.zipped({"word/document.xml": b"0"}))
