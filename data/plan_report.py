@@ -15,6 +15,7 @@ from data.orders import Items
 from data.packing import num_pieces, pack
 from data.plan import Plan, coverage
 from data.records import Corpus, Document
+from data.static_rows import padded_share
 from data.validate import excerpt
 
 _SAMPLED_STEPS = 40
@@ -104,15 +105,17 @@ def sampled_steps(plan: Plan, most: int) -> list[int]:
 def packing_fill(plan: Plan, lengths: Items, world_size: int, capacity: int, sampled: int = _SAMPLED_STEPS) -> dict[str, float]:
     """How full rows are and how even ranks, over at most `sampled` steps, taken at equal distances.
 
-    fill: tokens in rows of `capacity`, filler not counted; tokens_per_rank: of a step, on average; busiest: the fullest rank over the mean.
+    fill: tokens in rows of `capacity`, filler not counted; padded_fill: in rows padded to a ladder of lengths, as on GPUs; tokens_per_rank: of a step, on average; busiest: the fullest rank over the mean.
     """
     chosen = sampled_steps(plan, sampled)
     tokens, rows, busiest = 0, 0, []
+    sizes: list[int] = []
     for number in chosen:
         # Beyond a rank for every piece more ranks hold filler alone: packed for fewer, and counted for all.
         step = lengths[plan.step(number)]
         grid = pack(step, min(world_size, num_pieces(step, capacity)), capacity)
         ranks = [sum(len(p) for row in rows_of_rank for p in row if p.counts) for rows_of_rank in zip(*grid, strict=True)]
+        sizes += [sum(map(len, row)) for rows_of_step in grid for row in rows_of_step]
         tokens += sum(ranks)
         rows += len(grid) * world_size
         busiest.append(max(ranks) * world_size / sum(ranks))
@@ -120,6 +123,7 @@ def packing_fill(plan: Plan, lengths: Items, world_size: int, capacity: int, sam
         "world_size": world_size,
         "row_tokens": capacity,
         "fill": round(tokens / (rows * capacity), 4),
+        "padded_fill": round(padded_share(sizes), 4),
         "tokens_per_rank": round(tokens / len(chosen) / world_size),
         "micro_steps": round(rows / world_size / len(chosen), 2),
         "busiest": round(float(np.mean(busiest)), 3),

@@ -90,6 +90,13 @@ def fill(shapes: Shapes, plan: Plan, lengths: Items, world_size: int, capacity: 
     return sum(tokens) / sum(shapes.length(n) for n in tokens)
 
 
+def padded_share(tokens: list[int]) -> float:
+    """Real tokens of rows of so many, as a share of what a ladder of their own pads them to."""
+    rounded = _up(np.array(tokens), _LENGTH_MULTIPLE[False])
+    ladder = _ladder(rounded, sum(tokens), _MOST_LENGTHS[False])
+    return sum(tokens) / float(np.array(ladder)[np.searchsorted(ladder, tokens)].sum())
+
+
 def best_row_tokens(stages: list[tuple[Plan, Items]], world_size: int, item: int, most: int) -> tuple[int, float]:
     """(tokens of a row, share of real tokens): the longest of 2,048, 4,096, … `most` with FULL rows, so that a step has few long micro-steps; where none has, the fullest.
 
