@@ -24,7 +24,7 @@ from evaluation.merged import merged
 from evaluation.model_card import model_card
 from evaluation.page import page
 from evaluation.question_files import read_questions
-from evaluation.reading import reading_command
+from evaluation.reading import Asked, reading_command
 from evaluation.render import baseline_lines, markdown, summary, terminal_table
 from evaluation.report import build_report
 from evaluation.score_files import TrainedArm, is_scored, read_arms, read_score, score_stem, stage_totals, trained_stages
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     if words[:1] == ["examine"]:
         return ask.examine_command(words[1:], _connected)
     if words[:1] == ["reading"]:
-        return reading_command(words[1:], _connected)
+        return reading_command(words[1:], _connected, _read_by)
     if words[:1] == ["ask"]:
         return ask.ask_command(words[1:], _connected)
     return examine_experiment(words)
@@ -183,6 +183,11 @@ def _connected(config: ExamConfig, insecure: bool = False) -> "Iterator[EngineOp
 
     with connected(cpus_needed=1, gpus_needed=config.gpus or 0, insecure=insecure):
         yield engine_options(config, gpus_here())
+
+
+def _read_by(file: str, overrides: list[str]) -> Asked:
+    one = load_experiment(file, overrides)
+    return Asked(one.data, one.model.name, one.model.bos, one.exam, one.folder, one.seed)
 
 
 def _measure(extras: Extras, folder: Path, config: ExamConfig, insecure: bool) -> None:

@@ -5,13 +5,14 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich import box
 from rich.table import Table
 
 from console import UserError, chatter_to, out, progress, say, write_result
-from data.framing import begin, template_of
+from data.config import DataConfig
+from data.framing import Begins, begin, template_of
 from data.load import load_corpus
 from data.records import Corpus, Part
 from data.templates import Wording
@@ -20,7 +21,6 @@ from evaluation.config import ExamConfig
 from evaluation.exam import build_exam, sample, tokenise
 from evaluation.score_files import asked_in
 from evaluation.sitting import sit
-from experiment import load_experiment
 
 if TYPE_CHECKING:
     from evaluation.engine import Engine
@@ -38,22 +38,32 @@ PASSAGES: list[Setting] = [
 """Tried with what is found, in the best of the prompts."""
 
 
-def reading_command(argv: list[str], connect: Connect) -> int:
+class Asked(NamedTuple):
+    """What of an experiment a trial needs; the door reads it."""
+
+    data: DataConfig
+    model: str | None
+    bos: Begins
+    exam: ExamConfig
+    folder: Path
+    seed: int
+
+
+def reading_command(argv: list[str], connect: Connect, asked_of: Callable[[str, list[str]], Asked]) -> int:
     args = _parse(argv)
-    experiment = load_experiment(args.file, args.overrides)
-    if not experiment.model.name or not Path(experiment.model.name).is_dir():
+    asked = asked_of(args.file, args.overrides)
+    if not asked.model or not Path(asked.model).is_dir():
         raise UserError("model.name: a folder is meant here: a model that can read, as make real-model leaves one")
-    trial = on_train(load_corpus(experiment.data, experiment.seed), args.questions, experiment.seed)
-    model = experiment.model
-    tokenizer = load_tokenizer(str(model.name))
-    begin(tokenizer, model.bos)
-    encoder = Encoder(tokenizer, Wording(template_of(Path(str(model.name)))))  # type: ignore[arg-type]
-    log = experiment.folder / "logs" / "reading.log"
-    say(f"{model.name}: {len(trial.part('test').questions)} train questions in {len(PROMPTS) + len(PASSAGES)} settings; details: {log}")
+    trial = on_train(load_corpus(asked.data, asked.seed), args.questions, asked.seed)
+    tokenizer = load_tokenizer(asked.model)
+    begin(tokenizer, asked.bos)
+    encoder = Encoder(tokenizer, Wording(template_of(Path(asked.model))))  # type: ignore[arg-type]
+    log = asked.folder / "logs" / "reading.log"
+    say(f"{asked.model}: {len(trial.part('test').questions)} train questions in {len(PROMPTS) + len(PASSAGES)} settings; details: {log}")
     from evaluation.engine import Engine
 
-    with chatter_to(log), connect(experiment.exam, args.insecure) as options, Engine(options) as engine:
-        found = try_settings(trial, experiment.exam, experiment.seed, str(model.name), encoder, engine, experiment.folder / "retrieval")
+    with chatter_to(log), connect(asked.exam, args.insecure) as options, Engine(options) as engine:
+        found = try_settings(trial, asked.exam, asked.seed, asked.model, encoder, engine, asked.folder / "retrieval")
     if args.json:
         write_result(json.dumps(found, indent=1))
     else:

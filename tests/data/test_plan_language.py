@@ -98,6 +98,7 @@ def test_stage_key_holds_new_settings_only_where_they_are_set() -> None:
         "freeze_share": 0.5,
         "warmup_share": 0.1,
         "adapter": {"r": 8, "use_dora": True},
+        "wordings": 3,
     }
     for name, value in new.items():
         assert stage_facts(stage(**{name: value})) == {**before, name: value}
