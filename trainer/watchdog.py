@@ -42,9 +42,9 @@ class Watchdog:
         self.committed |= {name for beat in beats.values() for name in beat.get("committed", [])}
         self._seen = {rank: entry for rank, entry in self._seen.items() if rank in beats}
         for rank, beat in beats.items():
-            identity = (beat["pid"], beat["beat"])
-            if rank not in self._seen or self._seen[rank][0] != identity:
-                self._seen[rank] = (identity, now, beat)
+            pid, number = beat["pid"], beat["beat"]
+            if rank not in self._seen or self._seen[rank][0][0] != pid or self._seen[rank][0][1] < number:
+                self._seen[rank] = ((pid, number), now, beat)
         return beats
 
     def poll(self) -> str | None:
