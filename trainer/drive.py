@@ -140,9 +140,11 @@ def await_told(folder: Path, committed: set[str]) -> None:
     for name in sorted(committed):
         if "/checkpoints/" in name and Path(name).parts[1] not in stages:
             newest[Path(name).parts[1]] = name
-    for name in [*(f"stages/{key}/manifest.json" for key in stages), *newest.values()]:
-        with suppress(FileNotFoundError):
-            await_file(folder / name)
+    for path in [*(folder / "stages" / key / "manifest.json" for key in stages), *map(folder.joinpath, newest.values())]:
+        damaged = (path.with_name("manifest.corrupt.json"), path.parent.with_name(f"corrupt-{path.parent.name}"))
+        if not any(aside.exists() for aside in damaged):  # taken away since, by who checked it
+            with suppress(FileNotFoundError):
+                await_file(path)
 
 
 class _Shown:
