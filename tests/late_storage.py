@@ -1,5 +1,5 @@
 """A shared file system that shows a file late: for some seconds after another process has made it, `stat` and `open` know nothing of it (NFS's cached
-"no such file"). What this process has made itself it sees at once.
+"no such file"). What this process has made itself, and what was there before it started, it sees at once.
 
 In this process by install(seconds); in every Python process of a run by PYTHONPATH=<folder with a sitecustomize.py that calls it>.
 """
@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-_WATCHED = ("manifest.json", "rank-", "progress.json", "arms.json", ".npz", "tokens.bin", ".safetensors")
+_WATCHED = ("manifest.json", "rank-", "progress.json", "arms.json", ".npz", "tokens.bin")
+"""Parts of names; not what libraries write past Python, for it would be hidden from its own process."""
 
 
 def install(late_s: float) -> None:
     own: set[str] = set()
+    installed = time.time()
     stat, replace, rename, open_, os_open = os.stat, os.replace, os.rename, builtins.open, os.open
 
     def name_of(path: Any) -> str | None:
@@ -30,10 +32,10 @@ def install(late_s: float) -> None:
         if name is None or name in own:
             return
         try:
-            young = time.time() - stat(name).st_ctime < late_s
+            made = stat(name).st_ctime
         except OSError:
             return
-        if young:
+        if made > installed and time.time() - made < late_s:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
     def late_stat(path: Any, *args: Any, **kwargs: Any) -> Any:

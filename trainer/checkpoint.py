@@ -71,6 +71,18 @@ def await_committed(folder: Path, part: str = "") -> None:
                 await_file(folder / name)
 
 
+def await_model(folder: Path) -> None:
+    """The same of a model folder, which the driver may have made a moment ago."""
+    await_file(folder / "config.json")
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if not index.exists():
+        with suppress(FileNotFoundError):
+            await_file(single)
+            return
+    for name in set(json.loads(await_file(index).read_text())["weight_map"].values()):
+        await_file(folder / name)
+
+
 def set_aside(folder: Path) -> None:
     """Takes a damaged folder out of the way without destroying what somebody may want to look at; one per place is kept."""
     target = folder.with_name(f"corrupt-{folder.name}")

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,8 +15,7 @@ import torch
 
 from data.rows import Row
 from trainer.attention import attention_in_words
-from trainer.checkpoint import Checkpoint, Saver, await_committed, checkpoints, clear_uncommitted, rank_zero_says, set_aside
-from trainer.export import export_stage, parent_weights, stage_template
+from trainer.checkpoint import Checkpoint, Saver, await_committed, await_model, checkpoints, clear_uncommitted, rank_zero_says, set_aside
 from trainer.flops import row_flops
 from trainer.fragment_file import FragmentBuffer, filled, fragment_file, write_fragments
 from trainer.fragments import CorruptFile as CorruptFile
@@ -88,6 +88,8 @@ def _settings_of(settings: WorkerSettings, job: Job) -> WorkerSettings:
 
 def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: RowsOf, first_step: int, beat: Heartbeat) -> None:
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    beat.enter("load", settings.trainer.watch.start_s)
+    _await_what_is_needed(settings, store, job, first_step)
     limits = Limits(settings, store, job, world_size, first_step)
     beat.enter("load", limits.load_s)
     if rank == 0:
@@ -97,10 +99,6 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
         store.clear_partial(job.key)
         clear_uncommitted(store.folder(job.key))
     torch.distributed.barrier()
-    if job.parent:
-        await_committed(store.folder(job.parent), "weights/")
-    if first_step:
-        await_committed(store.folder(job.key) / "checkpoints" / f"step-{first_step:08d}")
     device = torch.device("cuda", torch.cuda.current_device()) if settings.use_gpu else torch.device("cpu")
     with limits.loading(beat):
         saved, fragments = _checkpoint(store, job, first_step)
@@ -131,7 +129,8 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     }
     saver = Saver(store.folder(job.key), rank, world_size, facts, checkpoint.keep, checkpoint.failures)
     saver.on_commit = lambda folder: beat.committed(f"stages/{job.key}/checkpoints/{folder.name}/manifest.json")
-    beat.saving = lambda: saver.busy
+    kept = weakref.ref(saver)  # a beat must not keep the saver's copy of weights and moments
+    beat.saving = lambda: bool((alive := kept()) and alive.busy)
     try:
         totals = run_stage(
             engine,
@@ -192,6 +191,15 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
         }
         _commit(settings, job, store, made.shapes, about, files)
         beat.committed(f"stages/{job.key}/manifest.json")
+
+
+def _await_what_is_needed(settings: WorkerSettings, store: StageStore, job: Job, first_step: int) -> None:
+    """What others have written, maybe on another node a moment ago (data/durable.py)."""
+    await_model(Path(settings.model_folder))
+    if job.parent:
+        await_committed(store.folder(job.parent), "weights/")
+    if first_step:
+        await_committed(store.folder(job.key) / "checkpoints" / f"step-{first_step:08d}")
 
 
 def _write_weights(

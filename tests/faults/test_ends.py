@@ -31,12 +31,18 @@ from trainer.supervise import StopRequest, supervise
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_last_save_that_fails_is_a_failure(groups: Groups, tmp_path: Path, fails: bool, rank: str) -> None:
     """Asked to stop, workers save and end: well where the save does, as a failure on every rank where it does not, on whichever rank."""
-    experiment = write_experiment(tmp_path, "runs")
-    stop_file(tmp_path / "runs" / "small").parent.mkdir(parents=True)
-    stop_file(tmp_path / "runs" / "small").touch()
-    failing = {"STUDYHALL_FAIL": "fragment.before_data=disk", "STUDYHALL_FAIL_RANK": rank} if fails else {}
-    codes = groups(experiment, **failing)
-    (stage,) = (tmp_path / "runs" / "small" / "stages").iterdir()
+    experiment, run = write_experiment(tmp_path), tmp_path / "runs" / "small"
+
+    def stop_in_a_step() -> None:
+        _until((run / "progress.json").exists)  # after the first step
+        stop_file(run).touch()
+
+    asking = threading.Thread(target=stop_in_a_step)
+    asking.start()
+    failing = {"STUDYHALL_FAIL": f"step.begin=sleep:0.05{',fragment.before_data=disk' if fails else ''}", "STUDYHALL_FAIL_RANK": rank}
+    codes = groups(experiment, "trainer.checkpoint.every_steps=null", **failing)
+    asking.join()
+    (stage,) = (run / "stages").iterdir()
     assert codes == ([1, 1] if fails else [0, 0]) and len(checkpoints(stage)) == (0 if fails else 1)
     if fails:
         assert "the last checkpoint before the end could not be saved" in Path(f"{experiment}.0.log").read_text()
@@ -202,9 +208,9 @@ def test_beats_travel_through_ray(ray_cluster: str, tmp_path: Path) -> None:
         assert _until(lambda: beat.stop_requested)
     finally:
         beat.close()
-    assert board.beats()[0]["closed"] and json.dumps(board.beats())
+    assert _until(lambda: board.beats().get(0, {}).get("closed")) and json.dumps(board.beats())
     board.close()
-    assert board.beats() == {}
+    assert _until(lambda: board.beats() == {})
 
 
 def _until(what: Any, limit_s: float = 20.0) -> Any:
