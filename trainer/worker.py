@@ -16,6 +16,7 @@ import torch
 from data.rows import Row
 from trainer.attention import attention_in_words
 from trainer.checkpoint import Checkpoint, Saver, await_committed, await_model, checkpoints, clear_uncommitted, rank_zero_says, set_aside
+from trainer.export import export_stage, parent_weights, stage_template
 from trainer.flops import row_flops
 from trainer.fragment_file import FragmentBuffer, filled, fragment_file, write_fragments
 from trainer.fragments import CorruptFile as CorruptFile
