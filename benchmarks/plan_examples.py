@@ -30,7 +30,7 @@ CASES: dict[str, tuple[str, str, float | None, list[str]]] = {
     "70B, 8×A100-80G": ("wiki2023_llama2_70b", "8xA100-80G", None, []),
 }
 _KEPT = ("set_up", "num_gpus", "gpu_gib", "host_gib", "disk_gib", "tokens_per_gpu_and_micro_step", "break_even_tokens")
-_KEPT += ("tokens_per_s", "tokens_per_s_per_gpu", "hours", "overrides")
+_KEPT += ("tokens_per_s", "tokens_per_s_per_gpu", "hours", "phases", "overrides")
 
 
 def example(name: str, gpus: str, host_gib: float | None, overrides: list[str]) -> dict[str, Any]:

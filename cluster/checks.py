@@ -224,5 +224,31 @@ def storage(nodes: Nodes, folder: Path, needed_bytes: float | None) -> Line:
     return Line("storage", True, f"{folder}: shared, writable, renames work, {free / GIB:,.1f} GiB free{need}")
 
 
+_RATE_BYTES = 64 * 2**20
+_WRITERS = 8
+
+
+def storage_speed(nodes: Nodes, folder: Path) -> tuple[dict[str, float] | None, Line]:
+    """What one process and all nodes together (eight threads each) write and read a second, the slower of the two; for the planner (cluster/phases.py)."""
+    place = folder.resolve() / f".preflight-{secrets.token_hex(4)}"
+    place.mkdir(parents=True)
+    try:
+        found = {}
+        for name, writers in (("process_bytes_per_s", 1), ("storage_bytes_per_s", _WRITERS)):
+            answers = [answer for _, answer in nodes.ask(probe.storage_rate, str(place), _RATE_BYTES, writers)]
+            if failed := [answer for answer in answers if isinstance(answer, Exception)]:
+                return None, Line("storage speed", None, f"not measured: {_short(failed[0])}")
+            rates = [min(answer.values()) for answer in answers]
+            found[name] = min(rates) if writers == 1 else sum(rates)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    told = ", ".join(
+        f"{found[key] / 1e9:.2g} GB/s {who}" for key, who in (("process_bytes_per_s", "a process"), ("storage_bytes_per_s", "together"))
+    )
+    return found, Line(
+        "storage speed", True, f"{told}, measured with {_RATE_BYTES >> 20} MiB files on {len(nodes.all)} node(s); plan uses it"
+    )
+
+
 def _short(error: Any) -> str:
     return error_line(error)[:200]

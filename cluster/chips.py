@@ -101,6 +101,12 @@ class Hardware:
     """Measured over modelled speed (`--measure`)."""
     seconds_per_flop: float | None = None
     """Measured, of one CPU worker."""
+    storage_bytes_per_s: float = 5e9
+    """Of the shared storage, all readers and writers together: assumed, where neither `--storage` nor preflight tells."""
+    process_bytes_per_s: float = 1e9
+    """Of one process there: assumed likewise."""
+    storage_told: str = "assumed; --storage, or preflight, tells"
+    """Where the two come from, for people."""
 
     @property
     def num_nodes(self) -> int:

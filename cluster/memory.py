@@ -33,6 +33,8 @@ class SetUp:
     offload: bool = False
     adapter: int = 0
     """LoRA on all linear layers of this rank, the model frozen in bf16; 0: all weights are trained. Other adapters count as LoRA."""
+    on_experts: bool = True
+    """Whether the adapter is beside the experts too, where the model has any."""
     compensated: bool = False
     """bf16 weights, gradients and moments with Kahan compensation: 2 + 2 + 2 + 4 bytes a parameter, no fp32 masters."""
 
@@ -47,13 +49,33 @@ class SetUp:
 
 
 def trained_share(shape: ModelShape, set_up: SetUp) -> float:
-    """Of the model's weights: 1, or what LoRA puts beside every linear layer of a block, rank × (inputs + outputs)."""
+    """Of the model's weights: 1, or what LoRA puts beside every linear layer of a block, rank × (inputs + outputs).
+
+    Of experts too, each of a layer's; gate and up are one weight in the network, which peft gives twice the rank.
+    """
     if not set_up.adapter:
         return 1.0
-    d, f = shape.hidden_size, shape.intermediate_size
+    r, d, f = set_up.adapter, shape.hidden_size, shape.intermediate_size
     queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    block = 2 * (d + queries) + 2 * (d + keys) + 3 * (d + f)
-    return set_up.adapter * block * shape.num_hidden_layers / shape.parameters
+    attention = r * (2 * (d + queries) + 2 * (d + keys)) if queries else 0
+    states = r * (d + 2 * shape.inner_size + shape.inner_size + d) if shape.inner_size else 0
+    mlp = 3 * r * (d + f) if f else 0
+    if shape.num_experts:
+        e, one = shape.num_experts, shape.moe_intermediate_size
+        shared = shape.shared_intermediate_size
+        mlp = r * (d + e) + (3 * r * (d + shared) if shared else 0)
+        mlp += e * (2 * r * (d + 2 * one) + r * (one + d)) if set_up.on_experts else 0
+    with_attention, with_states = _layers(shape)
+    return (with_attention * attention + with_states * states + shape.num_hidden_layers * mlp) / shape.parameters
+
+
+def _layers(shape: ModelShape) -> tuple[int, int]:
+    """How many have attention, how many a state space; in some hybrids each has both."""
+    layers = shape.num_hidden_layers
+    with_attention = layers if shape.attention_layers is None else shape.attention_layers
+    if not shape.inner_size:
+        return with_attention, 0
+    return with_attention, layers if with_attention in (0, layers) else layers - with_attention
 
 
 @dataclass(frozen=True)
@@ -102,39 +124,48 @@ def gpu_memory(shape: ModelShape, set_up: SetUp, num_gpus: int, fp32: bool = Fal
         gradients, states = 0.0 if stage == 3 else gradients, 0.0
     share = trained * size / (n if stage >= 1 else 1)
     step = 0.0 if set_up.offload else 4.0 * (min(share, _SUB_GROUP) if stage == 3 else share)  # AdamW's square root
-    used = min(_BUCKET, size)
+    used, largest = min(_BUCKET, size), shape.largest_parameter
     bucket = used if fp32 else _BUCKET  # on CPUs memory that is never touched costs nothing
     buffers = wide * (bucket if stage >= 2 else used)
     if stage == 3:
-        buffers += wide * (used + min(_LIVE, size))
+        buffers += wide * (used + max(min(_LIVE, size), largest))
     elif set_up.offload:
-        buffers = (4 if stage == 1 else wide) * bucket + wide * largest_parameter(shape)
+        buffers = (4 if stage == 1 else wide) * bucket + wide * largest
     loading = weights if stage == 3 else 4.0 * size  # built and filled in fp32, then rounded
     return GpuMemory(
-        weights, gradients, states, activation_bytes(shape, set_up.row_tokens, set_up.recompute, wide),
+        weights, gradients, states, activation_bytes(shape, set_up.row_tokens, set_up.recompute, wide) + expert_copies(shape, set_up, wide),
         logit_bytes(shape, set_up.row_tokens), buffers, step, loading, wide,
     )  # fmt: skip
 
 
-def largest_parameter(shape: ModelShape) -> int:
-    """Elements: DeepSpeed's offload below ZeRO 3 keeps a buffer for it on both sides."""
-    return max(shape.vocab_size, shape.intermediate_size) * shape.hidden_size
+def expert_copies(shape: ModelShape, set_up: SetUp, wide: int = 2) -> float:
+    """Bytes that an adapter beside experts keeps for the backward pass: peft adds its product to all of a layer's experts, chosen or not, and the sum
+    is kept; with recomputation that of one layer at a time. The product itself comes on top while it is added."""
+    if not (set_up.adapter and set_up.on_experts and shape.num_experts):
+        return 0.0
+    layers = shape.num_hidden_layers
+    return wide * shape.expert_parameters / layers * ((1 if set_up.recompute else layers) + 1)
 
 
 def activation_bytes(shape: ModelShape, tokens: int, recompute: bool, wide: int = 2) -> float:
     """What a forward pass over a row keeps for the backward pass, of a decoder as transformers writes it.
 
     Per token and block: two norms keep their input in fp32, the normalised input and the output; attention keeps q, k, v and its
-    output; the gated MLP keeps gate, its activation, up and their product. With recomputation each block keeps its input only, and one
-    block at a time is whole. tests/cluster/test_memory.py counts the same on a real model.
+    output; the gated MLP keeps gate, its activation, up and their product, of experts those of the chosen ones and their inputs and outputs. A state
+    space keeps its two inputs, the convolution, its activation, the step widths in fp32 and the output (the fused kernels of mamba-ssm, which make the
+    states themselves again: assumed). With recomputation each block keeps its input only, and one block at a time is whole.
+    tests/cluster/test_memory.py counts the same on a real model.
     """
-    d, f = shape.hidden_size, shape.intermediate_size
+    d, norm = shape.hidden_size, (4 + 2 * wide) * shape.hidden_size
     queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    block = 2 * (4 + 2 * wide) * d + wide * (2 * queries + 2 * keys) + 4 * wide * f
-    last = (4 + 2 * wide) * d
+    attention, states = wide * (2 * queries + 2 * keys), (6 * wide + 4) * shape.inner_size
+    mlp = 4 * wide * shape.mlp_width + (2 * wide * shape.num_experts_per_tok * d + 4 * shape.num_experts if shape.num_experts else 0)
+    with_attention, with_states = _layers(shape)
+    blocks = shape.num_hidden_layers * (2 * norm + mlp) + with_attention * attention + with_states * states
     if recompute:
-        return float(tokens * (wide * d * shape.num_hidden_layers + block + last))
-    return float(tokens * (block * shape.num_hidden_layers + last))
+        one = 2 * norm + mlp + max(attention if with_attention else 0, states if with_states else 0)
+        return float(tokens * (wide * d * shape.num_hidden_layers + one + norm))
+    return float(tokens * (blocks + norm))
 
 
 def logit_bytes(shape: ModelShape, tokens: int) -> float:
@@ -181,7 +212,7 @@ def offloaded_buffers(shape: ModelShape, set_up: SetUp, share: float) -> list[fl
     """Bytes of what one rank keeps page-locked beside its moments (8 bytes a weight of its share, pageable): masters, gradients, and of ZeRO 1 and 2
     the bf16 weights on their way back and room for the largest parameter."""
     if set_up.zero_stage < 3:
-        return [4 * share, 4 * share, 2 * share, 2.0 * largest_parameter(shape)]
+        return [4 * share, 4 * share, 2 * share, 2.0 * shape.largest_parameter]
     pieces = min(share, _SUB_GROUP)
     return [*[4 * pieces] * max(1, round(share / pieces)), 4 * share, 4 * pieces]
 

@@ -10,6 +10,7 @@ from cluster.local import local_hardware
 from cluster.measure import calibrated, measure
 from cluster.memory import SetUp
 from cluster.model_shape import shape_of
+from cluster.phases import Asked, with_storage
 from cluster.plan_text import as_dict, in_lines
 from cluster.setups import Advice, Offer, Question, advise
 from cluster.workload import workload_of
@@ -22,8 +23,8 @@ _EXAMPLES = """examples:
   python -m cluster plan experiments/bios_cpu.yaml --measure
       trains three steps for real on the hardware at hand, and plans with the speed that it saw
 
-All times are modelled (cluster/speed.py; held against published rows by python -m benchmarks.cost_model), training only: the exam and the
-wait for machines come on top. exit code: 0 something fits, 2 nothing does, or bad input"""
+All times are modelled: training by cluster/speed.py (held against published rows by python -m benchmarks.cost_model), the rest by cluster/phases.py,
+at the storage's rate. The wait for machines comes on top. exit code: 0 something fits, 2 nothing does, or bad input"""
 
 
 @dataclass(frozen=True)
@@ -56,23 +57,36 @@ def hardware_of(gpus: str | None) -> Hardware:
 
 def plan_experiment(experiment: Experiment, hardware: Hardware) -> Advice:
     """UserError where no set-up of the trainer's fits, naming what is missing."""
-    advice = advise(question_of(experiment, hardware), calibrated(hardware, experiment.folder))
+    hardware = with_storage(calibrated(hardware, experiment.folder), experiment.folder)
+    advice = advise(question_of(experiment, hardware), hardware)
     refuse_hopeless(advice, hardware)
     return advice
 
 
 def question_of(experiment: Experiment, hardware: Hardware) -> Question:
     trainer = experiment.trainer
-    file = SetUp(trainer.zero_stage, trainer.row_bound, trainer.gradient_checkpointing, trainer.offload_optimizer, _rank(experiment))
+    rank, on_experts = _adapters(experiment)
+    how = (trainer.zero_stage, trainer.row_bound, trainer.gradient_checkpointing, trainer.offload_optimizer)
+    file = SetUp(*how, rank, on_experts)
     fp32 = trainer.precision == "fp32" or (trainer.precision == "auto" and hardware.chip is None)
-    return Question(shape_of(experiment.model), workload_of(experiment), file, trainer.checkpoint.keep, fp32)
+    work, minutes = workload_of(experiment), trainer.checkpoint.every_minutes
+    asked = Asked(len(experiment.arms) + 1, work.questions, experiment.exam.gpus)
+    return Question(shape_of(experiment.model), work, file, trainer.checkpoint.keep, fp32, 60 * minutes if minutes else None, asked)
 
 
-def _rank(experiment: Experiment) -> int:
-    """The largest rank of its adapters where every stage has one; one stage that trains all weights needs the memory for them."""
+_EXPERT_NAMES = {"all-linear", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj", "gate_up_proj"}
+
+
+def _adapters(experiment: Experiment) -> tuple[int, bool]:
+    """The largest rank of its adapters where every stage has one (one stage that trains all weights needs the memory for them), and whether any of them
+    is beside experts."""
     adapters = [stage.adapter for arm in ("base", *experiment.arms) for stage in experiment.stages(arm)]
-    ranks = [int(adapter.settings().get("r", 16)) if adapter else 0 for adapter in adapters]
-    return max(ranks) if ranks and all(ranks) else 0
+    settings = [adapter.settings() if adapter else {} for adapter in adapters]
+    ranks = [int(one.get("r", 16)) if one else 0 for one in settings]
+    targets = [[one["target_modules"]] if isinstance(one["target_modules"], str) else one["target_modules"] for one in settings if one]
+    beside = any(name in _EXPERT_NAMES or "expert" in name for names in targets for name in names)
+    beside = beside or any(one.get("target_parameters") for one in settings)
+    return (max(ranks) if ranks and all(ranks) else 0), beside or not targets
 
 
 def refuse_hopeless(advice: Advice, hardware: Hardware) -> None:
@@ -110,6 +124,12 @@ def add_plan(commands: Any) -> None:
     plan.add_argument("--host-memory", type=positive, metavar="GIB", help="of one node")
     plan.add_argument("--disk", type=positive, metavar="GIB", help="free on the shared storage; not checked where not given")
     plan.add_argument("--network", type=positive, metavar="GBIT", help="of one node, all links together, Gb/s")
+    plan.add_argument(
+        "--storage",
+        type=positive,
+        metavar="GB/S",
+        help="of the shared storage, all processes together; default: as preflight measured, else 5",
+    )
     plan.add_argument("--measure", action="store_true", help="first train three steps here, and calibrate the model by them")
     plan.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     plan.set_defaults(run=_plan)
@@ -126,7 +146,7 @@ def _plan(args: argparse.Namespace) -> None:
         question = question_of(experiment, hardware)
         if args.measure:
             measure(args.file, args.overrides, experiment, question, local_hardware())
-        hardware = calibrated(hardware, experiment.folder)
+        hardware = with_storage(calibrated(hardware, experiment.folder), experiment.folder, args.storage)
         advice = advise(question, hardware)
         if args.json:
             write_result(json.dumps(as_dict(question, hardware, advice, args.price), indent=1))

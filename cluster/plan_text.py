@@ -1,9 +1,10 @@
 """A plan for people, in lines, and as plain values for JSON."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from cluster.chips import GIB, Hardware
+from cluster.phases import storage_rate
 from cluster.setups import Advice, Offer, Question
 
 _NOT_YET = "not available in this version"
@@ -23,10 +24,38 @@ def in_lines(name: str, question: Question, hardware: Hardware, advice: Advice, 
         lines += ["", "fewer GPUs, each with its fastest set-up:"]
         lines += _columns([["", "GPUs", "GPU-hours", *_head(price)[1:]], *(_count_row(one, advice, price) for one in advice.by_count)])
     if chosen := advice.recommended:
-        idle = chosen.hardware.num_gpus < hardware.num_gpus
-        why = f", not {hardware.num_gpus}: each would do less than 80 % of the work it can" if idle else ""
-        lines += ["", f"recommended: {chosen.hardware}{why}", f"  {' '.join(chosen.overrides())}"]
+        most = advice.by_count[0]
+        lines += ["", f"recommended: {chosen.hardware}{_why(chosen, most)}", f"  {' '.join(chosen.overrides())}"]
+        for one in [chosen] if chosen == most else [chosen, most]:
+            lines += _phase_lines(one, len(question.workload.stages), price)
     return lines
+
+
+def _why(chosen: Offer, most: Offer) -> str:
+    """What fewer GPUs save and cost."""
+    if chosen == most or chosen.hours is None or most.hours is None:
+        return ""
+    saved = 1 - (chosen.cost(1.0) or 0.0) / (most.cost(1.0) or 1.0)
+    later = 60 * (chosen.hours - most.hours)
+    told = f"{later:,.0f} minutes later" if later >= 1 else "as soon"
+    return f", not {most.hardware.num_gpus}: it is done {told}, for {saved:.0%} less"
+
+
+def _phase_lines(one: Offer, stages: int, price: float | None) -> list[str]:
+    """Where the hours and the cost go."""
+    if not (took := one.phases):
+        return []
+    hours = {field.name: getattr(took, field.name) / 3600 for field in fields(took)}
+    parts = ", ".join(f"{name} {value:,.2f}" for name, value in hours.items())
+    lines = [f"  {one.hardware}: {parts} hours"]
+    if price:
+        each = price * one.hardware.num_gpus
+        lines.append(f"    cost: {', '.join(f'{name} {each * value:,.2f}' for name, value in hours.items())}")
+    rate = storage_rate(one.hardware, one.hardware.num_gpus) / 1e9
+    return [
+        *lines,
+        f"    beside training and exam: {took.beside / stages:,.0f} s a stage, with storage of {rate:,.1f} GB/s ({one.hardware.storage_told})",
+    ]
 
 
 def _about(name: str, question: Question, hardware: Hardware) -> list[str]:
@@ -129,6 +158,21 @@ def offer_dict(one: Offer, price: float | None) -> dict[str, Any]:
         "tokens_per_s": one.tokens_per_s and round(one.tokens_per_s, 1),
         "tokens_per_s_per_gpu": one.tokens_per_s and round(one.tokens_per_s / one.hardware.num_gpus, 1),
         "hours": one.hours and round(one.hours, 3),
+        "phases": phases_dict(one, price),
         "cost": cost and round(cost, 2),
         "overrides": one.overrides(),
+    }
+
+
+def phases_dict(one: Offer, price: float | None) -> dict[str, Any] | None:
+    """Hours of each phase, and what they cost; the storage's rate they were reckoned with."""
+    if not (took := one.phases):
+        return None
+    hours = {field.name: getattr(took, field.name) / 3600 for field in fields(took)}
+    each = None if price is None else price * one.hardware.num_gpus
+    return {
+        "hours": {name: round(value, 4) for name, value in hours.items()},
+        "cost": None if each is None else {name: round(each * value, 2) for name, value in hours.items()},
+        "storage_bytes_per_s": storage_rate(one.hardware, one.hardware.num_gpus),
+        "storage": one.hardware.storage_told,
     }

@@ -14,9 +14,11 @@ from cluster import checks
 from cluster.checks import Line, Nodes
 from cluster.chips import Hardware, chip_of_device, make_hardware
 from cluster.connect import connected, gpus_here
+from cluster.phases import FILE as STORAGE
 from cluster.plan import question_of
 from cluster.setups import Offer, offer
 from console import EXIT_BAD_INPUT, RunError, UserError, chatter_to, write_result
+from data.durable import write_json
 from data.plan_report import read_records
 from experiment import Experiment, load_experiment, located
 from trainer.config import ModelConfig
@@ -93,7 +95,12 @@ def lines(experiment: Experiment, insecure: bool = False) -> Iterator[Line]:
                 yield Line("collectives", None, "not tried: there is no room for the workers")
             priced, line = _memory(experiment, nodes, least, num_gpus > 0)
             yield line
-            yield checks.storage(nodes, experiment.folder, priced.disk.peak if priced else None)
+            yield (place := checks.storage(nodes, experiment.folder, priced.disk.peak if priced else None))
+            if place.good:
+                rates, line = checks.storage_speed(nodes, experiment.folder)
+                if rates:
+                    write_json(experiment.folder / STORAGE, rates)
+                yield line
             yield from _model_and_data(experiment, nodes)
     except RunError as error:
         yield Line("cluster", False, str(error))

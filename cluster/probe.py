@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,41 @@ def read_marks(folder: str, names: list[str], patience_s: float = 20.0) -> list[
         if missing:
             time.sleep(0.5)
     return missing
+
+
+def storage_rate(folder: str, size: int, writers: int) -> dict[str, float]:
+    """Bytes a second that so many processes' worth of threads write (to the disk) and read together; {"write", "read"}, or OSError.
+
+    What is read again comes from storage, not from this node's memory, where the file system heeds that its pages are not needed.
+    """
+    place = Path(folder)
+    block = os.urandom(1 << 20)
+    paths = [place / f"rate-{socket.gethostname()}-{os.getpid()}-{n}" for n in range(writers)]
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            for _ in range(size >> 20):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def read(path: Path) -> None:
+        with path.open("rb") as file:
+            while file.read(1 << 22):
+                pass
+
+    rates = {}
+    try:
+        with ThreadPoolExecutor(writers) as pool:
+            for name, work in (("write", write), ("read", read)):
+                started = time.monotonic()
+                list(pool.map(work, paths))
+                rates[name] = writers * (size >> 20 << 20) / (time.monotonic() - started)
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
+    return rates
 
 
 def _reads(path: Path, content: str) -> bool:

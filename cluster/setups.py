@@ -1,23 +1,18 @@
 """Every way to run a workload on some hardware, priced: what fits, what is missing where it does not, what it takes; one recommended."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from cluster.chips import GIB, Hardware
 from cluster.memory import Disk, GpuMemory, HostMemory, SetUp, disk, gpu_memory, host_memory, trained_share
 from cluster.model_shape import ModelShape
+from cluster.phases import Asked, Phases, phases
 from cluster.speed import break_even_tokens, step_time
 from cluster.workload import Workload
 
 _ROW_TOKENS = (2048, 4096, 8192, 16384)
-_STORAGE_BYTES_PER_S = 1e9
-"""Reading and writing of one process on the shared storage: assumed."""
-_STAGE_BYTES = 12
-"""Per parameter that rank 0 moves in turn for a stage: weights in, fragments read again, hf/ written and hashed."""
 USABLE = 0.96
 """Share of a GPU's memory that a plan may fill: the activations' formula is good to 10 %."""
 _RANK = 16  # of the LoRA that is offered beside full fine-tuning
-_LEAST_BUSY = 0.8  # of what one GPU does where fewer share the work
-_START_S = 90.0  # worker group, imports, first kernels: assumed
 
 
 @dataclass(frozen=True)
@@ -36,13 +31,17 @@ class Offer:
     tokens_per_step: float
     """Per GPU."""
     break_even: float
-    seconds: float | None
-    """Training, all stages, with their saves; None: nobody knows the speed of these CPUs yet."""
+    phases: Phases | None
+    """Of the whole run, the exam too; None: nobody knows the speed of these CPUs yet."""
     tokens_per_s: float | None
     """All GPUs, while training."""
     from_file: bool = False
     """As the experiment's file says."""
     adapter_in_file: bool = False
+
+    @property
+    def seconds(self) -> float | None:
+        return self.phases.total if self.phases else None
 
     @property
     def fits(self) -> bool:
@@ -80,6 +79,9 @@ class Question:
     keep: int = 2
     """trainer.checkpoint.keep."""
     fp32: bool = False
+    every_s: float | None = 600.0
+    """Between checkpoints; None: none by the clock."""
+    asked: Asked = field(default_factory=Asked)
 
 
 def offer(question: Question, set_up: SetUp, hardware: Hardware) -> Offer:
@@ -91,11 +93,10 @@ def offer(question: Question, set_up: SetUp, hardware: Hardware) -> Offer:
         host = replace(host, states=host.states + min(hardware.num_gpus, hardware.gpus_per_node) * gpu.total)
     on_disk = disk(shape, len(work.stages), question.keep, question.fp32, trained_share(shape, set_up))
     loads = [stage.load(hardware.num_gpus, set_up.row_tokens) for stage in work.stages]
-    seconds = training = None
+    took = None
     if hardware.chip is not None or hardware.seconds_per_flop is not None:
-        training = sum(stage.steps * step_time(shape, set_up, load, hardware).total for stage, load in zip(work.stages, loads, strict=True))
-        aside = len(work.stages) * (_START_S * (hardware.chip is not None) + _STAGE_BYTES * shape.parameters / _STORAGE_BYTES_PER_S)
-        seconds = training + aside
+        steps = [stage.steps * step_time(shape, set_up, load, hardware).total for stage, load in zip(work.stages, loads, strict=True)]
+        took = phases(shape, set_up, hardware, steps, question.every_s, question.asked, question.fp32)
     micro_steps = sum(stage.steps * load.micro_steps for stage, load in zip(work.stages, loads, strict=True))
     attended = sum(stage.attended * stage.tokens for stage in work.stages) / work.tokens
     known = hardware.chip is not None
@@ -103,7 +104,7 @@ def offer(question: Question, set_up: SetUp, hardware: Hardware) -> Offer:
         set_up, hardware, gpu, host, on_disk, _problems(gpu, host, on_disk, hardware),
         work.tokens / hardware.num_gpus / micro_steps, work.tokens / hardware.num_gpus / work.steps,
         break_even_tokens(shape, set_up, hardware, attended) if known else 0.0,
-        seconds, work.tokens / training if training else None, set_up == question.file, bool(question.file.adapter),
+        took, work.tokens / took.training if took else None, set_up == question.file, bool(question.file.adapter),
     )  # fmt: skip
 
 
@@ -188,7 +189,7 @@ class Advice:
 
 
 def advise(question: Question, hardware: Hardware) -> Advice:
-    """Recommended are the most GPUs of which each does at least 80 % of what one does where fewer share the work: more would idle."""
+    """Recommended is the number of GPUs with the least hours × cost: twice the GPUs must save 30 % of the time to be worth it."""
     every = offers(question, hardware)
     by_count = [found for found in [best(every)] if found]
     count = hardware.num_gpus // 2
@@ -196,12 +197,6 @@ def advise(question: Question, hardware: Hardware) -> Advice:
         fewer = best(offers(question, hardware.with_gpus(count)))
         by_count += [fewer] if fewer else []
         count //= 2
-    if not by_count or by_count[0].tokens_per_s is None:
+    if not by_count or by_count[0].seconds is None:
         return Advice(every, by_count, by_count[0] if by_count else None)
-    least = _LEAST_BUSY * max(_per_gpu(one) for one in by_count)
-    return Advice(every, by_count, next(one for one in by_count if _per_gpu(one) >= least))
-
-
-def _per_gpu(one: Offer) -> float:
-    """Tokens/s of one GPU while training."""
-    return (one.tokens_per_s or 0.0) / one.hardware.num_gpus
+    return Advice(every, by_count, min(by_count, key=lambda one: (one.hours or 0.0) * (one.cost(1.0) or 0.0)))

@@ -69,6 +69,8 @@ class Workload:
     stages: list[StageWork]
     origin: str
     """Where sizes come from, for people."""
+    questions: int = 0
+    """That the exam asks each model, in every mode."""
 
     @property
     def steps(self) -> int:
@@ -87,7 +89,16 @@ def workload_of(experiment: Experiment) -> Workload:
     """From the data where they are at hand, else from declared counts and tokens. UserError where neither says how long items are."""
     planned = planned_of(experiment)
     origin = f"{planned.origin}; tokens {planned.lengths.note}"
-    return Workload(list(_stages(planned)), origin)
+    return Workload(list(_stages(planned)), origin, _questions(experiment, planned))
+
+
+def _questions(experiment: Experiment, planned: Planned) -> int:
+    """Test questions in every mode, and the samples of others; as declared where no data are at hand."""
+    exam, corpus = experiment.exam, planned.corpus
+    test, train = (
+        len(corpus.part(split).questions) if corpus else experiment.data.counts.get(f"{split}_questions", 0) for split in ("test", "train")
+    )
+    return min(test, exam.test_questions or test) * len(exam.modes) + min(train, exam.train_questions)
 
 
 def planned_of(experiment: Experiment) -> Planned:

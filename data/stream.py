@@ -20,6 +20,7 @@ import ray.data
 import ray.train
 
 from console import RunError
+from data.durable import await_file
 from data.plan import Plan, load_plan
 from data.rows import PAPER, STREAM_CPUS, Loss, Reading, Row, step_rows
 from data.templates import Wording
@@ -160,4 +161,4 @@ def iterate(iterator: Any, timeout_s: float, ahead: int = 8) -> Iterator[Row]:
 
 @lru_cache(maxsize=4)
 def _opened(plan: str, tokens: str, wording: Wording) -> tuple[Plan, TokenStore]:
-    return load_plan(Path(plan)), open_store(Path(tokens)).worded(wording)
+    return load_plan(await_file(Path(plan))), open_store(Path(tokens)).worded(wording)

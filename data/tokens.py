@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import re
+import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -14,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from console import UserError
+from console import UserError, say
 from data.catalogue import Catalogue, digest_records
 from data.chat import ChatEncoder
+from data.contents import contents
+from data.durable import await_file, sync, write_json
 from data.framing import as_trained, start_ids
 from data.records import Document, Question
 from data.templates import PLAIN, Wording, document_prefix, document_text, question_prompt, question_text
@@ -243,21 +247,56 @@ class TokenStore:
         assert self.folder is not None
         return open_store(self.folder / wording.name)
 
+    def aids_sha256(self) -> str:
+        """Of what the aids say, in whatever file it stands."""
+        assert self.aids is not None
+        digest = hashlib.sha256()
+        for field in fields(Aids):
+            values = getattr(self.aids, field.name)
+            digest.update(field.name.encode() + (np.flatnonzero(values) if values.dtype == bool else values).tobytes())
+        if self.others is not None:
+            digest.update(self.others.first.tobytes() + self.others.number.tobytes())
+        return digest.hexdigest()
+
     def item(self, index: int) -> npt.NDArray[np.uint32]:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
 
-def write_store(folder: Path, catalogue: Catalogue, encoder: Encoder, advance: Callable[[int], None] = lambda n: None) -> TokenStore:
+def write_store(
+    folder: Path, catalogue: Catalogue, encoder: Encoder, advance: Callable[[int], None] = lambda n: None, memory: Path | None = None
+) -> TokenStore:
     """Encodes every item of the catalogue into `folder`; calls advance(items) as it goes. Memory does not grow with the corpus.
 
-    A store that is already there for the same records and tokenizer is opened, not made again.
+    A store that is already there for the same records and tokenizer is opened, not made again, if its files are what its manifest says
+    (`memory`: see data/contents.py). A new one is made beside and put in place by a rename: there is a whole store or none.
     """
     key = store_key(catalogue, encoder)
-    if (folder / "manifest.json").exists() and json.loads((folder / "manifest.json").read_text())["key"] == key:
-        advance(len(catalogue))
-        return open_store(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)
+    if (manifest := _manifest(folder)) and manifest["key"] == key:
+        if not (bad := _damaged(folder, manifest, memory)):
+            advance(len(catalogue))
+            return open_store(folder)
+        say(f"{folder / bad}: is not what it was when it was written; the tokens are made again")
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    sha256 = _write(draft, catalogue, encoder, advance)
+    write_json(draft / "manifest.json", {"key": key, "sha256": sha256, "format": STORE_FORMAT, "files": _files(draft)})
+    for worded in folder.glob("*/manifest.json"):  # other wordings of the same items stay
+        worded.parent.replace(draft / worded.parent.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.replace(folder)
+    sync(folder.parent)
+    return open_store(folder)
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    """{file: {bytes, sha256}} of a store that is being written, or of one that lists none."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "manifest.json")
+    return {path.name: {"bytes": path.stat().st_size, "sha256": digest} for path, digest in zip(files, contents(files, None), strict=True)}
+
+
+def _write(folder: Path, catalogue: Catalogue, encoder: Encoder, advance: Callable[[int], None]) -> str:
+    """The store's files; returns the hash of what is trained on: tokens, where items and their losses begin."""
     lengths, loss_start = array("q"), array("i")
     digest, aids = hashlib.sha256(), _AidsWriter()
     with (folder / "tokens.bin").open("wb") as file:
@@ -278,15 +317,52 @@ def write_store(folder: Path, catalogue: Catalogue, encoder: Encoder, advance: C
     if encoder.wording.asked > 1:
         number = num_others(catalogue, encoder.wording.asked)
         np.savez(folder / "others.npz", first=len(catalogue) + np.cumsum(number) - number, number=number)
+    for path in folder.iterdir():
+        sync(path)
     digest.update(offsets.tobytes() + np.asarray(loss_start, dtype=np.int32).tobytes())
-    (folder / "manifest.json").write_text(json.dumps({"key": key, "sha256": digest.hexdigest(), "format": STORE_FORMAT}))
-    return open_store(folder)
+    return digest.hexdigest()
 
 
-def write_wordings(folder: Path, catalogue: Catalogue, tokenizer: "PreTrainedTokenizerFast", wordings: Iterable[Wording]) -> None:
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / "manifest.json").read_text())
+        return found if "key" in found and "sha256" in found else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _damaged(folder: Path, manifest: dict[str, Any], memory: Path | None) -> str | None:
+    """The name of a file that is not what the manifest says, or None. A store of before 2026-11-28 lists no files: its hash tells of all but the aids."""
+    try:
+        if "files" not in manifest:
+            return _old_damage(folder, manifest["sha256"])
+        names = sorted(manifest["files"])
+        found = dict(zip(names, contents([folder / name for name in names], memory), strict=True))
+    except (OSError, ValueError) as error:
+        return Path(str(getattr(error, "filename", None) or "tokens.bin")).name
+    return next((name for name in names if found[name] != manifest["files"][name]["sha256"]), None)
+
+
+def _old_damage(folder: Path, sha256: str) -> str | None:
+    digest = hashlib.sha256()
+    with (folder / "tokens.bin").open("rb") as file:
+        while chunk := file.read(1 << 24):
+            digest.update(chunk)
+    for name in ("offsets.npy", "loss_start.npy"):
+        digest.update(np.load(folder / name).tobytes())
+    if digest.hexdigest() != sha256:
+        return "tokens.bin"
+    _open_aids(folder / "aids.npz")
+    write_json(folder / "manifest.json", {**json.loads((folder / "manifest.json").read_text()), "files": _files(folder)})
+    return None
+
+
+def write_wordings(
+    folder: Path, catalogue: Catalogue, tokenizer: "PreTrainedTokenizerFast", wordings: Iterable[Wording], memory: Path | None = None
+) -> None:
     """The stores that TokenStore.worded opens, below `folder`; the plain wording is write_store's own."""
     for wording in sorted(set(wordings) - {PLAIN}, key=lambda w: w.name):
-        write_store(folder / wording.name, catalogue, Encoder(tokenizer, wording))
+        write_store(folder / wording.name, catalogue, Encoder(tokenizer, wording), memory=memory)
 
 
 class _AidsWriter:
@@ -334,7 +410,9 @@ def _mark(flags: npt.NDArray[np.bool_], ids: npt.NDArray[np.uint32]) -> npt.NDAr
 
 def open_store(folder: Path) -> TokenStore:
     """The store in `folder`; its arrays stay on disk until an item is read."""
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads(await_file(folder / "manifest.json").read_text())
+    for name in manifest.get("files", {}):
+        await_file(folder / name)
     return TokenStore(
         tokens=np.memmap(folder / "tokens.bin", dtype=np.uint32, mode="r"),
         offsets=np.load(folder / "offsets.npy"),

@@ -27,7 +27,7 @@ from evaluation.question_files import read_questions
 from evaluation.reading import Asked, reading_command
 from evaluation.render import baseline_lines, markdown, summary, terminal_table
 from evaluation.report import build_report
-from evaluation.score_files import TrainedArm, is_scored, read_arms, read_score, score_stem, stage_totals, trained_stages
+from evaluation.score_files import TrainedArm, is_scored, read_alike, read_arms, score_stem, stage_totals, trained_stages
 from evaluation.seeds import main as seeds_command
 from evaluation.sound import unsound
 from evaluation.trained import collect
@@ -122,7 +122,8 @@ def _examine_experiment(experiment: Experiment, insecure: bool) -> tuple[dict[st
     stages = trained_stages(folder, arms) if config.stages == "all" else []
     exams |= {stage.name: exam.closed() for stage in stages}
     stems = {one.name: score_stem(folder, one, exams[one.name].fingerprint(one.template)) for one in [*arms, *stages]}
-    todo = [one for one in [*arms, *stages] if not is_scored(stems[one.name])]
+    by = None if config.engine == "auto" else config.engine
+    todo = [one for one in [*arms, *stages] if not is_scored(stems[one.name], by)]
     reasons = {one.name: f"its weights are gone ({one.path}); run python -m trainer again" for one in todo if one.gone}
     reasons |= unsound([one for one in todo if not one.gone], folder)
     if present := [(one, exams[one.name]) for one in todo if one.name not in reasons]:
@@ -131,8 +132,9 @@ def _examine_experiment(experiment: Experiment, insecure: bool) -> tuple[dict[st
     if extras.todo():
         _measure(extras, folder, config, insecure)
         reasons |= {name: f"{reasons[name]}; {why}" if name in reasons else why for name, why in extras.reasons().items()}
-    scores = {one.name: score for one in arms if (score := read_score(stems[one.name]))}
-    by_stage = {one.entry["stage"]: score for one in stages if (score := read_score(stems[one.name]))}
+    read = read_alike(stems, by)
+    scores = {one.name: read[one.name] for one in arms if one.name in read}
+    by_stage = {one.entry["stage"]: read[one.name] for one in stages if one.name in read}
     report = build_report(experiment.name, seed, config, exam, corpus, arms, scores, reasons, by_stage, stage_totals(folder, arms))
     report |= merged(folder, arms, scores, config.resamples, seed)
     report |= {"about": experiment.about, "folder": str(folder), **collect(folder, arms, scores, exam, corpus, seed), **extras.blocks()}
@@ -146,7 +148,7 @@ def _exams(experiment: Experiment, corpus: Corpus) -> tuple[Exam, Exam]:
     """The base's exam and that of the trained arms: the same questions, the test questions in other modes."""
     config, seed = experiment.exam, experiment.seed
     retention = read_questions(Path(config.retention)) if config.retention else []
-    base, arms = (build_exam(corpus, config, seed, modes, retention) for modes in (config.base_modes, config.modes))
+    base, arms = (build_exam(corpus, config, seed, modes, retention, experiment.folder) for modes in (config.base_modes, config.modes))
     return base, arms
 
 
@@ -159,9 +161,11 @@ def _examine(
     say(f"to examine: {names}; {len(todo[0][1].questions)} questions and {len(todo[0][1].documents)} documents each; details: {log}")
     with chatter_to(log):
         from evaluation.examine import examine
+        from evaluation.gpus import spread
 
         knowledge = _look_up(todo, corpus, folder, config)
         with _connected(config, insecure) as options:
+            options = spread(options, config.gpus, [one.path for one, _ in todo])
             return examine(todo, folder, seed, options, knowledge)
 
 

@@ -85,7 +85,8 @@ class ExamConfig(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on GPUs, float32 on CPUs."""
     gpus: Annotated[int, Field(ge=0)] | None = None
-    """Tensor-parallel GPUs of the engine; empty: 1 where the cluster has GPUs, else 0."""
+    """Tensor-parallel GPUs of one engine; empty: as many as its weights need where the cluster has GPUs, else 0. As many engines as the cluster has
+    GPUs for work side by side."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     """auto: vLLM, and transformers' generate where vLLM lacks or refuses the model, or computes another network; said in the log."""
     kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0

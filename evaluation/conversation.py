@@ -14,7 +14,7 @@ from console import UserError, say
 from data.templates import Wording, question_prompt
 from data.tokens import Encoder, load_tokenizer
 from evaluation.benchmarks_config import ConversationConfig
-from evaluation.score_files import TrainedArm
+from evaluation.score_files import TrainedArm, under_new_name
 
 _PROMPTS = Path(__file__).with_name("conversation_prompts.txt")
 
@@ -93,9 +93,9 @@ def block(
 
 def _path(folder: Path, arm: TrainedArm, config: ConversationConfig, dtype: str) -> Path:
     own = [] if arm.template == "pit" else [arm.template]
-    facts = [arm.weights, requests(config), config.answer_tokens, dtype, question_prompt(""), *own, *arm.begins]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    return folder / "conversation" / f"{arm.name}-{key[:16]}.json"
+    facts = [requests(config), config.answer_tokens, dtype, question_prompt(""), *own, *arm.begins]
+    keys = [hashlib.sha256(json.dumps([weights, *facts]).encode()).hexdigest() for weights in (arm.weights, arm.earlier) if weights]
+    return under_new_name(*(folder / "conversation" / f"{arm.name}-{key[:16]}.json" for key in keys))
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

@@ -9,14 +9,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from console import UserError
+from data.contents import MEMORY, contents
 from data.records import Corpus, Document, Question
 from data.templates import document_text, question_prompt, question_text
 from data.words import holds, normalise
 from evaluation.choices import open_questions
-from evaluation.config import ExamConfig
+from evaluation.config import ExamConfig, RetrievalConfig
 from evaluation.prompts import Found, Look, Prompt, Reading, Tokens, make_looks, make_prompt
 from evaluation.scores import Numbers, exact_match
 
@@ -90,8 +92,12 @@ def build_exam(
     seed: int,
     modes: Sequence[str] = ("closed",),
     retention: Sequence[Question] = (),
+    run_folder: Path | None = None,
 ) -> Exam:
-    """Chooses what is asked, the test questions in these modes. Raises UserError where there is nothing to ask."""
+    """Chooses what is asked, the test questions in these modes. Raises UserError where there is nothing to ask.
+
+    `run_folder`: where the contents of an embedder's folder are remembered (data/contents.py).
+    """
     test = corpus.part("test")
     if test.choices and not test.questions:  # multiple choice alone: the same questions are asked openly as well
         test = replace(test, questions=open_questions(test.choices))
@@ -120,7 +126,7 @@ def build_exam(
         tuple(sample(train, config.few_shot, seed)),
         {document.id: document for document in test.documents},
         _unrelated(corpus, chosen["test"], seed) if "side_effects" in config.looks else (),
-        _knowledge_base(corpus, config),
+        _knowledge_base(corpus, config, run_folder),
         config.retrieval.k,
         config.long_context,
         config.numbers,
@@ -151,9 +157,21 @@ def _unrelated(corpus: Corpus, test: list[Question], seed: int) -> tuple[tuple[Q
     return tuple((a, b) for a, b in zip(drawn, test, strict=False) if not exact_match(b.answers[0], a.answers))
 
 
-def _knowledge_base(corpus: Corpus, config: ExamConfig) -> str:
+def embedder_contents(config: RetrievalConfig, run_folder: Path | None) -> str | None:
+    """What is in the embedder's folder, wherever it lies; None for a name of the hub or the packaged one, which stand for their contents."""
+    folder = Path(config.embedder)
+    if not folder.is_dir():
+        return None
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    hashes = contents(files, run_folder / MEMORY if run_folder else None)
+    told = [[str(file.relative_to(folder)), digest] for file, digest in zip(files, hashes, strict=True)]
+    return f"contents:{hashlib.sha256(json.dumps(told).encode()).hexdigest()}"
+
+
+def _knowledge_base(corpus: Corpus, config: ExamConfig, run_folder: Path | None) -> str:
     """What decides which passages are found for a question."""
-    settings = {**config.retrieval.model_dump(), "k": None}  # ten are looked up, whatever k
+    embedder = embedder_contents(config.retrieval, run_folder) or config.retrieval.embedder
+    settings = {**config.retrieval.model_dump(), "k": None, "embedder": embedder}  # ten are looked up, whatever k
     if config.retrieval.passage_tokens is None:
         del settings["passage_tokens"]
     texts = [[split, d.id, d.title, document_text(d)] for split in config.retrieval.splits for d in corpus.part(split).documents]

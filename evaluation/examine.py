@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,18 +64,35 @@ def examine(
 ) -> dict[str, str]:
     """Writes the score of each arm (or stage) in its exam; returns why others have none. What is written stays, whatever happens to the next.
 
-    `knowledge` is needed where an exam needs retrieval; `examiner` stands in for vLLM in tests.
+    `knowledge` is needed where an exam needs retrieval; `examiner` stands in for vLLM in tests. Where there are several engines (EngineOptions.engines),
+    each takes the next model as it comes free.
     """
-    reasons = {}
-    with Engine(options, examiner) as engine, progress() as bars:
+    reasons: dict[str, str] = {}
+    left = deque(todo)
+    with progress() as bars:
         tasks = {arm.name: bars.add_task(arm.name, total=len(exam), note="waiting", start=False) for arm, exam in todo}
-        for arm, exam in todo:
-            try:
-                examine_one(arm, exam, folder, seed, options, knowledge, engine, _Bar(bars, tasks[arm.name]))
-            except EngineFailure as failure:
-                reasons[arm.name] = str(failure)
-                bars.update(tasks[arm.name], note="failed")
-                say(f"{arm.name}: missing: {failure}")
+
+        def one_engine() -> None:
+            with Engine(options, examiner) as engine:
+                while left:
+                    try:
+                        arm, exam = left.popleft()
+                    except IndexError:  # another engine was quicker
+                        return
+                    try:
+                        examine_one(arm, exam, folder, seed, options, knowledge, engine, _Bar(bars, tasks[arm.name]))
+                    except EngineFailure as failure:
+                        reasons[arm.name] = str(failure)
+                        bars.update(tasks[arm.name], note="failed")
+                        say(f"{arm.name}: missing: {failure}")
+
+        if options.engines == 1:
+            one_engine()
+            return reasons
+        say(f"{options.engines} engines with {options.gpus} GPU(s) each, {len(todo)} models")
+        with ThreadPoolExecutor(options.engines) as engines:
+            for done in [engines.submit(one_engine) for _ in range(options.engines)]:
+                done.result()
     return reasons
 
 

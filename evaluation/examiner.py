@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict
 
 from console import error_line
 from evaluation.agreement import Saying, probes
+from evaluation.gpus import await_free_gpus
 from evaluation.network import network, read_network
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class EngineOptions:
     """Longest start, and longest call."""
     backend: Literal["auto", "vllm", "transformers"] = "auto"
     """auto: vLLM, but transformers for what vLLM lacks, refuses or computes otherwise."""
+    engines: int = 1
+    """Side by side, each with its own GPUs: models are dealt out to them."""
 
 
 class Examiner:
@@ -51,6 +54,8 @@ class Examiner:
         # One process: vLLM's own child would outlive a killed actor, and on CPUs its threads fight for the same cores.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
+        if options.gpus:
+            await_free_gpus()
         from vllm import LLM
 
         settings: dict[str, Any] = (

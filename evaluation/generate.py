@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from evaluation.gpus import await_free_gpus
 from evaluation.lengths import answer_by_length
 from evaluation.network import network, read_network
 
@@ -23,6 +24,8 @@ class Generator:
     """transformers chooses a rope's factors by the length of each forward pass."""
 
     def __init__(self, path: str, revision: str | None, max_model_len: int, options: "EngineOptions") -> None:
+        if options.gpus:
+            await_free_gpus()
         import torch
         from transformers import AutoTokenizer
 

@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from console import UserError, error_line, progress, raised_in, say
+from data.contents import MEMORY, contents
 from data.records import ChoiceQuestion, Corpus
 from evaluation.choices import FORMS, Asked, ask, findings, judge, predictions
 from evaluation.config import ExamConfig
 from evaluation.exam import sample
 from evaluation.network import Network, read_network
-from evaluation.score_files import TrainedArm
+from evaluation.score_files import TrainedArm, under_new_name
 from evaluation.statistics import Interval, paired_difference
 
 HARNESS_FORMAT = 1
@@ -65,11 +66,11 @@ def plan_measures(
         raise UserError(f"exam.benchmarks.tasks_folder: {extra} is not a folder")
     if unasked := [name for name in benchmarks.shots if name not in benchmarks.tasks]:
         raise UserError(f"exam.benchmarks.shots: {unasked[0]} is not among exam.benchmarks.tasks")
-    files = (
-        [(str(f.relative_to(extra)), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(extra.rglob("*")) if f.is_file()]
-        if extra
-        else []
-    )
+    files = []
+    if extra:
+        there = [f for f in sorted(extra.rglob("*")) if f.is_file() and f.suffix != ".pyc"]
+        hashes = contents(there, folder / MEMORY)
+        files = [(str(f.relative_to(extra)), digest) for f, digest in zip(there, hashes, strict=True)]
     tasks = [{"name": n, "shots": benchmarks.shots.get(n, SHOTS.get(n)), "limit": benchmarks.limit} for n in benchmarks.tasks]
     identity = {str(t["name"]): _hash([t, files, benchmarks.chat]) for t in tasks}
     asked: dict[str, list[Asked]] = {}
@@ -287,8 +288,8 @@ def _choices(
 
 def _path(folder: Path, arm: TrainedArm, task: str, measures: Measures, config: ExamConfig, seed: int) -> Path:
     engine = [config.benchmarks.backend, config.dtype, metadata.version("lm_eval")]
-    key = _hash([HARNESS_FORMAT, arm.weights, measures.identity[task], engine, seed, *arm.begins])[:16]
-    return folder / "benchmarks" / f"{arm.name}-{key}.json"
+    keys = [_hash([HARNESS_FORMAT, of, measures.identity[task], engine, seed, *arm.begins])[:16] for of in (arm.weights, arm.earlier) if of]
+    return under_new_name(*(folder / "benchmarks" / f"{arm.name}-{key}.json" for key in keys))
 
 
 def _backend(config: ExamConfig, gpus: int, of: Network) -> str:

@@ -118,7 +118,7 @@ def terminal_table(report: dict[str, Any], width: int) -> Table:
 
 def baseline_lines(report: dict[str, Any], quoted: Callable[[str], str] = str) -> list[str]:
     """What needs no knowledge, and what the exam gives away; `quoted`: how texts of data and models are written."""
-    lines = []
+    lines = [f"Warning: {told['in_words']}."] if (told := report.get("mixed")) else []
     for key, words in (("commonest_train_answer", "the commonest train answer"), ("commonest_exam_answer", "the commonest exam answer")):
         if constant := report["baselines"][key]:
             lines.append(f"Always saying {words} (“{quoted(constant['answer'])}”): {_percent(constant['em'])} % EM.")

@@ -22,6 +22,7 @@ From evaluation/findings.py and adaptive.py, whose functions say what is in them
     side_effects    by arm: rise of the log-probability of new answers after unrelated questions
     unreachable     test questions that no model can answer as they are scored: by reason their ids (data/golds.py)
     learning        by arm: EM and document loss after each stage, with the steps and tokens until then
+    mixed           which arms were answered in which dtype by which engine, where these differ; else null
     retrieval       the knowledge base: embedder, passages, share that the embedder could not read whole; null without retrieval
 """
 
@@ -40,7 +41,7 @@ from evaluation.adaptive import adaptive
 from evaluation.aggregate import as_dict, clusters_of, set_scores
 from evaluation.config import ExamConfig
 from evaluation.exam import SETS, Exam, sample
-from evaluation.score_files import Score, TrainedArm, closed
+from evaluation.score_files import Score, TrainedArm, closed, mixed
 from evaluation.scores import recall
 from evaluation.statistics import cluster_bootstrap, commonest_answer, paired_difference
 
@@ -108,8 +109,18 @@ def build_report(
         "learning": findings.learning({arm.name: arm.entry.get("stages") or [] for arm in arms}, by_stage, totals or {}),
         "unreachable": next((score.about["unreachable"] for score in scores.values() if score.about.get("unreachable")), None),
         "retrieval": next((score.about["retrieval"] for score in scores.values() if score.about.get("retrieval")), None),
+        "mixed": _mixed(scores),
         "versions": versions(),
     }
+
+
+def _mixed(scores: Mapping[str, Score]) -> dict[str, Any] | None:
+    """Which arms were answered by what, where that is not the same for all; None where it is."""
+    if not (ways := mixed(scores)):
+        return None
+    told = "; ".join(f"{way}: {', '.join(names)}" for way, names in ways.items())
+    remedy = "set exam.dtype and exam.engine to have all of them answered alike"
+    return {"ways": ways, "in_words": f"scores of different dtypes or engines are compared ({told}): differences hold theirs too; {remedy}"}
 
 
 def versions() -> dict[str, str | None]:

@@ -22,6 +22,7 @@ from console import RunError, UserError, say
 from data.records import Document
 from data.templates import document_text
 from evaluation.config import RetrievalConfig
+from evaluation.exam import embedder_contents
 from evaluation.passages import Passage, cut_passages
 from evaluation.prompts import Found
 
@@ -129,7 +130,7 @@ def open_store(folder: Path, documents: dict[str, list[Document]], config: Retri
     Raises RunError with the cause where a new one fails too. `embedder` stands in for sentence-transformers in tests.
     """
     embedder = embedder or Embedder(config)
-    key = store_key(documents, config)
+    key = store_key(documents, config, embedder_contents(config, folder.parent))
     folder.mkdir(parents=True, exist_ok=True)
     pointer = folder / f"{key}.json"
     try:
@@ -145,10 +146,11 @@ def open_store(folder: Path, documents: dict[str, list[Document]], config: Retri
         raise RunError(f"retrieval store {pointer}: cannot be built: {_cause(error)}") from None
 
 
-def store_key(documents: dict[str, list[Document]], config: RetrievalConfig) -> str:
-    """Identity of a store: texts, embedder, chunking."""
+def store_key(documents: dict[str, list[Document]], config: RetrievalConfig, embedder: str | None = None) -> str:
+    """Identity of a store: texts, embedder, chunking. `embedder`: what is in a folder (embedder_contents), which counts instead of its name."""
     settings = config.model_dump(include={"embedder", "revision", "chunks", "overlap_tokens"})
     settings |= {"passage_tokens": config.passage_tokens} if config.passage_tokens else {}
+    settings |= {"embedder": embedder} if embedder else {}
     texts = [[d.id, d.title, document_text(d)] for of in documents.values() for d in of]
     return hashlib.sha256(json.dumps([_STORE_FORMAT, settings, texts]).encode()).hexdigest()[:16]
 

@@ -1,16 +1,19 @@
 """What the exam reads and leaves in a run folder: arms.json and stage manifests in, one score per arm and exam out.
 
     runs/<name>/arms.json                         written by the trainer: the arms, and where their weights lie
-    runs/<name>/scores/<arm>-<key>.parquet        one row per question and mode
-    runs/<name>/scores/<arm>-<key>.json           document losses and provenance; its presence commits the score
+    runs/<name>/scores/<arm>-<key>.<dtype>-<engine>.parquet    one row per question and mode
+    runs/<name>/scores/<arm>-<key>.<dtype>-<engine>.json       document losses and provenance; its presence commits the score
 
-The key hashes weights, questions and settings: whatever changes one of them asks for a new exam, nothing else does.
+The key hashes weights, questions and settings: whatever changes one of them asks for a new exam, nothing else does. Behind it stand the dtype
+and the engine that answered (scores of before 2026-11-28 have neither in their names, only in what they hold).
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from console import UserError
+from data.contents import MEMORY, names_and_contents
 from data.framing import template_of_stage
 
 SCORE_FORMAT = 3
@@ -67,6 +71,8 @@ class TrainedArm:
     gone: bool
     """Trained here, but the folder is no longer there."""
     entry: dict[str, Any]
+    earlier: str | None = None
+    """What stood for foreign weights until 2026-11-28: their files' sizes and times."""
 
     @property
     def template(self) -> str:
@@ -129,11 +135,11 @@ def stage_totals(folder: Path, arms: list[TrainedArm]) -> dict[str, dict[str, in
 
 def newest_score(folder: Path, arm: TrainedArm) -> Score | None:
     """The last whole score of exactly these weights, whatever its exam; None where there is none."""
-    stems = [path.with_suffix("") for path in (folder / "scores").glob(f"{arm.name}-*.json")]
-    stems = [stem for stem in stems if len(stem.name) == len(arm.name) + 17]  # "-" and 16 digits: not another arm's
-    for stem in sorted(stems, key=lambda stem: stem.with_suffix(".json").stat().st_mtime_ns, reverse=True):
-        score = read_score(stem)
-        if score is not None and score.about.get("weights") == arm.weights:
+    stems = [_stem(path) for path in (folder / "scores").glob(f"{arm.name}-*.json")]
+    stems = [stem for stem in stems if re.fullmatch(r"[0-9a-f]{16}(\..+)?", stem.name[len(arm.name) + 1 :])]  # not another arm's
+    for stem in sorted(stems, key=lambda stem: _files(stem)[0].stat().st_mtime_ns, reverse=True):
+        score = _score(stem)
+        if score is not None and score.about.get("weights") in (arm.weights, arm.earlier):
             return score
     return None
 
@@ -142,23 +148,26 @@ def _trained_arm(folder: Path, name: str, entry: dict[str, Any]) -> TrainedArm:
     local = folder / entry["hf"]  # an absolute path stays as it is
     stage = entry.get("stage")
     entry = {"template": template_of_stage(folder / "stages", stage), **entry}
+    earlier = None
     manifest = folder / "stages" / stage / "manifest.json" if stage else None
     if manifest is not None and manifest.is_file():
         weights = json.loads(manifest.read_text(encoding="utf-8"))["weights_sha256"]
     elif "weights_sha256" in entry:  # put together from trained arms (trainer/merge.py)
         weights = entry["weights_sha256"]
     elif local.is_dir():
-        weights = _files_identity(local)
+        files = [f for f in sorted(local.iterdir()) if f.suffix in (".safetensors", ".json")]
+        hashes = names_and_contents(files, folder / MEMORY)
+        weights, earlier = f"contents:{hashlib.sha256(json.dumps(hashes).encode()).hexdigest()}", _files_identity(files)
     else:
         weights = f"hub:{entry['hf']}@{entry.get('revision') or ''}"
     is_local = local.is_dir() or bool(stage) or "weights_sha256" in entry or Path(entry["hf"]).is_absolute()
     path = str(local.resolve()) if is_local else entry["hf"]
-    return TrainedArm(name, path, weights, entry.get("revision"), is_local and not local.is_dir(), entry)
+    return TrainedArm(name, path, weights, entry.get("revision"), is_local and not local.is_dir(), entry, earlier)
 
 
-def _files_identity(folder: Path) -> str:
-    """Names, sizes and times of weight files that carry no hash: reading 140 GB on every rerun would cost minutes."""
-    files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json")]
+def _files_identity(paths: list[Path]) -> str:
+    """Names, sizes and times."""
+    files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in paths]
     return f"files:{hashlib.sha256(json.dumps(files).encode()).hexdigest()}"
 
 
@@ -173,24 +182,88 @@ def asked_in(rows: Iterable[dict[str, Any]], set_name: str, mode: str) -> list[d
 
 
 def score_stem(folder: Path, arm: TrainedArm, exam_fingerprint: str) -> Path:
-    """The path of an arm's score without its extension."""
-    facts = [SCORE_FORMAT, arm.weights, exam_fingerprint, *arm.begins]
+    """The path of an arm's scores in this exam, without what answered and without an extension.
+
+    A score of foreign weights under the key of before 2026-11-28 is put under this one.
+    """
+    new, *old = (_keyed(folder, arm, weights, exam_fingerprint) for weights in (arm.weights, arm.earlier) if weights)
+    if old and not _there(new):
+        for stem in _there(old[0]):
+            for path in reversed(_files(stem)):  # the JSON last
+                under_new_name(path.with_name(path.name.replace(old[0].name, new.name, 1)), path)
+    return new
+
+
+def under_new_name(path: Path, earlier: Path | None = None) -> Path:
+    """`path`; what lies under the name that an earlier version gave it is put there."""
+    if earlier and earlier.is_file() and not path.exists():
+        earlier.rename(path)
+    return path
+
+
+def _keyed(folder: Path, arm: TrainedArm, weights: str, exam_fingerprint: str) -> Path:
+    facts = [SCORE_FORMAT, weights, exam_fingerprint, *arm.begins]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     return folder / "scores" / f"{arm.name}-{key}"
 
 
-def read_score(stem: Path) -> Score | None:
-    """None where the arm was not examined yet, or not to the end."""
+def read_score(stem: Path, engine: str | None = None) -> Score | None:
+    """The newest whole score below `stem` (by this engine, if one is named); None where the arm was not examined yet, or not to the end."""
+    return next((score for found in _there(stem) if (score := _score(found)) and engine in (None, answered_by(score))), None)
+
+
+def is_scored(stem: Path, engine: str | None = None) -> bool:
+    """Whether a whole score lies there: what a full disk or a copy that broke off has left is none, and is examined again."""
+    return read_score(stem, engine) is not None
+
+
+def read_alike(stems: Mapping[str, Path], engine: str | None = None) -> dict[str, Score]:
+    """The scores of several arms, where there is a choice those that most of them have of one dtype and engine: these can be compared."""
+    found = {
+        name: [score for path in _there(stem) if (score := _score(path)) and engine in (None, answered_by(score))]
+        for name, stem in stems.items()
+    }
+    ways = Counter(way for scores in found.values() for way in {_way(score) for score in scores})
+    return {name: max(scores, key=lambda score: ways[_way(score)]) for name, scores in found.items() if scores}
+
+
+def answered_by(score: Score) -> str:
+    """`vllm`, `transformers`, or "" where the score does not say."""
+    return _engine_of(score.about)
+
+
+def mixed(scores: Mapping[str, Score]) -> dict[str, list[str]]:
+    """{"float32, vllm": arms, …} where scores that are compared come from different dtypes or engines, else {}."""
+    ways: dict[str, list[str]] = {}
+    for name, score in scores.items():
+        ways.setdefault(", ".join(_way(score)) or "unknown", []).append(name)
+    return ways if len(ways) > 1 else {}
+
+
+def _way(score: Score) -> tuple[str, ...]:
+    return tuple(part for part in (str(score.about.get("dtype") or ""), answered_by(score)) if part)
+
+
+def _engine_of(about: dict[str, Any]) -> str:
+    by = str(about.get("engine") or "").lower()
+    return next((name for name in ("vllm", "transformers") if by.startswith(name)), "")
+
+
+def _there(stem: Path) -> list[Path]:
+    """Stems of the scores below `stem`, the newest first."""
+    return sorted((_stem(path) for path in stem.parent.glob(f"{stem.name}.*json")), key=lambda found: -_files(found)[0].stat().st_mtime_ns)
+
+
+def _stem(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".json"))
+
+
+def _score(stem: Path) -> Score | None:
     about, rows = _files(stem)
     try:
         return Score(pq.read_table(rows).to_pylist(), _about(about))
     except _TORN:
         return None
-
-
-def is_scored(stem: Path) -> bool:
-    """Whether a whole score lies there: what a full disk or a copy that broke off has left is none, and is examined again."""
-    return read_score(stem) is not None
 
 
 _TORN = (pa.ArrowException, ValueError, OSError)
@@ -208,7 +281,9 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def write_score(stem: Path, arm: str, seed: int, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
-    """Puts both files in place by renames, the JSON last: a reader sees a whole score or none."""
+    """Puts both files in place by renames, the JSON last: a reader sees a whole score or none. `about`: with dtype and engine, where known."""
+    if how := "-".join(part for part in (str(about.get("dtype") or ""), _engine_of(about)) if part):
+        stem = stem.with_name(f"{stem.name}.{how}")
     stem.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist([{"arm": arm, "seed": seed, **row} for row in rows], schema=SCHEMA)
     draft = stem.with_name(f".{stem.name}.{os.getpid()}")

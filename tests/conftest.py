@@ -24,6 +24,8 @@ os.environ.setdefault(
 )  # two processes of tests share two cores, before torch is imported; OMP_NUM_THREADS=2 make test gives everything two
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 gives its workers what other tests leave: nearly nothing
 
+os.environ.setdefault("STUDYHALL_LATE_S", "2")  # this machine's disk shows everything at once: what is missing is not waited for
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 

@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
 
 from console import UserError
 from experiment import Experiment, load_experiment
+from tests import late_storage
 from trainer import drive, run
 from trainer.engine import DeepSpeedEngine  # noqa: F401
 from trainer.store import StageStore
@@ -94,6 +95,8 @@ def _group(world_size: int, work: Callable[[int], object], log: Callable[[int], 
 
     def in_group(rank: int) -> None:
         os.environ.update(env)
+        if "TESTS_STORAGE_LATE_S" in env:
+            late_storage.install(float(env["TESTS_STORAGE_LATE_S"]))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)

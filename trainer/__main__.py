@@ -145,8 +145,13 @@ def _gc(argv: list[str]) -> int:
     from trainer.retention import collect
     from trainer.run import locked
 
+    place, drop = experiment.trainer.checkpoint.mirror, []
+    if place:
+        from trainer.mirror import Mirror
+
+        drop = [Mirror(place, folder).drop]
     with locked(folder):
-        collect(folder, arguments.keep_best, arguments.unfinished, arguments.delete, experiment.curricula())
+        collect(folder, arguments.keep_best, arguments.unfinished, arguments.delete, experiment.curricula(), *drop)
     return 0
 
 

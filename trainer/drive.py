@@ -6,15 +6,16 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from console import RunError, duration, err, progress, say
+from data.durable import await_file
 from data.rows import Row, rank_rows, reading_of
 from data.templates import wording_of
 from trainer.config import TrainerConfig
-from trainer.heartbeat import heartbeat_folder
+from trainer.heartbeat import heartbeat_folder, stop_file
 from trainer.mirror import Mirror
 from trainer.prepare import Job
 from trainer.run import Prepared, pending, plan_of
@@ -47,8 +48,15 @@ def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, w
             if acted := group.watch():
                 say(acted)
 
-        supervise(store, lambda: pending(folder, prepared), group.attempt, poll, request, trainer.max_failures)
-        poll()
+        def left() -> list[Job]:
+            group.settle()
+            return pending(folder, prepared)
+
+        try:
+            supervise(store, left, group.attempt, poll, request, trainer.max_failures)
+            poll()
+        finally:
+            group.close()
     assert all(store.manifest(job.key) for job in prepared.jobs)
 
 
@@ -73,21 +81,37 @@ class Group:
         self._folder, self._settings, self._workers = folder, settings, workers
         self._tokens_folder = str(tokens_folder.resolve())
         self._kill = write_stacks_and_kill
+        self._board: Any = None
         self._watchdog = Watchdog(folder, self._kill)
 
     def attempt(self, todo: list[Job], points: dict[str, int]) -> None:
         """One try at these jobs from these steps on: trainer/supervise.py calls it again."""
+        from trainer.beat_board import Board
         from trainer.ray_group import room, train_on_ray
 
         shutil.rmtree(heartbeat_folder(self._folder), ignore_errors=True)
-        self._watchdog = Watchdog(self._folder, self._kill)
+        self.close()
+        self._board = Board()
+        self._watchdog = Watchdog(self._folder, self._kill, self._board.beats)
         use_gpu = self._settings.use_gpu
         count = _wait_for_room(lambda: room(use_gpu), self._workers, self._settings.trainer.wait_for_nodes_s)
-        train_on_ray(self._settings, todo, points, self._tokens_folder, count, use_gpu)
+        train_on_ray(self._settings, todo, points, self._tokens_folder, count, use_gpu, self._board)
 
     def watch(self) -> str | None:
         """To be called twice a second or so; a line when the watchdog acted."""
+        if self._board and stop_file(self._folder).exists():
+            self._board.stop()
         return self._watchdog.poll()
+
+    def settle(self) -> None:
+        """Until this node sees what ranks have committed: storage may show it late, and what is not seen would be trained again."""
+        self._watchdog.look()
+        await_told(self._folder, self._watchdog.committed)
+
+    def close(self) -> None:
+        if self._board:
+            self._board.close()
+            self._board = None
 
 
 def _wait_for_room(room: Callable[[], int], workers: tuple[int, int], wait_s: float) -> int:
@@ -106,6 +130,21 @@ def _wait_for_room(room: Callable[[], int], workers: tuple[int, int], wait_s: fl
     if least < most:
         say(f"{count} workers of {least} to {most}")
     return count
+
+
+def await_told(folder: Path, committed: set[str]) -> None:
+    """`committed`: manifests of stages and checkpoints, by their paths in the run folder. Of a stage's checkpoints the newest is waited for, unless the
+    stage itself is there: then all go."""
+    stages = {Path(name).parts[1] for name in committed if "/checkpoints/" not in name}
+    newest: dict[str, str] = {}
+    for name in sorted(committed):
+        if "/checkpoints/" in name and Path(name).parts[1] not in stages:
+            newest[Path(name).parts[1]] = name
+    for path in [*(folder / "stages" / key / "manifest.json" for key in stages), *map(folder.joinpath, newest.values())]:
+        damaged = (path.with_name("manifest.corrupt.json"), path.parent.with_name(f"corrupt-{path.parent.name}"))
+        if not any(aside.exists() for aside in damaged):  # taken away since, by who checked it
+            with suppress(FileNotFoundError):
+                await_file(path)
 
 
 class _Shown:

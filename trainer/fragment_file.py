@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.contents import sha256_of as sha256_of
 from failpoints import hit
 from trainer.storage import WRITING
 from trainer.store import sync
@@ -106,8 +107,3 @@ def filled(fragments: Iterable[Fragment]) -> FragmentBuffer:
 def write_fragments(folder: Path, rank: int, fragments: Iterable[Fragment]) -> dict[str, Any]:
     """One rank's file, written at once; every rank writes its own at the same time. {"bytes", "sha256"}."""
     return filled(fragments).write(fragment_file(folder, rank))
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

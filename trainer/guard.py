@@ -82,8 +82,20 @@ class Guard:
         checkpoint = self._config.checkpoint
         save = bool(checkpoint.every_steps and (step + 1) % checkpoint.every_steps == 0)
         if checkpoint.every_minutes and self._rank == 0:
-            save = save or time.monotonic() - self._saved_at > 60 * checkpoint.every_minutes
+            save = save or self._is_time(60 * checkpoint.every_minutes)
         return float(save), float(self._beat.stop_requested or step + 1 == self._pause_after)
+
+    def _is_time(self, every_s: float) -> bool:
+        """By the clock of rank 0. Where a save takes longer than the interval, the interval is as long as the save: training would wait for each."""
+        passed = time.monotonic() - self._saved_at
+        if passed <= every_s or passed <= self._saver.took_s:
+            return False
+        if self._saver.busy:
+            self._beat.tell_once(
+                "slow saves", f"saves take longer than {every_s / 60:g} minutes (trainer.checkpoint.every_minutes): fewer are made"
+            )
+            return False
+        return True
 
     def finished(self, step: int, step_s: float, loss: float, finite: bool) -> None:
         """Of every step, after it: limits, spikes, replicas."""
@@ -161,4 +173,14 @@ class Guard:
             self._beat.tell(notice)
         self._saver.notices.clear()
         if stop:
+            self._refuse_lost_save()
             raise Stopped
+
+    def _refuse_lost_save(self) -> None:
+        """RunError on every rank where the last save failed on any: what was trained since the one before is lost, whoever asked for the end."""
+        reasons: list[str | None] = [self._saver.failed]
+        if torch.distributed.is_initialized():
+            reasons = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(reasons, self._saver.failed)
+        if why := next((reason for reason in reasons if reason), None):
+            raise RunError(f"the last checkpoint before the end could not be saved: {why}; the one before it counts")

@@ -16,12 +16,13 @@ from typing import Any
 
 from console import RunError, UserError, say
 from data.config import Merge
+from data.contents import MEMORY, names_and_contents, weight_files
 from data.framing import begins_otherwise, write_framing
 from data.tokens import load_tokenizer
 from trainer.fragment_file import sha256_of
 from trainer.mergekit import ABSENT, mergekit_command, run_mergekit
 from trainer.residual.artefact import add_residual, make_residual
-from trainer.residual.describe import describe_result
+from trainer.residual.describe import describe_result, description_files
 from trainer.residual.models import LazyWeights, Model, check_settings, fingerprint, open_model
 from trainer.residual.saved import open_residual
 from trainer.shard_writer import DTYPES
@@ -39,6 +40,8 @@ class Ingredient:
     folder: Path
     identity: str
     """Changes with the weights."""
+    described: str
+    """Changes with config, tokenizer and chat template."""
     entry: dict[str, Any]
     """Of arms.json; {} for one of `models`."""
 
@@ -46,14 +49,16 @@ class Ingredient:
 def ingredients(run_folder: Path, models: Mapping[str, str]) -> dict[str, Ingredient]:
     """The trained arms of a run and its further models (`models`: name → folder)."""
     arms = json.loads((run_folder / "arms.json").read_text(encoding="utf-8"))["arms"]
-    found = {}
+    found, memory = {}, run_folder / MEMORY
     for name, entry in arms.items():
         if "merged" not in entry:
             folder = (run_folder / entry["hf"]).resolve()
             manifest = run_folder / "stages" / entry["stage"] / "manifest.json" if entry["stage"] else None
-            trained = json.loads(manifest.read_text())["weights_sha256"] if manifest else _files(folder)
-            found[name] = Ingredient(name, folder, trained, entry)
-    return found | {name: Ingredient(name, Path(folder), _files(Path(folder)), {}) for name, folder in models.items()}
+            trained = json.loads(manifest.read_text())["weights_sha256"] if manifest else _files(folder, memory)
+            found[name] = Ingredient(name, folder, trained, _described(folder, memory), entry)
+    for name, place in models.items():
+        found[name] = Ingredient(name, Path(place), _files(Path(place), memory), _described(Path(place), memory), {})
+    return found
 
 
 def merge_arms(run_folder: Path, merges: Mapping[str, Merge], models: Mapping[str, str], seed: int) -> None:
@@ -89,7 +94,7 @@ def _merged(run_folder: Path, name: str, merge: Merge, parts: Mapping[str, Ingre
     of, instruct, base = (parts[part] for part in (merge.of, merge.instruct, merge.base))
     used = merge.model_dump(include={"method", "scale", "new_tokens"} | ({"density"} if merge.method != "residual" else set()))
     drawn = seed if merge.method.startswith("dare") else None
-    key = fingerprint([MERGE_FORMAT, used, drawn, *(part.identity for part in (of, instruct, base))])[:16]
+    key = fingerprint([MERGE_FORMAT, used, drawn, *((part.identity, part.described) for part in (of, instruct, base))])[:16]
     out = run_folder / "merges" / key
     if not (out / "manifest.json").is_file():
         start = time.perf_counter()
@@ -186,7 +191,11 @@ def _contents(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
-def _files(folder: Path) -> str:
-    """Names, sizes and times of files that carry no hash."""
-    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
-    return fingerprint([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+def _files(folder: Path, memory: Path) -> str:
+    """What is in the weights of a folder that carries no hash, wherever it lies."""
+    return fingerprint(names_and_contents(weight_files(folder), memory))
+
+
+def _described(folder: Path, memory: Path) -> str:
+    """The same of config, tokenizer and templates: the sum has them too."""
+    return fingerprint(names_and_contents(description_files(folder), memory))

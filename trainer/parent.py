@@ -10,6 +10,7 @@ from console import UserError
 from data.changes import RECORDS, run_and_arm
 from data.tokens import load_tokenizer
 from trainer.config import ModelConfig, TinyModel
+from trainer.prepare import Identity
 from trainer.text_config import read_config, text_settings
 
 _ARCHITECTURE = (
@@ -41,11 +42,12 @@ class Parent:
     def records(self) -> Path:
         return self.folder / RECORDS
 
-    def identity(self) -> str:
+    def identity(self) -> Identity:
         """What stands for the initial weights in the first stage's key: the stage it starts from, and the weights that came out of it."""
         assert self.stage is not None
         facts = [self.stage.name, _read(self.stage / "manifest.json")["weights_sha256"]]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        return Identity(key, key)
 
 
 def find_parent(text: str) -> Parent:

@@ -12,11 +12,13 @@ import numpy as np
 from console import UserError, say
 from data.catalogue import Catalogue
 from data.config import Stage
+from data.contents import names_and_contents, weight_files
 from data.plan import Plan
 from data.static_rows import best_row_tokens
 from data.templates import wording_of
 from data.tokens import TokenStore
 from trainer.config import MOST_ROW_TOKENS, ModelConfig, TrainerConfig
+from trainer.known_as import Names
 from trainer.store import stage_key
 
 _CPU_ROW_TOKENS = 4096
@@ -55,23 +57,35 @@ class Start:
     """A model that an arm may start from."""
 
     folder: str
-    identity: str
+    identity: "Identity"
 
 
-def initial_identity(model: ModelConfig, model_folder: Path, seed: int, tokens_sha256: str) -> str:
-    """What stands for the initial weights in the first stage's key.
+@dataclass(frozen=True)
+class Identity:
+    """What stands for initial weights in the first stage's key."""
 
-    A tiny model follows from its settings, seed and texts; any other is known by its files' sizes and times: weights that were put
-    in the place of others are other weights.
+    now: str
+    earlier: str
+    """What stood for them until 2026-11-28 (trainer/known_as.py)."""
+
+
+def initial_identity(model: ModelConfig, model_folder: Path, seed: int, tokens_sha256: str, memory: Path | None = None) -> Identity:
+    """A tiny model follows from its settings, seed and texts; any other is what is in its files, wherever these lie and whatever they are called.
+
+    `memory`: see data/contents.py. Earlier a named model was its name and its files' sizes and times.
     """
-    files = sorted([*model_folder.glob("*.safetensors"), model_folder / "config.json"])
-    later = {"bos"} | ({"resize_embeddings"} if not model.resize_embeddings else set())  # what begins texts is told by their tokens
-    facts: dict[str, Any] = {"model": model.model_dump(mode="json", exclude=later)}
-    facts |= (
-        {"seed": seed, "tokens": tokens_sha256}
-        if model.tiny
-        else {"files": [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]}
-    )
+    if model.tiny:
+        told = model.model_dump(mode="json", exclude={"bos", "resize_embeddings"})  # what begins texts is told by their tokens
+        same = _digest({"model": told, "seed": seed, "tokens": tokens_sha256})
+        return Identity(same, same)
+    files = weight_files(model_folder)
+    later = {"bos"} | ({"resize_embeddings"} if not model.resize_embeddings else set())
+    sizes = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    earlier = {"model": model.model_dump(mode="json", exclude=later), "files": sizes}
+    return Identity(_digest({"contents": names_and_contents(files, memory)}), _digest(earlier))
+
+
+def _digest(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -84,13 +98,14 @@ def make_jobs(
     capacity: int,
     longest: int,
     seed: int,
-    initial: str,
+    initial: Identity,
     plan_folder: Path,
     starts: dict[str, Start] | None = None,
+    names: Names | None = None,
 ) -> tuple[list[Job], dict[str, list[str]]]:
     """Every distinct stage once, parents first, and each arm as its list of keys. Plans are written to `plan_folder`.
 
-    `starts`: of arms that do not start from the `initial` weights.
+    `starts`: of arms that do not start from the `initial` weights. `names`: under which keys stages lie (None: under their own).
     """
     jobs: dict[str, Job] = {}
     keys: dict[str, list[str]] = {}
@@ -98,13 +113,14 @@ def make_jobs(
     for arm, stages in arms.items():
         parent: str | None = None
         start = (starts or {}).get(arm)
+        before = start.identity if start else initial
         keys[arm] = []
         for n, (stage, plan) in enumerate(zip(stages, plans[arm], strict=True)):
             worded = store.worded(wording_of(stage))
             cut = longest if int(worded.lengths.max(initial=0)) > longest else None
-            key = stage_key(
-                parent or (start.identity if start else initial), stage, plan.sha256, worded.sha256, trainer, precision, cut, seed
-            )
+            facts = (stage, plan.sha256, worded.sha256, trainer, precision, cut, seed)
+            before = Identity(stage_key(before.now, *facts, aids_sha256=_aids(stage, worded)), stage_key(before.earlier, *facts))
+            key = names.of(before.now, before.earlier) if names else before.now
             if key not in jobs:
                 path = _write_plan(plan, worded, plan_folder)
                 label = f"{arm} {n + 1}/{len(stages)}: {' + '.join(stage.mix.kinds())}"
@@ -135,6 +151,12 @@ def auto_row_tokens(
     chosen, found = best_row_tokens(list(stages.values()), trainer.workers(torch.cuda.device_count())[1], item, MOST_ROW_TOKENS)
     say(f"trainer.row_tokens: auto takes {chosen:,}: {found:.1%} of the tokens of padded rows are real")
     return chosen
+
+
+def _aids(stage: Stage, store: TokenStore) -> str | None:
+    """What of the store's aids the stage reads beside the tokens; None: nothing."""
+    read = stage.input_noise or stage.sentence_shuffle or stage.other_weight != 1 or store.others is not None
+    return store.aids_sha256() if read else None
 
 
 def _longest(plan: Plan, store: TokenStore, capacity: int, longest: int) -> tuple[int, int]:

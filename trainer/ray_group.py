@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from data.rows import STREAM_CPUS, Row, reading_of
 from data.stream import RankShares, StreamSpec, iterate, step_spans
+from trainer.beat_board import Board, Line
 from trainer.cpus import WORKER_CPUS
 from trainer.prepare import Job
 
@@ -23,18 +24,23 @@ _NOTICE_S = 60.0  # for Ray to notice that a node is gone; its own limit is belo
 _COLLECTIVE_TIMEOUT_S = 6 * 3600  # ranks wait while rank 0 writes hf/: 140 GB at 70B
 
 
-def train_on_ray(settings: Any, jobs: list[Job], resume: dict[str, int], tokens_folder: str, num_workers: int, use_gpu: bool) -> None:
+def train_on_ray(
+    settings: Any, jobs: list[Job], resume: dict[str, int], tokens_folder: str, num_workers: int, use_gpu: bool, board: Board | None = None
+) -> None:
     """Trains the jobs in one worker group (settings: trainer.worker.WorkerSettings), once: trainer/supervise.py tries again.
+    `board`: where they tell their heartbeats.
 
     Raises ray.train.TrainingFailedError.
     """
     # Ray's own run folders hold nothing that the stage store lacks; they would only grow.
     shutil.rmtree(Path(settings.run_folder) / "ray", ignore_errors=True)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a dead worker is noticed that soon; the default is 2 s
-    _fit(settings, jobs, resume, tokens_folder, num_workers, use_gpu)
+    _fit(settings, jobs, resume, tokens_folder, num_workers, use_gpu, board)
 
 
-def _fit(settings: Any, jobs: list[Job], resume: dict[str, int], tokens_folder: str, num_workers: int, use_gpu: bool) -> None:
+def _fit(
+    settings: Any, jobs: list[Job], resume: dict[str, int], tokens_folder: str, num_workers: int, use_gpu: bool, board: Board | None
+) -> None:
     specs = {
         _stream(job.key, one_item): StreamSpec(
             job.plan_path,
@@ -52,7 +58,13 @@ def _fit(settings: Any, jobs: list[Job], resume: dict[str, int], tokens_folder: 
     }
     trainer = TorchTrainer(
         _worker_main,
-        train_loop_config={"settings": settings, "jobs": jobs, "resume": resume, "environment": our_environment()},
+        train_loop_config={
+            "settings": settings,
+            "jobs": jobs,
+            "resume": resume,
+            "environment": our_environment(),
+            "board": board and board.actor,
+        },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": WORKER_CPUS, **({"GPU": 1} if use_gpu else {})}
@@ -104,7 +116,15 @@ def _worker_main(config: dict[str, Any]) -> None:
     def leaving() -> bool:
         return notice.preemption_info is not None
 
-    train_jobs(settings, config["jobs"], rows_of, config["resume"], ray.get_runtime_context().get_node_id(), leaving)
+    train_jobs(
+        settings,
+        config["jobs"],
+        rows_of,
+        config["resume"],
+        ray.get_runtime_context().get_node_id(),
+        leaving,
+        config["board"] and Line(config["board"]),
+    )
 
 
 def write_stacks_and_kill(beats: list[dict[str, Any]], culprits: list[dict[str, Any]]) -> None:

@@ -3,8 +3,10 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from console import say
+from data.contents import MEMORY, names_and_contents
 from data.tokens import load_tokenizer
 from trainer.model_check import check_model_folder
 from trainer.model_tensors import embedding_rows
@@ -20,15 +22,24 @@ def resized(source: Path, target: Path) -> Path:
     size = len(load_tokenizer(str(source)))
     if size <= (embedding_rows(tensors) or size):
         return source
-    files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(source.iterdir()) if f.is_file()]
-    stamp = json.loads(json.dumps({"source": str(source.resolve()), "files": files, "rows": size}))
+    files = names_and_contents([f for f in sorted(source.iterdir()) if f.is_file()], target.parent / MEMORY)
+    stamp = {"contents": files, "rows": size}
     made = target / "made.json"
-    if not made.exists() or json.loads(made.read_text()) != stamp:
+    told = json.loads(made.read_text()) if made.exists() else None
+    if told == _earlier(source, size):
+        write_json(made, stamp)
+    elif told != stamp:
         say(f"model.resize_embeddings: {source} gets {size:,} rows in {target}")
         shutil.rmtree(target, ignore_errors=True)
         _write(source, target, size)
         write_json(made, stamp)
     return target
+
+
+def _earlier(source: Path, size: int) -> Any:
+    """What stood in made.json until 2026-11-28; the stages' old keys know the copy by its times, so it is not made again."""
+    files = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(source.iterdir()) if f.is_file()]
+    return {"source": str(source.resolve()), "files": files, "rows": size}
 
 
 def _write(source: Path, target: Path, size: int) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,12 +105,20 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def collect(run_folder: Path, keep_best: int | None, unfinished: bool, delete: bool, curricula: Curricula) -> None:
-    """Lists the waste on stdout with its sizes; deletes it if told to."""
+def collect(
+    run_folder: Path,
+    keep_best: int | None,
+    unfinished: bool,
+    delete: bool,
+    curricula: Curricula,
+    drop: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Lists the waste on stdout with its sizes; deletes it if told to. `drop` gets the name of each that is deleted: a mirror's copy goes too."""
     waste = find_waste(run_folder, keep_best, unfinished, curricula)
     for item in waste:
         write_result(f"{item.bytes() / 1e6:10.1f} MB  {item.path}  ({item.why})")
         if delete:
             (item.path / "manifest.json").unlink(missing_ok=True)  # first: a half-removed stage must not look committed
             shutil.rmtree(item.path) if item.path.is_dir() else item.path.unlink()
+            drop(item.path.relative_to(run_folder).as_posix())
     say(f"{len(waste)} {'deleted' if delete else 'to delete (--delete does it)'}" if waste else "nothing to delete")

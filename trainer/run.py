@@ -14,6 +14,7 @@ from data.arms import compile_arms, wordings
 from data.catalogue import Catalogue, catalogue_of, digest_records
 from data.changes import EARLIER, RECORDS, Changes, changes_since, fit_stages, read_earlier, untrained, write_records
 from data.config import DataConfig, Stage
+from data.contents import MEMORY
 from data.framing import begins_otherwise, template_of
 from data.load import load_corpus
 from data.plan import Plan
@@ -25,6 +26,8 @@ from trainer.config import ModelConfig, TrainerConfig
 from trainer.fits import check_stages
 from trainer.graph import graph_lines
 from trainer.hub import fetch_model
+from trainer.known_as import FILE as KNOWN_AS
+from trainer.known_as import Names
 from trainer.mirror import Mirror
 from trainer.model_check import check_model_folder
 from trainer.model_tensors import check_tokens, embedding_rows
@@ -118,13 +121,13 @@ def prepare(
     tokens_folder = folder / "tokens" / store_key(catalogue, encoder)[:16]  # workers may still read the store of other records
     with progress() as bar:
         task = bar.add_task("tokens", total=len(catalogue))
-        store = write_store(tokens_folder, catalogue, encoder, lambda n: bar.advance(task, n))
+        store = write_store(tokens_folder, catalogue, encoder, lambda n: bar.advance(task, n), folder / MEMORY)
     check_tokens(_largest_token(store), embedding_rows(tensors), model_folder)
     longest = min(trainer.row_bound, positions(Path(model_folder)))
     split_documents = check_lengths(store, catalogue, longest, trainer.long_documents)
     for wording, place in wordings(arms).items():
         try:
-            write_wordings(tokens_folder, catalogue, tokenizer, [wording])
+            write_wordings(tokens_folder, catalogue, tokenizer, [wording], folder / MEMORY)
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
         check_tokens(_largest_token(store.worded(wording)), embedding_rows(tensors), model_folder)
@@ -144,21 +147,30 @@ def prepare(
     announce_lost_decay(arms, trainer.weight_decay)
     plans = compile_arms(arms, catalogue, seed, lambda stage: store.worded(wording_of(stage)).item_lengths)
     starts_trained = parent is not None and parent.stage is not None
-    initial = parent.identity() if parent and starts_trained else initial_identity(model, given, seed, store.sha256)
+    initial = parent.identity() if parent and starts_trained else initial_identity(model, given, seed, store.sha256, folder / MEMORY)
     capacity = trainer.row_tokens if trainer.row_tokens != "auto" else auto_row_tokens(arms, plans, store, trainer, has_gpu, longest)
     found = find_models(folder, models or {}, model_folder, seed, store.sha256)
     own = {arm: found[name] for arm, name in (starts or {}).items()}
     for arm, folder_of_arm in own.items():
         check_stages({arm: arms[arm]}, folder_of_arm.folder, trainer)
-    jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own)
+    mirror = Mirror(trainer.checkpoint.mirror, folder) if trainer.checkpoint.mirror else None
+    if mirror:
+        mirror.fetch_file(KNOWN_AS)
+    names = Names(folder, mirror.holds if mirror else lambda key: False)
+    jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own, names)
+    names.save()
+    if mirror and names.found:
+        mirror.push_file(KNOWN_AS)
+    if names.found:
+        say(f"{len(names.found)} stages lie under keys of an earlier version and are used as they are (docs/reliability.md)")
     StageStore(folder).tidy()
     refuse_changed_data(folder, data, {job.key for job in jobs})
     set_aside_rounded(StageStore(folder), jobs, model_folder, trainer.keep_rounded_stages)
     if starts_trained and parent and parent.stage:
         warn_of_rounded_parent(parent.stage, model_folder, parent.text)
-    if trainer.checkpoint.mirror:
+    if mirror:
         useless = (lambda manifest: False) if trainer.keep_rounded_stages else lambda manifest: is_rounded(manifest, model_folder)
-        for name in Mirror(trainer.checkpoint.mirror, folder).fetch([job.key for job in jobs], useless):
+        for name in mirror.fetch([job.key for job in jobs], useless):
             say(f"fetched from the mirror: {name}")
     return Prepared(
         corpus,

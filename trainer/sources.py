@@ -6,9 +6,9 @@ from typing import Any
 
 from console import UserError
 from data.config import DataConfig
+from data.contents import MEMORY, contents
 from trainer.checkpoint import checkpoints
 from trainer.config import ModelConfig
-from trainer.fragment_file import sha256_of
 from trainer.store import write_json
 
 
@@ -29,8 +29,8 @@ def refuse_another_experiment(folder: Path, config: DataConfig, model: ModelConf
     now = _files(config)
     if not sources.is_file() or not (before or now) or any(str(file) in before for file in now):
         return
-    contents = {facts["sha256"] for facts in before.values()}
-    if not any(sha256_of(file) in contents for file in now):
+    theirs_sha256 = {facts["sha256"] for facts in before.values()}
+    if not theirs_sha256 & set(contents(now, folder / MEMORY)):
         what = next(iter(before), "made biographies")
         raise UserError(f"{folder}: holds the arms of an experiment with other data ({what}); {remedy}")
 
@@ -47,7 +47,8 @@ def refuse_changed_data(folder: Path, config: DataConfig, keys: set[str]) -> Non
     """
     path = folder / "sources.json"
     before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    now = {str(file): _facts(file, before.get(str(file))) for file in _files(config)}
+    files = _files(config)
+    now = {str(file): {"sha256": digest} for file, digest in zip(files, contents(files, folder / MEMORY), strict=True)}
     begun = [stage for stage in (folder / "stages").glob("*") if not (stage / "manifest.json").exists() and checkpoints(stage)]
     if [stage for stage in begun if stage.name not in keys]:
         changed = [name for name, facts in before.items() if now.get(name, {}).get("sha256") != facts["sha256"]]
@@ -66,11 +67,3 @@ def _files(config: DataConfig) -> list[Path]:
         place = root / source.path
         found += sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place] if place.is_file() else []
     return found
-
-
-def _facts(file: Path, before: dict[str, Any] | None) -> dict[str, Any]:
-    """Hashing again only what has another size or time: a corpus of 100 GB would take minutes at every start."""
-    status = file.stat()
-    if before and (before["bytes"], before["mtime_ns"]) == (status.st_size, status.st_mtime_ns):
-        return before
-    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256_of(file)}

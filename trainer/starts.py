@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from console import UserError, say
+from data.contents import MEMORY
 from data.framing import start_ids
 from data.tokens import load_tokenizer
 from trainer.begun import begun_as
@@ -29,7 +30,7 @@ def find_models(folder: Path, models: dict[str, ModelConfig], model_folder: str,
             _check_tokens(model_folder, str(text))
         except UserError as error:
             raise UserError(f"models.{name}: {str(error).removeprefix('model.name: ')}") from None
-        found[name] = Start(str(text.resolve()), initial_identity(model, Path(place), seed, tokens_sha256))
+        found[name] = Start(str(text.resolve()), initial_identity(model, Path(place), seed, tokens_sha256, folder / MEMORY))
     return found
 
 

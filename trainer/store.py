@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 from console import RunError
 from data.config import Stage
+from data.durable import sync as sync
+from data.durable import write_json as write_json
 from failpoints import hit
 from trainer.config import TrainerConfig
 
@@ -26,11 +27,21 @@ _LATER_TRAINER_KEYS = {"fp8"}
 
 
 def stage_key(
-    parent: str, stage: Stage, plan_sha256: str, tokens_sha256: str, trainer: TrainerConfig, precision: str, capacity: int | None, seed: int
+    parent: str,
+    stage: Stage,
+    plan_sha256: str,
+    tokens_sha256: str,
+    trainer: TrainerConfig,
+    precision: str,
+    capacity: int | None,
+    seed: int,
+    aids_sha256: str | None = None,
 ) -> str:
     """Identity of a trained stage: 16 hexadecimal digits. World size, ZeRO stage and arm are not part of it.
 
     `parent`: key of the stage before, or the initial model's identity. `capacity`: most tokens of an item, where that cuts one; else None.
+    `aids_sha256`: of what the stage's aids read beside the tokens (TokenStore.aids_sha256); None: they read nothing, or as until 2026-11-28, when it
+    was in no key.
     """
     libraries = ("torch", "deepspeed", "transformers", *(("peft",) if stage.adapter else ()))
     facts = {
@@ -50,6 +61,8 @@ def stage_key(
     }
     if stage.adapter and any("dropout" in name and value for name, value in stage.adapter.settings().items()):
         facts["draws"] = "by micro-step and rank"  # before 2026-11-28 once a stage: other weights
+    if aids_sha256:
+        facts["aids"] = aids_sha256
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -103,26 +116,3 @@ class StageStore:
     def uncommit(self, key: str) -> None:
         """Takes a damaged stage back: the next run trains it again. What depends on it and is committed stays."""
         (self.folder(key) / "manifest.json").replace(self.folder(key) / "manifest.corrupt.json")
-
-
-def write_json(path: Path, content: Any, durable: bool = True) -> None:
-    """Whole or not at all. `durable`: on disk before it returns; not worth milliseconds for what is written every second."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    draft.replace(path)
-    if durable:
-        sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Makes a file's content, or the renames inside a folder, last through a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

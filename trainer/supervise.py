@@ -95,10 +95,11 @@ def supervise(
         except (KeyboardInterrupt, StoppedByRequest):
             raise
         except Exception as error:
-            raise_if_stopped(request)
             why = cause(error)
             if fatal := _fatal(error):
                 raise type(fatal)(str(fatal)) from error
+            if request.signum is not None:
+                raise RunError(f"stopped as asked, but what was trained since the last checkpoint is not saved: {why}") from error
             left = pending()
             points = resume_points(store, left)
             failures = 1 if _progress(store, left, points) != before else failures + 1

@@ -17,9 +17,10 @@ from typing import Any
 from torch import Tensor
 
 from console import UserError, say
+from data.contents import MEMORY, names_and_contents, weight_files
 from trainer.buffers import names_in_files
 from trainer.families import build_network, check_buffers
-from trainer.residual.describe import copy_description
+from trainer.residual.describe import copy_description, description_files
 from trainer.residual.models import LazyWeights, chunks, fingerprint
 from trainer.shard_writer import DTYPES, TensorSpec, write_sharded
 from trainer.text_config import read_config
@@ -39,8 +40,7 @@ def text_folder(folder: Path, beside: Path) -> Path:
     if _is_text(config):
         check_text_model(folder)
         return folder
-    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
-    key = fingerprint([_FORMAT, *((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)])[:16]
+    key = fingerprint([_FORMAT, names_and_contents(_described(folder), beside.parent / MEMORY)])[:16]
     target = beside / key
     if not target.is_dir():
         draft = beside / f".{key}.{os.getpid()}"
@@ -52,6 +52,11 @@ def text_folder(folder: Path, beside: Path) -> Path:
     text = config.get_text_config().model_type
     say(f"{folder}: {config.model_type} with more than text: its text model ({text}) is trained, and hf/ will hold that alone ({target})")
     return target.resolve()
+
+
+def _described(folder: Path) -> list[Path]:
+    """Weights, and what is copied beside them."""
+    return sorted({*weight_files(folder), *description_files(folder)})
 
 
 def check_text_model(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ import torch
 
 from data.rows import Row
 from trainer.attention import attention_in_words
-from trainer.checkpoint import Checkpoint, Saver, checkpoints, clear_uncommitted, rank_zero_says, set_aside
+from trainer.checkpoint import Checkpoint, Saver, await_committed, await_model, checkpoints, clear_uncommitted, rank_zero_says, set_aside
 from trainer.export import export_stage, parent_weights, stage_template
 from trainer.flops import row_flops
 from trainer.fragment_file import FragmentBuffer, filled, fragment_file, write_fragments
@@ -23,9 +24,10 @@ from trainer.fragments import Fragments, open_together
 from trainer.freeze import exact_fragments
 from trainer.guard import Guard, Stopped
 from trainer.heap import keep_freed_memory
-from trainer.heartbeat import Heartbeat
+from trainer.heartbeat import Heartbeat, Sending
 from trainer.limits import Limits
 from trainer.loop import run_stage
+from trainer.mirror_rank import MirrorRank
 from trainer.old_stages import EXACT
 from trainer.prepare import Job, job_dict
 from trainer.randomness import draws_of
@@ -49,17 +51,20 @@ def train_jobs(
     resume: dict[str, int],
     node: str = "",
     leaving: Callable[[], bool] = lambda: False,
+    line: Sending | None = None,
 ) -> None:
     """Trains the jobs that are not committed yet, in order. Expects torch.distributed to be initialised.
 
     `resume`: key → step of the checkpoint to go on from (0: none); `node`: for the watchdog; `leaving`: whether a node of the group is about
-    to be taken away. Returns early, with what was done saved, then or when a stop was asked for.
+    to be taken away; `line`: how heartbeats get to the driver, beside files. Returns early, with what was done saved, then or when a stop was asked for.
     """
     if not settings.use_gpu:
         keep_freed_memory()
     store = StageStore(Path(settings.run_folder))
     rank = torch.distributed.get_rank()
-    beat = Heartbeat(Path(settings.run_folder), rank, node, settings.trainer.watch.start_s, leaving)
+    beat = Heartbeat(Path(settings.run_folder), rank, node, settings.trainer.watch.start_s, leaving, line)
+    place = settings.trainer.checkpoint.mirror
+    mirror = MirrorRank(place, Path(settings.run_folder), rank, torch.distributed.get_world_size()) if place else None
     try:
         for job in jobs:
             todo, stop = rank_zero_says((store.manifest(job.key) is None, beat.stop_requested))
@@ -72,6 +77,8 @@ def train_jobs(
     except Stopped:
         return
     finally:
+        if mirror:
+            mirror.close()
         beat.close()
 
 
@@ -82,6 +89,8 @@ def _settings_of(settings: WorkerSettings, job: Job) -> WorkerSettings:
 
 def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: RowsOf, first_step: int, beat: Heartbeat) -> None:
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    beat.enter("load", settings.trainer.watch.start_s)
+    _await_what_is_needed(settings, store, job, first_step)
     limits = Limits(settings, store, job, world_size, first_step)
     beat.enter("load", limits.load_s)
     if rank == 0:
@@ -120,6 +129,9 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
         **EXACT,
     }
     saver = Saver(store.folder(job.key), rank, world_size, facts, checkpoint.keep, checkpoint.failures)
+    saver.on_commit = lambda folder: beat.committed(f"stages/{job.key}/checkpoints/{folder.name}/manifest.json")
+    kept = weakref.ref(saver)  # a beat must not keep the saver's copy of weights and moments
+    beat.saving = lambda: bool((alive := kept()) and alive.busy)
     try:
         totals = run_stage(
             engine,
@@ -179,6 +191,16 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
             f"hf/{name}": facts for name, facts in exported.items()
         }
         _commit(settings, job, store, made.shapes, about, files)
+        beat.committed(f"stages/{job.key}/manifest.json")
+
+
+def _await_what_is_needed(settings: WorkerSettings, store: StageStore, job: Job, first_step: int) -> None:
+    """What others have written, maybe on another node a moment ago (data/durable.py)."""
+    await_model(Path(settings.model_folder))
+    if job.parent:
+        await_committed(store.folder(job.parent), "weights/")
+    if first_step:
+        await_committed(store.folder(job.key) / "checkpoints" / f"step-{first_step:08d}")
 
 
 def _write_weights(

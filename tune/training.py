@@ -101,16 +101,23 @@ class Training:
             if group and (acted := group.watch()):
                 say(acted)
 
+        def left() -> list[Job]:
+            if group:
+                group.settle()
+            return [] if self.is_at(job, limit) else [job]
+
         try:
             supervise(
                 self._store,
-                lambda: [] if self.is_at(job, limit) else [job],
+                left,
                 group.attempt if group else alone,
                 poll,
                 request,
                 settings.trainer.max_failures,
             )
         finally:
+            if group:
+                group.close()
             after = self._totals(job)
             self.seconds += time.monotonic() - started
             self.steps += after[0] - before[0]

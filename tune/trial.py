@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from console import StoppedByRequest
+from data.contents import MEMORY, model_contents
 from data.templates import exam_template
 from experiment import Experiment
 from trainer.drive import worker_settings
@@ -92,7 +93,7 @@ def run_base(task: Task, desk: Any) -> dict[str, Any]:
         training.train_to(jobs, jobs[-1].num_steps)
         hf, weights = _weights_of(Path(task.folder), jobs[-1])
     else:
-        hf, weights = prepared.model_folder, "base"
+        hf, weights = prepared.model_folder, model_contents(Path(prepared.model_folder), Path(task.folder) / MEMORY)
     template = exam_template([job.stage for job in jobs])
     found = _examined(desk, BASE, hf, weights, template)
     inside = Path(hf).is_relative_to(task.folder)  # without its place, so that the folder can be moved

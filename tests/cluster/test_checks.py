@@ -66,6 +66,30 @@ def test_storage_that_is_not_writable_or_not_shared(tmp_path: Path) -> None:
     assert "error" in probe.write_mark(str(tmp_path / "nowhere"))
 
 
+def test_storage_is_measured(tmp_path: Path) -> None:
+    """What every node writes and reads a second, added up; one process alone by the slowest of them. Nothing stays behind."""
+    from cluster.checks import Nodes, storage_speed
+
+    rates = probe.storage_rate(str(tmp_path), 2**21, 3)
+    assert set(rates) == {"write", "read"} and min(rates.values()) > 0 and not list(tmp_path.iterdir())
+
+    class Two(Nodes):
+        def __init__(self) -> None:
+            self.all = [node("a"), node("b")]
+
+        def ask(self, function: Any, *arguments: Any) -> list[tuple[Node, Any]]:
+            _, _, writers = arguments
+            return [(one, {"write": writers * rate, "read": 9e9}) for one, rate in zip(self.all, (1e8, 2e8), strict=True)]
+
+    found, line = storage_speed(Two(), tmp_path / "run")
+    assert (
+        found == {"process_bytes_per_s": 1e8, "storage_bytes_per_s": 2.4e9}
+        and line.good
+        and "0.1 GB/s a process, 2.4 GB/s together" in line.text
+    )
+    assert not list((tmp_path / "run").iterdir())
+
+
 @pytest.mark.parametrize("good, begins", [(True, "ok    x: y"), (False, "WRONG x: y"), (None, "–     x: y")])
 def test_lines(good: bool | None, begins: str) -> None:
     assert str(Line("x", good, "y")) == begins

@@ -189,7 +189,7 @@ def test_shapes_by_heart_are_those_of_transformers() -> None:
         assert shape.parameters == pytest.approx(parameters, rel=1e-3), name  # Qwen's biases are not counted
 
 
-@pytest.mark.parametrize("content, reason", [("{}", "no hidden_size"), ("nonsense", "not JSON"), (None, "cannot be read")])
+@pytest.mark.parametrize("content, reason", [("{}", "no model_type"), ("nonsense", "not JSON"), (None, "cannot be read")])
 def test_models_of_other_kinds(tmp_path: Path, content: str | None, reason: str) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests import late_storage
 from tests.conftest import ROOT
 from tests.faults.conftest import events_of, oracle, write_experiment
 from tests.faults.promises import F1, F2, F3, F4, F5, F11, F13, F14, F15
@@ -210,6 +211,26 @@ def nodes() -> Iterator[Any]:
         yield cluster
     finally:
         cluster.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@F1
+def test_two_nodes_whose_storage_is_late(calm: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[type-arg]
+    """Every process of driver and nodes sees others' files two seconds late; a worker is killed as well. Nothing is lost, and nothing is another's."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", f"{late_storage.sitecustomize(tmp_path, 2.0)}{os.pathsep}{ROOT}")
+    monkeypatch.setenv("STUDYHALL_LATE_S", "30")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+        env = {"STUDYHALL_FAIL": "step.begin=kill@45", "STUDYHALL_FAIL_RANK": "1", "STUDYHALL_FAIL_ONCE": str(tmp_path / "once")}
+        run = Run(write_experiment(tmp_path), "trainer.checkpoint.every_steps=20", address=cluster.address, **env)
+        assert run.wait(400) == 0, run.said()
+    finally:
+        cluster.shutdown()
+    assert "step 41 of 60" in run.said() and oracle(run.run) == calm
 
 
 def _elastic(cluster: Any, folder: Path) -> Run:

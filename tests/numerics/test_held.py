@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cluster.memory import SetUp, gpu_memory, largest_parameter, offloaded_buffers
+from cluster.memory import SetUp, gpu_memory, offloaded_buffers
 from cluster.model_shape import ModelShape
 from tests.groups import Groups
 from tests.numerics.held_steps import ALONE, CASES, RANK, made_model, name_of
@@ -27,7 +27,7 @@ def planned(zero_stage: int, precision: str, kind: str, n: int, small: int) -> f
     bytes_ = gpu_memory(SHAPE, set_up, n, fp32=precision == "fp32").kept + (4 if precision == "fp32" else 2) * small
     if kind == "offload":
         share = SHAPE.parameters / n
-        bytes_ += 8 * share + sum(offloaded_buffers(SHAPE, set_up, share)) + 2 * largest_parameter(SHAPE) * (zero_stage < 3)
+        bytes_ += 8 * share + sum(offloaded_buffers(SHAPE, set_up, share)) + 2 * SHAPE.largest_parameter * (zero_stage < 3)
     return bytes_
 
 

@@ -7,7 +7,8 @@ from transformers import LlamaConfig
 
 from data.config import Mix, Stage
 from trainer.config import TrainerConfig
-from trainer.flops import matmul_parameters, peak_flops, row_flops
+from trainer.flops import peak_flops, row_flops
+from trainer.network_size import network_size
 from trainer.run import announce_lost_decay
 from trainer.schedule import learning_rate
 from trainer.store import stage_key
@@ -103,12 +104,14 @@ LLAMA_7B = LlamaConfig(vocab_size=32000, hidden_size=4096, intermediate_size=110
 
 def test_llama_7b_has_its_known_size() -> None:
     # 6,738,415,616 parameters; the input embedding (131,072,000) and the norms (65 × 4096) take no part in matrix products.
-    assert matmul_parameters(LLAMA_7B) == 6_738_415_616 - 131_072_000 - 65 * 4096
+    size = network_size(LLAMA_7B)
+    assert size.products == 6_738_415_616 - 131_072_000 - 65 * 4096
+    assert (size.parameters, size.active, size.experts, size.attention_width) == (6_738_415_616, 6_738_415_616, 0, 32 * 4096)
 
 
 def test_flops_by_hand() -> None:
     one, two = row_flops(LLAMA_7B, [0, 1000]), row_flops(LLAMA_7B, [0, 500, 1000])
-    assert one == 6 * matmul_parameters(LLAMA_7B) * 1000 + 12 * 32 * 4096 * 1000**2
+    assert one == 6 * network_size(LLAMA_7B).products * 1000 + 12 * 32 * 4096 * 1000**2
     assert two < one  # items do not attend to each other
 
 

@@ -18,9 +18,14 @@ _ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
 def copy_description(source: Path, target: Path, without: tuple[str, ...] = ()) -> None:
     """Everything of a model folder but its weights."""
     target.mkdir(parents=True, exist_ok=True)
-    for file in sorted(source.iterdir()):
-        if file.suffix in _SUFFIXES and ".index." not in file.name and file.name not in without:
+    for file in description_files(source):
+        if file.name not in without:
             shutil.copyfile(file, target / file.name)
+
+
+def description_files(folder: Path) -> list[Path]:
+    """Config, tokenizer, template: all of a model folder but its weights."""
+    return [file for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES and ".index." not in file.name and file.is_file()]
 
 
 def describe_result(
