@@ -42,7 +42,7 @@ def _fit(settings: Any, jobs: list[Job], resume: dict[str, int], tokens_folder: 
             job.num_steps,
             job.capacity,
             job.stage.loss,
-            reading=reading_of(job.stage, settings.seed),
+            reading=reading_of(job.stage, settings.seed, job.lessons, job.passages),
             longest=job.longest,
             first_step=resume.get(job.key, 0),
             one_item=one_item,

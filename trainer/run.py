@@ -15,10 +15,11 @@ from data.catalogue import Catalogue, catalogue_of, digest_records
 from data.changes import EARLIER, RECORDS, Changes, changes_since, fit_stages, read_earlier, untrained, write_records
 from data.config import DataConfig, Stage
 from data.framing import begins_otherwise, template_of
+from data.lessons import Teaching
 from data.load import load_corpus
 from data.plan import Plan
 from data.records import Corpus
-from data.templates import exam_template, wording_of
+from data.templates import PASSAGES, exam_template, wording_of
 from data.tokens import Encoder, TokenStore, load_tokenizer, store_key, write_store, write_wordings
 from trainer.begun import begun_as
 from trainer.config import ModelConfig, TrainerConfig
@@ -150,7 +151,14 @@ def prepare(
     own = {arm: found[name] for arm, name in (starts or {}).items()}
     for arm, folder_of_arm in own.items():
         check_stages({arm: arms[arm]}, folder_of_arm.folder, trainer)
-    jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own)
+    teaching = None
+    if beside := [stage for stages in arms.values() for stage in stages if stage.teach or stage.anchor or stage.open_share]:
+        write_wordings(tokens_folder, catalogue, tokenizer, [PASSAGES])
+        begun = {w: Encoder(tokenizer, w) for w in map(wording_of, beside)}
+        beginnings = {(w, kind): begun[w].starts(kind) for w in begun for kind in catalogue.ranges}
+        teachers = {name: (start.folder, start.identity) for name, start in found.items()}
+        teaching = Teaching(folder / "teachers", tokens_folder, catalogue, beginnings, teachers, min(longest, capacity))
+    jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own, teaching)
     StageStore(folder).tidy()
     refuse_changed_data(folder, data, {job.key for job in jobs})
     set_aside_rounded(StageStore(folder), jobs, model_folder, trainer.keep_rounded_stages)
@@ -336,6 +344,9 @@ def announce(prepared: Prepared, todo: list[Job]) -> None:
         f"{len(prepared.keys) - 1} arms, {len(prepared.jobs)} stages: {done} already trained, {len(todo)} to train "
         f"({sum(job.num_steps for job in todo):,} steps; every arm alone would take {alone:,})"
     )
+    for job in todo:
+        if job.lessons:
+            say(f"{job.label}: {job.lessons.in_words()}")
     left = {job.key for job in todo}
     for line in graph_lines(prepared.jobs, prepared.keys, {job.key for job in prepared.jobs} - left):
         say(line)
