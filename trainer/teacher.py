@@ -28,14 +28,13 @@ from data.packing import pack
 from data.rows import Row
 from failpoints import hit
 from trainer.checkpoint import first_bad_file, rank_zero_says
-from trainer.engine import DeepSpeedEngine
 from trainer.families import folder_weights
 from trainer.fragment_file import sha256_of
 from trainer.linear_loss import LOGITS_AT_ONCE, head_gives, plain_head, tiny_row
 from trainer.placing import model_inputs
 from trainer.prepare import Job
 from trainer.set_up import make_engine
-from trainer.step import base_module, keeps_logits
+from trainer.step import Engine, base_module, keeps_logits
 from trainer.store import sync, write_json
 from trainer.text_config import text_config
 from trainer.weights import Weights
@@ -131,7 +130,7 @@ def _pass(
     settings: WorkerSettings, job: Job, lessons: Lessons, parts: list[Lesson], weights: Weights, device: torch.device, vocabulary: int
 ) -> Iterator[list[Said]]:
     """What each rank's row says, round by round; the same list on every rank."""
-    trainer = settings.trainer.model_copy(update={"attention": "auto", "gradient_checkpointing": False})
+    trainer = settings.trainer.model_copy(update={"attention": "auto", "gradient_checkpointing": False, "cuda_graphs": False, "fp8": "off"})
     as_it_is = job.stage.model_copy(update={"adapter": None, "freeze_share": 0.0})
     reads = replace(job, stage=as_it_is, longest_item=lessons.longest, row_tokens=min(job.capacity, max(lessons.tokens_read, 1)))
     made = make_engine(replace(settings, trainer=trainer, precision="fp32"), reads, weights, device, None)
@@ -169,7 +168,7 @@ def _row(pieces: list[tuple[_Sequence, int, int]]) -> Row:
     }
 
 
-def _read(engine: DeepSpeedEngine, row: Row, attention: str, vocabulary: int) -> Said:
+def _read(engine: Engine, row: Row, attention: str, vocabulary: int) -> Said:
     places = row["places"][1:]
     positions = np.flatnonzero(places >= 0)
     at = torch.as_tensor(positions if len(positions) else np.zeros(1, dtype=np.int64), device=engine.device)
