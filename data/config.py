@@ -424,7 +424,7 @@ class Arm(Strict):
     def one_form(self) -> "Arm":
         if self.merge and (self.preset or self.stages or self.model or self.dials or self.adapter or self.teach or self.anchor):
             raise ValueError(
-                "merge: is put together from trained arms; it takes no model, preset, dials, stages, adapter or teacher of its own"
+                "merge: is put together from trained arms; it takes no model, preset, dials, stages or adapter of its own, and no teacher"
             )
         if (self.preset and self.stages) or not (self.preset or self.stages or self.merge or self.model):
             raise ValueError("give either a preset or stages")
