@@ -166,7 +166,7 @@ class Experiment(Strict):
             return []
         if described.stages:
             own = [self._with_adapter(stage, described.adapter, f"arms.{arm}.stages.{n}") for n, stage in enumerate(described.stages)]
-            return [*base, *own]
+            return [*base, *self._with_teachers(arm, own)]
         if described.preset is None:  # a model as it is
             return []
         if described.preset not in PRESETS:
@@ -179,7 +179,20 @@ class Experiment(Strict):
             hint = _suggestion(key, Dials.model_fields) if first["type"] == "extra_forbidden" else ""
             raise ValueError(f"arms.{arm}.dials.{key}: {_plain(first)}{hint}") from None
         preset = preset_stages(described.preset, dials)
-        return [*base, *(self._with_adapter(stage, described.adapter, f"arms.{arm}.adapter") for stage in preset)]
+        own = [self._with_adapter(stage, described.adapter, f"arms.{arm}.adapter") for stage in preset]
+        return [*base, *self._with_teachers(arm, own)]
+
+    def _with_teachers(self, arm: str, stages: list[Stage]) -> list[Stage]:
+        try:
+            made = self.arms[arm].with_teachers(stages)
+        except ValueError as error:
+            raise ValueError(f"arms.{arm}.{error}") from None
+        for stage in made:
+            if stage.teach and stage.teach.model and stage.teach.model not in self.models:
+                raise ValueError(
+                    f"arms.{arm}: teach.model: {stage.teach.model!r} is none of models{_suggestion(stage.teach.model, self.models)}"
+                )
+        return made
 
     def _with_adapter(self, stage: Stage, of_arm: Adapter | None, place: str) -> Stage:
         """The stage with the adapter that counts for it: its own, the arm's, the experiment's, or none."""

@@ -151,8 +151,14 @@ def fit_stages(stages: Sequence[Stage], whole: Corpus, moved: Corpus) -> list[St
                 "sample_questions": min(stage.sample_questions, _size(moved, "train_questions")),
                 "sample_replay_questions": min(stage.sample_replay_questions, _size(moved, "replay_questions")),
             }
-            fitted.append(stage.model_copy(update=update))
+            fitted.append(_without_idle(stage.model_copy(update=update)))
     return fitted
+
+
+def _without_idle(stage: Stage) -> Stage:
+    """A stage in which nothing is left to follow a teacher, or to stand behind its document, has none."""
+    teach, anchor = stage.teach if stage.taught_kinds() else None, stage.anchor if stage.anchored_kinds() else None
+    return stage.model_copy(update={"teach": teach, "anchor": anchor, "open_share": stage.open_share if stage.trains_questions() else 0.0})
 
 
 def untrained(stages: Sequence[Stage], moved: Corpus) -> list[str]:

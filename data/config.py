@@ -90,6 +90,9 @@ class Bios(Strict):
     """So many train and so many test people, from the first on, have another city than with 0: a later edition of the same world."""
     copies: Annotated[int, Field(ge=1, le=20)] = 1
     """Biographies of each person, each with its own wording; the questions are linked to the first."""
+    forms: Annotated[int, Field(ge=0, le=7)] = 0
+    """The facts of each test person also in so many other forms of text (data/bios_forms.py): what a writer makes of new documents.
+    Biographies have the quality 1, forms 0, so that `best_share` of a stage can leave them out."""
     permute: bool = True
     """Each biography has its sentences in an order of its own; else all have one order. People and facts are the same either way."""
     options: Annotated[int, Field(ge=2, le=20)] | None = None
@@ -99,6 +102,8 @@ class Bios(Strict):
     def can_be_made(self) -> "Bios":
         if self.options and self.options > self.values:
             raise ValueError(f"{self.options} options for a question, but an attribute has {self.values} values")
+        if self.forms and self.moved:
+            raise ValueError("forms tell the facts that moved would change; give one of the two")
         if self.copies > 1 and self.templates == 1 and not self.permute:
             raise ValueError("copies of one wording in one order would repeat word for word; give templates or permute")
         return self
@@ -160,6 +165,26 @@ class Mix(Strict):
     def kinds(self) -> dict[Kind, int]:
         """Only what occurs, in the order above."""
         return {k: n for k, n in self.model_dump().items() if n}  # type: ignore[misc]
+
+
+class Teach(Strict):
+    """A stage's items follow a model that has their document in view; the student reads them without it (arXiv 2412.14964; docs/teaching.md)."""
+
+    on: Literal["questions", "documents", "everything"] = "questions"
+    """Which items: train questions, or documents of train and test (the teacher reads such a document twice), or both."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Of a taught token's loss that is the divergence from the teacher; the rest is cross entropy with the text."""
+    model: str | None = None
+    """One of the experiment's `models` as the teacher; empty: the stage's own start."""
+
+
+class Anchor(Strict):
+    """Replay items stay near what the stage's start says to them: KL to one's former self (arXiv 2604.15574; docs/teaching.md)."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Of the divergence from the start."""
+    cross_entropy: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of their usual loss beside it; 0: what the texts say does not matter, only what the start said to them."""
 
 
 class Stage(Strict):
@@ -224,6 +249,9 @@ class Stage(Strict):
     """Share of each document's input tokens that are replaced by random ones; the targets stay (arXiv 2402.12170: 0.2)."""
     sentence_shuffle: bool = False
     """The sentences of a document stand in another order each time it is trained."""
+    open_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of its questions that stand behind their document, drawn anew each time one is trained; the document is read, not learnt. A model that
+    was never asked so cannot be a teacher; a question that always stands so teaches nothing that is asked without (arXiv 2505.01812)."""
     freeze_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each block's matrices and norms that stays as it is (half fine-tuning, arXiv 2404.18466: 0.5); trainer/freeze.py."""
     freeze_round: Annotated[int, Field(ge=0)] | None = None
@@ -231,6 +259,10 @@ class Stage(Strict):
     adapter: Adapter | None = None
     """Train LoRA or another adapter of peft instead of the weights, and merge it when the stage ends; `full`: all weights, whatever the arm
     or trainer.adapter say (data/adapters.py)."""
+    teach: Teach | None = None
+    """Train questions, or documents, by what a teacher with their document in view would say."""
+    anchor: Anchor | None = None
+    """Hold replay items to what the stage's start says to them."""
 
     @model_validator(mode="after")
     def makes_sense(self) -> "Stage":
@@ -260,7 +292,7 @@ class Stage(Strict):
         for name in ("other_weight", "prefix", "input_noise", "sentence_shuffle"):
             if not documents and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} acts on documents, and the stage mixes none")
-        for name in ("template", "loss_on", "wordings"):
+        for name in ("template", "loss_on", "wordings", "open_share"):
             if not questions and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} acts on questions, and the stage mixes none")
         if self.replay_share and self.mix.replay_documents:
@@ -271,6 +303,40 @@ class Stage(Strict):
             raise ValueError("freeze_round chooses what freeze_share freezes, and that is nothing")
         if self.order == "by_level" and not any(kind.endswith("questions") for kind in self.mix.kinds()):
             raise ValueError("order by_level needs questions in the mix")
+        if self.open_share and self.loss_on == "everything":
+            raise ValueError(
+                "open_share puts a document before questions, which loss_on: everything would learn with it; give one of the two"
+            )
+        self._refuse_idle_teachers()
+
+    def _refuse_idle_teachers(self) -> None:
+        if self.teach and not self.taught_kinds():
+            what = {"questions": "train questions", "documents": "train or test documents", "everything": "train questions and documents"}
+            raise ValueError(f"teach acts on {what[self.teach.on]}, and the stage mixes none")
+        if self.anchor and not self.anchored_kinds():
+            raise ValueError(
+                "anchor acts on replay items, and the stage mixes none; give replay_share, sample_replay_questions or a mix of them"
+            )
+        if any(kind.endswith("documents") for kind in (*self.taught_kinds(), *self.anchored_kinds())):
+            for name in ("input_noise", "sentence_shuffle"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} reads a document otherwise each time, and a teacher has read it once; give one of the two")
+
+    def taught_kinds(self) -> list[Kind]:
+        """Kinds of the stage whose items `teach` acts on."""
+        if self.teach is None:
+            return []
+        taught: list[Kind] = [] if self.teach.on == "documents" else ["train_questions"]
+        taught += [] if self.teach.on == "questions" else ["train_documents", "test_documents"]
+        return [kind for kind in taught if kind in self.mix.kinds() or (kind == "train_questions" and self.sample_questions)]
+
+    def anchored_kinds(self) -> list[Kind]:
+        """Kinds of the stage whose items `anchor` acts on."""
+        replayed: dict[Kind, bool] = {
+            "replay_documents": bool(self.replay_share or self.mix.replay_documents),
+            "replay_questions": bool(self.sample_replay_questions or self.mix.replay_questions),
+        }
+        return [kind for kind, there in replayed.items() if there and self.anchor]
 
 
 class Dials(Strict):
@@ -291,6 +357,10 @@ class Dials(Strict):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     wordings: Annotated[int, Field(ge=1)] = 1
     """In which questions are trained, riding ones too."""
+    replay_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Replay documents in every stage, as a stage's own field."""
+    sample_replay_questions: Annotated[int, Field(ge=0)] = 0
+    """Replay questions in every epoch of every stage."""
 
 
 class Merge(Strict):
@@ -342,16 +412,35 @@ class Arm(Strict):
     stages: list[Stage] = []
     adapter: Adapter | None = None
     """Of the arm's own stages, where they do not say otherwise; `full`: all weights, whatever trainer.adapter says."""
+    teach: Teach | None = None
+    """Of those of the arm's own stages that train what it acts on, where they do not say otherwise."""
+    anchor: Anchor | None = None
+    """The same."""
     model: str | None = None
     """One of the experiment's `models` to start from, instead of its model; without a curriculum it is examined as it is."""
     merge: Merge | None = None
 
     @model_validator(mode="after")
     def one_form(self) -> "Arm":
-        if self.merge and (self.preset or self.stages or self.model or self.dials or self.adapter):
-            raise ValueError("merge: is put together from trained arms; it takes no model, preset, dials, stages or adapter of its own")
+        if self.merge and (self.preset or self.stages or self.model or self.dials or self.adapter or self.teach or self.anchor):
+            raise ValueError(
+                "merge: is put together from trained arms; it takes no model, preset, dials, stages or adapter of its own, and no teacher"
+            )
         if (self.preset and self.stages) or not (self.preset or self.stages or self.merge or self.model):
             raise ValueError("give either a preset or stages")
         if self.dials and not self.preset:
             raise ValueError("dials belong to presets; write the values into the stages")
         return self
+
+    def with_teachers(self, stages: list[Stage]) -> list[Stage]:
+        """The arm's own stages, each with the arm's teacher and anchor where it has none of its own and they act on something. ValueError where they nowhere do."""
+        made = []
+        for stage in stages:
+            whole = stage.model_copy(update={"teach": stage.teach or self.teach, "anchor": stage.anchor or self.anchor})
+            kept = {"teach": whole.teach if whole.taught_kinds() else None, "anchor": whole.anchor if whole.anchored_kinds() else None}
+            made.append(Stage.model_validate({**stage.model_dump(exclude_unset=True), **kept}) if any(kept.values()) else stage)
+        if self.teach and not any(stage.teach for stage in made):
+            raise ValueError("teach: no stage of the arm trains what it acts on")
+        if self.anchor and not any(stage.anchor for stage in made):
+            raise ValueError("anchor: no stage of the arm trains replay items; give the dials replay_share or sample_replay_questions")
+        return made

@@ -74,5 +74,7 @@ def _stage(step: _Step, dials: Dials) -> Stage:
         epochs=epochs[step.role],
         sample_questions=dials.sample_questions if step.riding else 0,
         wordings=dials.wordings if asks else 1,
+        replay_share=dials.replay_share,
+        sample_replay_questions=dials.sample_replay_questions,
         **{**step.settings, **turned},
     )

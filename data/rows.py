@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data.config import Stage
+from data.lessons import Lesson, Lessons
 from data.packing import Piece, pack
+from data.passages import Passages
 from data.plan import Plan
 from data.templates import PLAIN, Wording, wording_of
 from data.tokens import TokenStore
@@ -32,14 +34,17 @@ class Reading:
     input_noise: float = 0.0
     sentence_shuffle: bool = False
     seed: int = 0
+    lessons: Lessons | None = None
+    passages: Passages | None = None
 
 
 PAPER = Reading()
 
 
-def reading_of(stage: Stage, seed: int) -> Reading:
+def reading_of(stage: Stage, seed: int, lessons: Lessons | None = None, passages: Passages | None = None) -> Reading:
     """What of a stage the rows must know, besides its loss."""
-    return Reading(wording_of(stage), stage.loss_on == "everything", stage.other_weight, stage.input_noise, stage.sentence_shuffle, seed)
+    everything = stage.loss_on == "everything"
+    return Reading(wording_of(stage), everything, stage.other_weight, stage.input_noise, stage.sentence_shuffle, seed, lessons, passages)
 
 
 def step_rows(
@@ -57,18 +62,24 @@ def step_rows(
     """The rows of one rank for one optimiser step, one per micro-step.
 
     Each row: step, micro_step, num_micro_steps; input_ids, position_ids (restart at each item) and loss_weight, all (T,);
-    cu_seqlens (pieces + 1,) with the items' boundaries; with input noise also target_ids (T,), the ids without noise.
+    cu_seqlens (pieces + 1,) with the items' boundaries; with input noise also target_ids (T,), the ids without noise;
+    where items follow a teacher also followed (T,), each target's position in its store or -1, and follow_weight (T,), of the divergence from it.
     Summed over all ranks and micro-steps of a step, Σ weight × nll is the step's loss: the division is done here, once,
     with the whole step's counts. With weights of their own on tokens, counts are sums of weights: a weighted mean.
     `one_item`: see pack; weights are the same.
     """
     items = plan.step(step)
+    owners = items  # of a question in another wording, the question
     if store.others is not None:
         items = store.others.drawn(items, _rng(3, step, 0, reading))
-    grid = pack(store.lengths[items], world_size, capacity, longest, one_item)
+    before = _passages(owners, step, reading)
+    lengths = store.lengths[items] + [len(passage) for passage in before] if before else store.lengths[items]
+    grid = pack(lengths, world_size, capacity, longest, one_item)
     mine = {piece.item for ranks in grid for piece in ranks[rank]}
     weighted = reading.loss_on_everything or reading.other_weight != 1
-    tokens = {n: _read(int(items[n]), step, store, reading) for n in (range(len(items)) if weighted else mine)}
+    tokens = {n: _read(int(items[n]), int(owners[n]), step, store, reading) for n in (range(len(items)) if weighted else mine)}
+    if before and reading.passages:
+        tokens = {n: _behind(item, before[n], reading.passages.starts) for n, item in tokens.items()}
     targets = _sums(tokens) if weighted else store.lengths[items] - store.loss_start[items]  # (items of the step,)
     item_weight = 1.0 / (targets * len(items)) if loss == "example" else np.full(len(items), 1.0 / targets.sum())
     return [
@@ -102,9 +113,12 @@ class _Tokens:
     target_ids: npt.NDArray[Any]
     share: npt.NDArray[np.float64]
     """Of each target token, before the division: 0 where no loss is."""
+    lesson: Lesson | None = None
+    followed: tuple[int, int] = (0, 0)
+    """The first token that follows a teacher, and its position in the teacher store; those after it stand one behind another."""
 
 
-def _read(item: int, step: int, store: TokenStore, reading: Reading) -> _Tokens:
+def _read(item: int, owner: int, step: int, store: TokenStore, reading: Reading) -> _Tokens:
     ids = store.item(item)
     is_document = store.aids is not None and bool(store.aids.is_document[item])
     if is_document and reading.sentence_shuffle:
@@ -112,7 +126,30 @@ def _read(item: int, step: int, store: TokenStore, reading: Reading) -> _Tokens:
     share = _weights(ids, store, reading) if is_document else np.ones(len(ids))
     share[: 1 if reading.loss_on_everything and not is_document else store.loss_start[item]] = 0.0
     noisy = _with_noise(ids, item, step, store, reading) if is_document and reading.input_noise else ids
-    return _Tokens(noisy, ids, share)
+    lesson = next((part for part in reading.lessons.parts if part.first <= owner < part.end), None) if reading.lessons else None
+    if reading.lessons is None or lesson is None:
+        return _Tokens(noisy, ids, share)
+    return _Tokens(noisy, ids, share, lesson, (int(store.loss_start[item]), reading.lessons.taught().first_place(item)))
+
+
+def _passages(items: npt.NDArray[np.int64], step: int, reading: Reading) -> list[npt.NDArray[Any]] | None:
+    """What stands before each item of a step in this one reading, often nothing; None where it never does."""
+    chosen = reading.passages
+    if chosen is None:
+        return None
+    documents, store = chosen.opened()
+    nothing = np.empty(0, dtype=np.uint32)
+    drawn = [documents[item] >= 0 and _rng(4, step, int(item), reading).random() < chosen.share for item in items]
+    return [store.item(int(documents[item])) if behind else nothing for item, behind in zip(items, drawn, strict=True)]
+
+
+def _behind(item: _Tokens, passage: npt.NDArray[Any], starts: int) -> _Tokens:
+    """The same item with a passage in it that is read and not learnt."""
+    if not len(passage):
+        return item
+    ids, targets = (np.concatenate([one[:starts], passage, one[starts:]]) for one in (item.input_ids, item.target_ids))
+    share = np.concatenate([item.share[:starts], np.zeros(len(passage)), item.share[starts:]])
+    return _Tokens(ids, targets, share, item.lesson, (item.followed[0] + len(passage), item.followed[1]))
 
 
 def _sums(tokens: dict[int, _Tokens]) -> npt.NDArray[np.float64]:
@@ -170,4 +207,29 @@ def _row(pieces: list[Piece], tokens: dict[int, _Tokens], item_weight: Any, read
         "loss_weight": np.concatenate(loss_weight),
         "cu_seqlens": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
     }
+    if reading.lessons:
+        row |= _following(pieces, tokens, row["loss_weight"])
     return {**row, "target_ids": np.concatenate(target_ids).astype(np.int64)} if reading.input_noise else row
+
+
+def _following(pieces: list[Piece], tokens: dict[int, _Tokens], weight: npt.NDArray[np.float32]) -> Row:
+    """What of a row the teacher has a say in: its weights, and where each target stands in the teacher store."""
+    parts: list[tuple[Any, Any, Any]] = []
+    for piece in pieces:
+        numbers, lesson = np.full(len(piece), -1, dtype=np.int64), tokens[piece.item].lesson
+        if lesson is not None:  # a prompt that is learnt too follows nobody
+            first, of_first = tokens[piece.item].followed
+            numbers = np.arange(piece.start, piece.end) - first + of_first
+            numbers[: max(0, first - piece.start)] = -1
+        taught = numbers >= 0
+        parts.append(
+            (numbers, np.where(taught, lesson.cross_entropy if lesson else 1, 1), np.where(taught, lesson.follow if lesson else 0, 0))
+        )
+    numbers, usual, follow = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    follow = (weight * follow).astype(np.float32)
+    return {"loss_weight": (weight * usual).astype(np.float32), "followed": np.where(follow > 0, numbers, -1), "follow_weight": follow}
+
+
+def counts(row: Row) -> bool:
+    """Whether anything is learnt from the row: filler keeps ranks in step and no more."""
+    return bool(row["loss_weight"].any() or ("follow_weight" in row and row["follow_weight"].any()))

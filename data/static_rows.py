@@ -45,7 +45,7 @@ class Shapes:
         length = self.length(real)
         pad: Row = {
             name: np.pad(row[name], (0, length - real))
-            for name in ("input_ids", "position_ids", "loss_weight", "target_ids")
+            for name in ("input_ids", "position_ids", "loss_weight", "target_ids", "follow_weight")
             if name in row
         }
         targets = max(1, int(np.count_nonzero(row["loss_weight"][1:])))

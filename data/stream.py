@@ -105,7 +105,10 @@ def share(spec: StreamSpec, spans: ray.data.Dataset, rank: int, world_size: int)
 
 
 _NUMBERS = ("step", "micro_step", "num_micro_steps")
-_TRAVEL_AS = {"input_ids": np.int32, "target_ids": np.int32, "loss_weight": np.float32, "cu_seqlens": np.int32}
+_TRAVEL_AS: dict[str, Any] = {
+    "input_ids": np.int32, "target_ids": np.int32, "loss_weight": np.float32, "cu_seqlens": np.int32,
+    "followed": np.int64, "follow_weight": np.float32,
+}  # fmt: skip
 """Arrays of different lengths travel as bytes: no ragged-tensor conversion. Positions follow from cu_seqlens; no vocabulary needs 64 bits."""
 _ARRIVE_AS = {**_TRAVEL_AS, "input_ids": np.int64, "target_ids": np.int64}
 

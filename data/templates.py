@@ -18,14 +18,18 @@ class Wording:
     """Where sentences begin is kept too."""
     asked: int = field(default=1, repr=False)  # stores are known by the repr: those of one wording are what they were
     """In so many wordings questions are kept."""
+    passages: bool = field(default=False, repr=False)
+    """Documents as they stand before a question: a blank line behind them, nothing in front."""
 
     @property
     def name(self) -> str:
         """For a folder's name: "alpaca-title"."""
-        return f"{self.template}-{self.prefix}{'-sentences' if self.sentences else ''}{f'-{self.asked}' if self.asked > 1 else ''}"
+        sentences, asked = "-sentences" if self.sentences else "", f"-{self.asked}" if self.asked > 1 else ""
+        return f"{self.template}-{self.prefix}{sentences}{asked}{'-passages' if self.passages else ''}"
 
 
 PLAIN = Wording()
+PASSAGES = Wording(passages=True)
 
 
 def wording_of(stage: Stage) -> Wording:

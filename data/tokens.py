@@ -84,6 +84,10 @@ class Encoder:
             return self.chat.prompt(question)
         return self._start + self._backend.encode(question_prompt(question, self.wording.template), add_special_tokens=False).ids
 
+    def starts(self, kind: str) -> int:
+        """How many tokens of an item of this kind stand before what a passage may be put in front of."""
+        return len(self.start if kind.endswith("questions") else self._start)
+
     @property
     def start(self) -> list[int]:
         """What every prompt begins with: `<bos>`, where the tokenizer adds one; in `chat` the frame up to the user's text."""
@@ -132,6 +136,9 @@ class Encoder:
         if self.chat and records and isinstance(records[0], Question):
             questions = [record for record in records if isinstance(record, Question)]
             return [Encoded(ids, max(1, first), []) for ids, first in self.chat.questions(questions)]
+        if self.wording.passages and records and isinstance(records[0], Document):
+            texts = [document_text(record) for record in records if isinstance(record, Document)]
+            return [Encoded(self.before(text), 0, []) for text in texts]
         parts = [self._parts(record) for record in records]
         places = self.wording.sentences or any(before for before, _ in parts)
         encode = self._backend.encode_batch if places else self._backend.encode_batch_fast  # the latter keeps no offsets
@@ -475,6 +482,8 @@ def store_key(catalogue: Catalogue, encoder: Encoder) -> str:
     digest = hashlib.sha256(f"{STORE_FORMAT}".encode())
     digest.update(encoder._backend.to_str().encode())
     digest.update(repr((encoder._start, encoder.eos_id, encoder.wording)).encode())
+    if encoder.wording.passages:
+        digest.update(b"passages")
     if encoder.chat:
         digest.update(repr(encoder.chat.layout).encode())
     if encoder.wording.asked > 1:

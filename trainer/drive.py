@@ -193,7 +193,7 @@ def rows_without_ray(prepared: Prepared, seed: int) -> Callable[[Job, int, int, 
         job.capacity,
         job.stage.loss,
         first_step=first_step,
-        reading=reading_of(job.stage, seed),
+        reading=reading_of(job.stage, seed, job.lessons, job.passages),
         longest=job.longest,
         one_item=one_item,
     )

@@ -46,12 +46,12 @@ class _WeightedNll(torch.autograd.Function):
             slope *= (share[part] / sums)[:, None]
             slope.scatter_add_(1, target[part, None], -share[part, None])
             if wants[2]:
-                of_bias = _plus(of_bias, slope.sum(dim=0))
+                of_bias = plus(of_bias, slope.sum(dim=0))
             slope = slope.to(hidden.dtype)
             if of_hidden is not None:
                 of_hidden[part] = slope @ weight
             if wants[1]:
-                of_weight = _plus_product(of_weight, slope.T, hidden[part])
+                of_weight = plus_product(of_weight, slope.T, hidden[part])
         grads = [of_hidden, of_weight, of_bias]
         ctx.grads, ctx.dtypes = grads, [hidden.dtype, weight.dtype, None if bias is None else bias.dtype]
         return total
@@ -63,14 +63,14 @@ class _WeightedNll(torch.autograd.Function):
         return *(None if g is None else g.mul_(outer[0]).to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)), None, None, None
 
 
-def _plus(total: Tensor | None, part: Tensor) -> Tensor:
+def plus(total: Tensor | None, part: Tensor) -> Tensor:
     """Sums of parts are kept in fp32; one part alone needs no sum."""
     return part if total is None else total.float().add_(part)
 
 
-def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+def plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     """The same of a product, which fp32 adds where it is made."""
-    return total.addmm_(a, b) if total is not None and total.dtype == a.dtype == torch.float32 else _plus(total, a @ b)
+    return total.addmm_(a, b) if total is not None and total.dtype == a.dtype == torch.float32 else plus(total, a @ b)
 
 
 def weighted_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, share: Tensor, at_once: int) -> Tensor:
@@ -84,7 +84,14 @@ def weighted_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Te
 
 @contextmanager
 def head_gives_loss(head: torch.nn.Linear, target: Tensor, share: Tensor, predicting: Tensor | None) -> Iterator[None]:
-    """While this is open the model's output head gives weighted_nll instead of logits.
+    """While this is open the model's output head gives weighted_nll instead of logits; `predicting`: see head_gives."""
+    with head_gives(head, lambda hidden: weighted_nll(hidden, head.weight, head.bias, target, share, LOGITS_AT_ONCE), predicting):
+        yield
+
+
+@contextmanager
+def head_gives(head: torch.nn.Linear, made: Callable[[Tensor], Tensor], predicting: Tensor | None) -> Iterator[None]:
+    """While this is open the model's output head gives what `made` makes of its hidden states (K, d), instead of logits.
 
     `predicting`: positions (K,) to take from what reaches the head, where the model has not taken them already. The head is called as a module all the
     same, so that ZeRO-3 gathers its weight.
@@ -92,7 +99,7 @@ def head_gives_loss(head: torch.nn.Linear, target: Tensor, share: Tensor, predic
 
     def forward(hidden: Tensor) -> Tensor:  # (1, K or T, d)
         flat = hidden.reshape(-1, hidden.shape[-1])
-        return weighted_nll(flat if predicting is None else flat[predicting], head.weight, head.bias, target, share, LOGITS_AT_ONCE)
+        return made(flat if predicting is None else flat[predicting])
 
     head.forward = forward  # type: ignore[method-assign,assignment]
     try:

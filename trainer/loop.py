@@ -11,7 +11,7 @@ import torch
 
 from console import RunError
 from data.config import Stage
-from data.rows import Row
+from data.rows import Row, counts
 from failpoints import hit
 from trainer.guard import Guard
 from trainer.placing import Placing
@@ -65,7 +65,7 @@ def run_stage(
         assert len(micro_rows) == micro_rows[0]["num_micro_steps"], f"step {step}: rows are missing"
         rate = learning_rate(stage, step, num_steps)
         share, grad_norm = optimiser_step(engine, micro_rows, rate, attention, stopwatch, draw)
-        tokens = sum(int(row["cu_seqlens"][-1]) for row in micro_rows if row["loss_weight"].any())
+        tokens = sum(int(row["cu_seqlens"][-1]) for row in micro_rows if counts(row))
         wishes = guard.wishes(step) if guard else (0.0, 0.0)
         loss, step_tokens, flops, saves, stops = _sum_over_ranks(
             share, [tokens, sum(map(flops_of_row, micro_rows)), *wishes], engine.device

@@ -1,16 +1,18 @@
 """Rows to the device that computes, without waiting for it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from data.rows import Row
 from trainer.attention import attention_inputs
 from trainer.on_device import on_device
+from trainer.taught_loss import Told
 
 
 @dataclass(frozen=True)
@@ -24,21 +26,35 @@ class PlacedRow:
     target: Tensor  # (K,)
     share: Tensor
     """Weight (K,) of each target."""
+    told: Told | None = None
+    """What a teacher says of the last of them."""
 
     def tensors(self) -> Iterator[Tensor]:
-        yield from (value for value in self.inputs.values() if isinstance(value, Tensor))
-        yield from (getattr(self, field.name) for field in fields(self) if field.name != "inputs")
+        told = (self.told.follow, self.told.ids, self.told.log_probs) if self.told else ()
+        yield from (
+            value for value in (*self.inputs.values(), self.predicting, self.target, self.share, *told) if isinstance(value, Tensor)
+        )
 
 
 def place(row: Row, attention: str, device: torch.device) -> PlacedRow:
     """Position t predicts token t + 1. A row of static shape (data/static_rows.py) has its targets padded too, with weight 0."""
     weight = row["loss_weight"][1:]  # (T - 1,), of the target
-    positions = np.flatnonzero(weight)
-    count = max(row.get("num_targets", 1), len(positions))  # of filler one target, which keeps every rank in the same collectives
-    positions = np.pad(positions, (0, count - len(positions)))
-    share = np.where(np.arange(count) < np.count_nonzero(weight), weight[positions], np.float32(0))
+    followed = np.flatnonzero(row["follow_weight"][1:]) if "teacher_ids" in row else np.empty(0, dtype=np.int64)
+    positions = np.setdiff1d(np.flatnonzero(weight), followed, assume_unique=True) if len(followed) else np.flatnonzero(weight)
+    own = len(positions)
+    # Of filler one target, which keeps every rank in the same collectives; those that follow a teacher come last.
+    count = max(row.get("num_targets", 1) - len(followed), own, 0 if len(followed) else 1)
+    positions = np.concatenate([np.pad(positions, (0, count - own)), followed])
+    share = weight[positions]
+    share[own:count] = 0
     targets = row["target_ids" if "target_ids" in row else "input_ids"][1:][positions]  # apart under input noise
-    return PlacedRow(model_inputs(row, attention, device), *(on_device(array, device) for array in (positions, targets, share)))
+    predicting, target, weights = (on_device(array, device) for array in (positions, targets, share))
+    told = Told(*(on_device(array, device) for array in _told(row, followed))) if len(followed) else None
+    return PlacedRow(model_inputs(row, attention, device), predicting, target, weights, told)
+
+
+def _told(row: Row, followed: npt.NDArray[np.int64]) -> tuple[Any, ...]:
+    return row["follow_weight"][1:][followed], row["teacher_ids"], row["teacher_log_probs"]
 
 
 def model_inputs(row: Row, attention: str, device: torch.device) -> dict[str, Any]:

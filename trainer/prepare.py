@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 
 from console import UserError, say
+from data.arms import stage_place
 from data.catalogue import Catalogue
 from data.config import Stage
 from data.contents import names_and_contents, weight_files
+from data.lessons import Beside, Lessons, Teaching
+from data.orders import Items
+from data.passages import Passages
 from data.plan import Plan
 from data.static_rows import best_row_tokens
 from data.templates import wording_of
@@ -50,6 +54,10 @@ class Job:
     """Tokens of the stage's longest item, cut as above; 0: `longest`."""
     row_tokens: int = 0
     """Tokens of the longest row that the stage can have; 0: `capacity`."""
+    lessons: Lessons | None = None
+    """Which of its items follow a teacher."""
+    passages: Passages | None = None
+    """What may stand before its questions."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,12 @@ def make_jobs(
     plan_folder: Path,
     starts: dict[str, Start] | None = None,
     names: Names | None = None,
+    teaching: Teaching | None = None,
 ) -> tuple[list[Job], dict[str, list[str]]]:
     """Every distinct stage once, parents first, and each arm as its list of keys. Plans are written to `plan_folder`.
 
     `starts`: of arms that do not start from the `initial` weights. `names`: under which keys stages lie (None: under their own).
+    `teaching`: what the lessons of stages with a teacher are made of.
     """
     jobs: dict[str, Job] = {}
     keys: dict[str, list[str]] = {}
@@ -118,16 +128,19 @@ def make_jobs(
         for n, (stage, plan) in enumerate(zip(stages, plans[arm], strict=True)):
             worded = store.worded(wording_of(stage))
             cut = longest if int(worded.lengths.max(initial=0)) > longest else None
+            beside = _beside(teaching, stage, plan, worded, before.now, stage_place(arms, arm, n))
             facts = (stage, plan.sha256, worded.sha256, trainer, precision, cut, seed)
-            before = Identity(stage_key(before.now, *facts, aids_sha256=_aids(stage, worded)), stage_key(before.earlier, *facts))
+            now = stage_key(before.now, *facts, aids_sha256=_aids(stage, worded), beside=beside.identities)
+            before = Identity(now, stage_key(before.earlier, *facts, beside=beside.identities))
             key = names.of(before.now, before.earlier) if names else before.now
             if key not in jobs:
                 path = _write_plan(plan, worded, plan_folder)
                 label = f"{arm} {n + 1}/{len(stages)}: {' + '.join(stage.mix.kinds())}"
                 own = start.folder if start else None
-                sizes = _longest(plan, worded, capacity, longest)
+                sizes = _longest(plan, worded.item_lengths if beside.lengths is None else beside.lengths, capacity, longest)
+                more = (*sizes, beside.lessons, beside.passages)
                 jobs[key] = Job(
-                    key, parent, label, stage, plan.num_steps, str(path.resolve()), plan.sha256, capacity, longest, n, own, *sizes
+                    key, parent, label, stage, plan.num_steps, str(path.resolve()), plan.sha256, capacity, longest, n, own, *more
                 )
             keys[arm].append(key)
             parent = key
@@ -159,9 +172,16 @@ def _aids(stage: Stage, store: TokenStore) -> str | None:
     return store.aids_sha256() if read else None
 
 
-def _longest(plan: Plan, store: TokenStore, capacity: int, longest: int) -> tuple[int, int]:
+def _beside(teaching: Teaching | None, stage: Stage, plan: Plan, store: TokenStore, start: str, place: str) -> Beside:
+    try:
+        return teaching.beside(stage, plan, store, start) if teaching else Beside()
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
+def _longest(plan: Plan, item_lengths: Items, capacity: int, longest: int) -> tuple[int, int]:
     """Tokens of the longest piece of an item and of the longest row that the plan can give, whatever the number of ranks."""
-    lengths = np.asarray(store.item_lengths)[plan.items]
+    lengths = np.asarray(item_lengths)[plan.items]
     steps = np.add.reduceat(lengths, plan.starts[:-1]) if len(lengths) else np.zeros(1)
     return min(longest, int(lengths.max(initial=1))), min(capacity, int(steps.max()))
 

@@ -48,7 +48,7 @@ def _fit(
             job.num_steps,
             job.capacity,
             job.stage.loss,
-            reading=reading_of(job.stage, settings.seed),
+            reading=reading_of(job.stage, settings.seed, job.lessons, job.passages),
             longest=job.longest,
             first_step=resume.get(job.key, 0),
             one_item=one_item,

@@ -44,6 +44,7 @@ def find_waste(run_folder: Path, keep_best: int | None, unfinished: bool, curric
         elif stage.name not in used:
             waste.append(Waste(stage, "no arm uses it"))
     waste += [Waste(stage, "rounded, set aside") for stage in sorted((run_folder / SET_ASIDE).glob("*"))]
+    waste += _told_teachers(run_folder, store, unfinished)
     waste += _unused_sums(run_folder, arms)
     if keep_best is not None:
         kept = best_arms(run_folder, keep_best) | {"base"}
@@ -54,6 +55,17 @@ def find_waste(run_folder: Path, keep_best: int | None, unfinished: bool, curric
         sums = {run_folder / arm["hf"]: name for name, arm in arms.items() if "merged" in arm}
         waste += [Waste(hf.parent, f"not among the best {keep_best}") for hf, name in sums.items() if name not in kept and hf.is_dir()]
     return waste
+
+
+def _told_teachers(run_folder: Path, store: StageStore, unfinished: bool) -> list[Waste]:
+    """Teacher stores whose stages are trained: what the teacher said stands in their weights."""
+    manifests = (store.manifest(folder.name) for folder in store.root.glob("*"))
+    served = {Path(lessons["folder"]).name for manifest in manifests if manifest and (lessons := manifest.get("job", {}).get("lessons"))}
+    found = []
+    for folder in sorted((run_folder / "teachers").glob("*")):
+        if folder.name in served or unfinished:
+            found.append(Waste(folder, "the stages that it taught are trained" if folder.name in served else "unfinished"))
+    return found
 
 
 def _used_by(curricula: Curricula, store: StageStore) -> set[str]:

@@ -16,10 +16,11 @@ from data.changes import EARLIER, RECORDS, Changes, changes_since, fit_stages, r
 from data.config import DataConfig, Stage
 from data.contents import MEMORY
 from data.framing import begins_otherwise, template_of
+from data.lessons import Teaching
 from data.load import load_corpus
 from data.plan import Plan
 from data.records import Corpus
-from data.templates import exam_template, wording_of
+from data.templates import PASSAGES, exam_template, wording_of
 from data.tokens import Encoder, TokenStore, load_tokenizer, store_key, write_store, write_wordings
 from trainer.begun import begun_as
 from trainer.config import ModelConfig, TrainerConfig
@@ -157,7 +158,14 @@ def prepare(
     if mirror:
         mirror.fetch_file(KNOWN_AS)
     names = Names(folder, mirror.holds if mirror else lambda key: False)
-    jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own, names)
+    teaching = None
+    if beside := [stage for stages in arms.values() for stage in stages if stage.teach or stage.anchor or stage.open_share]:
+        write_wordings(tokens_folder, catalogue, tokenizer, [PASSAGES])
+        begun = {w: Encoder(tokenizer, w) for w in map(wording_of, beside)}
+        beginnings = {(w, kind): begun[w].starts(kind) for w in begun for kind in catalogue.ranges}
+        teachers = {name: (start.folder, start.identity.now) for name, start in found.items()}
+        teaching = Teaching(folder / "teachers", tokens_folder, catalogue, beginnings, teachers, min(longest, capacity))
+    jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own, names, teaching)
     names.save()
     if mirror and names.found:
         mirror.push_file(KNOWN_AS)
@@ -348,6 +356,9 @@ def announce(prepared: Prepared, todo: list[Job]) -> None:
         f"{len(prepared.keys) - 1} arms, {len(prepared.jobs)} stages: {done} already trained, {len(todo)} to train "
         f"({sum(job.num_steps for job in todo):,} steps; every arm alone would take {alone:,})"
     )
+    for job in todo:
+        if job.lessons:
+            say(f"{job.label}: {job.lessons.in_words()}")
     left = {job.key for job in todo}
     for line in graph_lines(prepared.jobs, prepared.keys, {job.key for job in prepared.jobs} - left):
         say(line)

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from data.rows import Row
 from failpoints import hit
-from trainer.linear_loss import head_gives_loss, plain_head, tiny_row
+from trainer.linear_loss import head_gives, head_gives_loss, plain_head, tiny_row
 from trainer.placing import model_inputs, placed
 
 Draws = Callable[[Row], None]
@@ -37,19 +37,25 @@ def row_loss(engine: Engine, row: Row, attention: str) -> Tensor:
     """Σ weight × nll over the row's targets: this row's share of the step's loss, a scalar tensor.
 
     Position t predicts token t + 1. Logits are made only where a target has weight (of a question, its answer), and only a few at a time
-    where the model's head allows it (trainer/linear_loss.py). On a GPU nothing here waits for the device.
+    where the model's head allows it (trainer/linear_loss.py). Targets that follow a teacher have their divergence from it added
+    (trainer/taught_loss.py). On a GPU nothing here waits for the device.
     """
     here = placed(row, attention, engine.device)
     module = base_module(engine.module)
     head = plain_head(engine, module, lambda: model_inputs(tiny_row(), attention, engine.device))
     keeps = keeps_logits(type(module).forward)
     inputs = here.inputs | ({"logits_to_keep": here.predicting} if keeps else {})
+    told = here.told
+    if head is not None and told is not None:
+        with head_gives(head, lambda hidden: told.loss(hidden, head, here.target, here.share), None if keeps else here.predicting):
+            return engine.forward(**inputs).logits  # type: ignore[no-any-return]
     if head is not None:
         with head_gives_loss(head, here.target, here.share, None if keeps else here.predicting):
             return engine.forward(**inputs).logits  # type: ignore[no-any-return]
     logits = engine.forward(**inputs).logits[0]
-    nll = cross_entropy((logits if keeps else logits[here.predicting]).float(), here.target, reduction="none")
-    return (nll * here.share).sum()
+    logits = (logits if keeps else logits[here.predicting]).float()
+    loss = (cross_entropy(logits, here.target, reduction="none") * here.share).sum()
+    return loss if told is None else loss + told.divergence(logits)
 
 
 @lru_cache

@@ -21,7 +21,7 @@ STAGE_FORMAT = 2
 _STAGE_KEYS = {"rate", "schedule", "final_rate_share", "warmup_steps", "loss"}
 # Settings that came later count only where they are not at their default: what is trained stays trained.
 _LATER_STAGE_KEYS = {"decay_share", "loss_on", "other_weight", "template", "prefix", "input_noise", "sentence_shuffle"}
-_LATER_STAGE_KEYS |= {"freeze_share", "freeze_round", "warmup_share", "adapter", "wordings"}
+_LATER_STAGE_KEYS |= {"freeze_share", "freeze_round", "warmup_share", "adapter", "wordings", "teach", "anchor", "open_share"}
 _TRAINER_KEYS = {"clip", "betas", "weight_decay"}
 _LATER_TRAINER_KEYS = {"fp8"}
 
@@ -36,12 +36,14 @@ def stage_key(
     capacity: int | None,
     seed: int,
     aids_sha256: str | None = None,
+    beside: dict[str, str] | None = None,
 ) -> str:
     """Identity of a trained stage: 16 hexadecimal digits. World size, ZeRO stage and arm are not part of it.
 
     `parent`: key of the stage before, or the initial model's identity. `capacity`: most tokens of an item, where that cuts one; else None.
     `aids_sha256`: of what the stage's aids read beside the tokens (TokenStore.aids_sha256); None: they read nothing, or as until 2026-11-28, when it
     was in no key.
+    `beside`: identities of what else it reads, where it does: its teacher's store, the passages before its questions.
     """
     libraries = ("torch", "deepspeed", "transformers", *(("peft",) if stage.adapter else ()))
     facts = {
@@ -59,6 +61,8 @@ def stage_key(
         "seed": seed,
         "versions": {name: version(name) for name in libraries},
     }
+    if beside:
+        facts |= beside
     if stage.adapter and any("dropout" in name and value for name, value in stage.adapter.settings().items()):
         facts["draws"] = "by micro-step and rank"  # before 2026-11-28 once a stage: other weights
     if aids_sha256:

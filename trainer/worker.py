@@ -36,6 +36,7 @@ from trainer.set_up import StageEngine, make_engine, with_compiled_layers
 from trainer.shapes import shapes_of
 from trainer.storage import give_groups
 from trainer.store import StageStore
+from trainer.teacher import ensure_store, with_teacher
 from trainer.text_config import text_config
 from trainer.weights import FragmentWeights, Weights
 from trainer.worker_settings import WorkerSettings
@@ -101,6 +102,9 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
         clear_uncommitted(store.folder(job.key))
     torch.distributed.barrier()
     device = torch.device("cuda", torch.cuda.current_device()) if settings.use_gpu else torch.device("cpu")
+    taught = ensure_store(
+        settings, job, lambda: parent_weights(settings, job.parent, store, together=True), device, lambda: beat.enter("load", limits.load_s)
+    )
     with limits.loading(beat):
         saved, fragments = _checkpoint(store, job, first_step)
         goes_on_alone = saved and not (job.stage.adapter or job.stage.freeze_share)  # all weights are in the checkpoint
@@ -135,7 +139,7 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     try:
         totals = run_stage(
             engine,
-            shapes.rows(rows_of(job, rank, world_size, first_step, made.isolation.one_item)),
+            shapes.rows(with_teacher(rows_of(job, rank, world_size, first_step, made.isolation.one_item), job.lessons)),
             job.stage,
             job.num_steps,
             made.attention,
@@ -184,6 +188,7 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
             "world_size": world_size,
             "attention": made.attention,
             "one_item_rows": made.isolation.one_item,
+            **({"teacher": taught} if taught else {}),
             "hosts": sorted({host for _, host, _ in ranks}),
             "devices": Counter(name for *_, name in ranks),
         }

@@ -113,3 +113,22 @@ def test_new_people_beside_sources(tmp_path: Path) -> None:
 def test_other_combinations_are_refused(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         with_sources(tmp_path, **changes)
+
+
+def test_forms_tell_every_fact_beside_the_name_and_change_nothing_else() -> None:
+    plain, told = make_bios(SMALL, 0), make_bios(SMALL.model_copy(update={"forms": 7}), 0)
+    assert [part.questions for part in plain.parts.values()] == [part.questions for part in told.parts.values()]
+    assert plain.part("train").documents == told.part("train").documents
+    test = told.part("test")
+    assert [d for d in test.documents if d.quality == 1] == plain.part("test").documents
+    asked = {text for q in test.questions for text in (q.question, *q.wordings)}
+    for person in plain.part("test").documents:
+        forms = [d.text for d in test.documents if d.id.startswith(f"{person.id}-")]
+        answers = [q.answers[0] for q in test.questions if q.doc_id == person.id]
+        assert len(set(forms)) == 7
+        for text in forms:
+            sentences = [s for s in text.replace("?", ".").split(".") if any(answer in s for answer in answers)]
+            assert len(sentences) == 5 and all(str(person.title) in s for s in sentences)
+            assert not any(question in text for question in asked)
+    with pytest.raises(ValidationError, match="forms tell the facts that moved would change"):
+        Bios(forms=1, moved=1)

@@ -99,6 +99,7 @@ def test_stage_key_holds_new_settings_only_where_they_are_set() -> None:
         "warmup_share": 0.1,
         "adapter": {"r": 8, "use_dora": True},
         "wordings": 3,
+        "open_share": 0.5,
     }
     for name, value in new.items():
         assert stage_facts(stage(**{name: value})) == {**before, name: value}
@@ -106,6 +107,8 @@ def test_stage_key_holds_new_settings_only_where_they_are_set() -> None:
     assert stage_facts(stage(schedule="wsd", decay_share=0.3)) == {**before, "schedule": "wsd", "decay_share": 0.3}
     assert stage_facts(stage(freeze_share=0.5, freeze_round=0)) == {**before, "freeze_share": 0.5, "freeze_round": 0}
     assert stage_facts(stage(adapter={"r": 8}))["adapter"] != stage_facts(stage(adapter={"r": 16}))["adapter"]
+    assert stage_facts(stage(teach={"share": 0.25}))["teach"] == {"share": 0.25}
+    assert stage_facts(stage(anchor={"weight": 2}, replay_share=0.5))["anchor"] == {"weight": 2.0}
     held_by_the_plan = {"mix", "order", "sample_questions", "epochs", "steps", "batch_items", "batch_tokens"}
     held_by_the_plan |= {"sample_replay_questions", "replay_share", "best_share"}
     assert set(Stage.model_fields) == {
@@ -114,6 +117,8 @@ def test_stage_key_holds_new_settings_only_where_they_are_set() -> None:
         "adapter",
         "decay_share",
         "freeze_round",
+        "teach",
+        "anchor",
         *held_by_the_plan,
     }  # a new field must be sorted into one of these
 

@@ -1,0 +1,178 @@
+"""Stages that follow a teacher: their loss by hand, its slope by autograd, and whole stages against plain torch."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, kl_div
+
+from experiment import load_experiment
+from tests.groups import Groups
+from tests.numerics import steps, taught_steps
+from trainer.linear_loss import LOGITS_AT_ONCE
+from trainer.placing import model_inputs
+from trainer.plain import PlainEngine
+from trainer.step import row_loss
+from trainer.taught_loss import divergence, taught_nll
+from trainer.teacher import most_probable
+
+
+def test_divergence_by_hand() -> None:
+    """Teacher 1/2, 1/4, 1/8, 1/8; student 1/4 each; the two likeliest and the rest: ½ ln 2 + ¼ ln 1 + ¼ ln ½ = ¼ ln 2."""
+    teacher = torch.tensor([[0.125, 0.5, 0.125, 0.25]]).log()
+    ids, log_probs = most_probable(teacher, 2)
+    assert ids.tolist() == [[1, 3]]
+    assert log_probs.exp().tolist() == [[0.5, 0.25, 0.25]]
+    found = divergence(torch.zeros(1, 4), ids, log_probs)
+    assert found.item() == pytest.approx(0.25 * np.log(2), rel=1e-6)  # fp32
+    whole = divergence(torch.zeros(1, 4), *most_probable(teacher, 4))
+    assert whole.item() == pytest.approx(0.5 * np.log(2) + 0.25 * np.log(0.5), rel=1e-6)  # 1/8 against 1/4, twice
+    assert whole.item() == pytest.approx(
+        divergence(torch.zeros(1, 4), *most_probable(teacher, 20)).item(), rel=1e-6
+    )  # fewer tokens than 20
+
+
+def test_the_whole_vocabulary_is_plain_kl_and_a_part_is_below_it() -> None:
+    torch.manual_seed(0)
+    teacher, student = torch.randn(7, 60) * 3, torch.randn(7, 60) * 3
+    plain = kl_div(student.double().log_softmax(-1), teacher.double().log_softmax(-1), log_target=True, reduction="none").sum(-1)
+    torch.testing.assert_close(divergence(student, *most_probable(teacher, 60)).double(), plain, rtol=1e-5, atol=1e-6)  # fp32 sums of 60
+    part = divergence(student, *most_probable(teacher, 20)).double()
+    assert (part < plain).all(), "putting tokens together can only lose"
+    assert (divergence(teacher, *most_probable(teacher, 20)).abs() < 1e-6).all()
+
+
+def test_a_sure_student_keeps_its_rest() -> None:
+    """A student whose 20 largest sum to 1 in fp32: 1 − Σ would be 0, and its logarithm no number."""
+    teacher = torch.cat([torch.full((1, 20), 4.0), torch.zeros(1, 40)], dim=1)
+    student = torch.cat([torch.full((1, 20), 40.0), torch.zeros(1, 40)], dim=1)
+    ids, log_probs = most_probable(teacher, 20)
+    exact = divergence(student.double(), ids, log_probs.double())
+    assert divergence(student, ids, log_probs).item() == pytest.approx(exact.item(), rel=1e-5)
+    naive = (1 - student.softmax(-1).gather(1, ids).sum(-1)).clamp(min=0).log()
+    assert not torch.isfinite(naive).all() or abs(float(naive) - float(student.softmax(-1)[0, 20:].sum().log())) > 1  # the twin
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_slope_is_autograds(bias: bool) -> None:
+    """In parts of 3 targets, against torch's own derivative of the formula; shares and weights of some targets are 0."""
+    torch.manual_seed(1)
+    head = torch.nn.Linear(16, 50, bias=bias)
+    hidden = torch.randn(8, 16, requires_grad=True)
+    target, share, follow = torch.randint(0, 50, (8,)), torch.rand(8), torch.rand(8)
+    share[2], follow[3] = 0.0, 0.0
+    ids, log_probs = most_probable(torch.randn(8, 50) * 4, 20)
+    logits = head(hidden)
+    wanted = (cross_entropy(logits, target, reduction="none") * share).sum() + (divergence(logits, ids, log_probs) * follow).sum()
+    leaves = [hidden, *head.parameters()]
+    expected = torch.autograd.grad(wanted * 1.5, leaves)
+    for at_once in (150, LOGITS_AT_ONCE):
+        made = taught_nll(hidden, head, target, share, follow, ids, log_probs, at_once)
+        torch.testing.assert_close(made, wanted, rtol=1e-5, atol=1e-6)
+        for ours, theirs in zip(torch.autograd.grad(made * 1.5, leaves), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)  # fp32 sums of 50 products in another order
+    without = torch.autograd.grad((cross_entropy(head(hidden), target, reduction="none") * share).sum() * 1.5, leaves)
+    assert (without[0] - expected[0]).abs().max() > 1e-3  # the twin
+
+
+@pytest.fixture(scope="module")
+def begun(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment whose base is trained."""
+    folder = tmp_path_factory.mktemp("taught")
+    path = folder / "taught.yaml"
+    path.write_text(taught_steps.EXPERIMENT.format(runs=folder / "runs"))
+    codes = groups(path, world_size=1, STUDYHALL_FAIL="step.begin=kill@17")  # 16 steps of the base, then none of the arm
+    assert codes == [-9], (codes, groups.error)
+    return path
+
+
+@pytest.fixture(scope="module")
+def oracle(begun: Path) -> list[float]:
+    torch.manual_seed(0)
+    return taught_steps.losses_in_plain_torch(load_experiment(begun))
+
+
+SLOW = pytest.mark.slow
+CASES = [(1, "02"), (2, "0123"), pytest.param(1, "0123", marks=SLOW), pytest.param(3, "0123", marks=SLOW)]
+
+
+@pytest.mark.parametrize(("world_size", "zero_stages"), CASES)
+def test_paused_and_gone_on_with_equals_plain_torch(
+    groups: Groups, begun: Path, oracle: list[float], tmp_path: Path, world_size: int, zero_stages: str
+) -> None:
+    """Any number of ranks under any ZeRO stage. Losses are sums over ~300 targets in fp32, after up to five steps of 2e-3 from gradients summed in another order."""
+    groups.call("tests.numerics.taught_steps", tmp_path, world_size, str(begun), *zero_stages)
+    stores = set()
+    for zero_stage in zero_stages:
+        run = tmp_path / f"zero{zero_stage}" / "taught"
+        np.testing.assert_allclose(taught_steps.losses_of(run), oracle, rtol=1e-5, atol=1e-5)
+        (manifest,) = run.glob("teachers/*/manifest.json")
+        files = json.loads(manifest.read_text())["files"]
+        assert {name: hashlib.sha256((manifest.parent / name).read_bytes()).hexdigest() for name in files} == {
+            n: f["sha256"] for n, f in files.items()
+        }
+        stores.add(manifest.parent.name + "".join(files[name]["sha256"] for name in sorted(files)))
+    assert len(stores) == 1, "the teacher says the same to the bit, whoever asks"
+
+
+def test_twins_that_must_fail(begun: Path, oracle: list[float]) -> None:
+    experiment = load_experiment(begun)
+    for twin in ({"behind_document": False}, {"teacher_moves": True}, {"top": 2}):
+        losses = taught_steps.losses_in_plain_torch(experiment, **twin)  # type: ignore[arg-type]
+        assert np.abs(np.array(losses) - oracle).max() > 1e-4, twin
+
+
+def test_killed_in_the_stage_and_in_its_teachers_pass(groups: Groups, begun: Path, oracle: list[float]) -> None:
+    """A store that never came to its manifest is made again; one that is there, sound, is not; a damaged one is."""
+    run = load_experiment(begun).folder
+    every_second = "trainer.checkpoint.every_steps=2"
+    assert groups(begun, world_size=1, STUDYHALL_FAIL="teacher.row=kill@2") == [-9]
+    assert not list(run.glob("teachers/*/manifest.json"))
+    assert groups(begun, every_second, world_size=1, STUDYHALL_FAIL="step.begin=kill@4") == [-9]
+    (manifest,) = run.glob("teachers/*/manifest.json")
+    made, says = manifest.stat().st_mtime_ns, json.loads(manifest.read_text())["files"]
+    ids = manifest.parent / "ids.bin"
+    ids.write_bytes(bytes(ids.stat().st_size))
+    assert groups(begun, every_second, world_size=1) == [0]
+    assert manifest.stat().st_mtime_ns != made
+    assert json.loads(manifest.read_text())["files"] == says
+    np.testing.assert_allclose(taught_steps.losses_of(run), oracle, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_row_with_and_without_a_teacher(family: str) -> None:
+    """Targets that follow a teacher among others, from the head (Llama) and from logits that are not its head's alone (Gemma 2 caps them)."""
+    from transformers import AutoModelForCausalLM, Gemma2Config
+
+    torch.manual_seed(0)
+    if family == "llama":
+        model, attention = steps.made_model(), "padded_sdpa"
+    else:
+        config = Gemma2Config(
+            vocab_size=steps.VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=8, attn_implementation="eager", final_logit_softcapping=2.0, max_position_embeddings=128,
+        )  # fmt: skip
+        model, attention = AutoModelForCausalLM.from_config(config), "eager"
+        with torch.no_grad():
+            model.get_input_embeddings().weight *= 50  # so that the cap is felt
+    engine = PlainEngine(model, (0.9, 0.95), 0.0, 0.0)
+    ids, weight, follow = np.random.default_rng(0).integers(3, steps.VOCAB, 12), np.zeros(12, np.float32), np.zeros(12, np.float32)
+    weight[[2, 3, 8]], follow[[3, 8, 9]] = [0.5, 0.25, 0.125], [1.0, 0.5, 0.75]
+    told_ids, told = most_probable(torch.randn(3, steps.VOCAB) * 3, 20)
+    row = {
+        "input_ids": ids, "position_ids": np.arange(12), "cu_seqlens": np.array([0, 12], np.int32), "loss_weight": weight, "follow_weight": follow,
+        "followed": np.where(follow > 0, 7, -1), "teacher_ids": told_ids.numpy(), "teacher_log_probs": told.numpy(),
+    }  # fmt: skip
+    inputs = torch.from_numpy(ids)[None]
+    logits = model(
+        input_ids=inputs, **({} if family == "gemma2" else {"row_buckets": model_inputs(row, attention, engine.device)["row_buckets"]})
+    ).logits[0]
+    nll = cross_entropy(logits[:-1], inputs[0, 1:], reduction="none")
+    kl = divergence(logits[[2, 7, 8]], told_ids, told)
+    wanted = (nll * torch.from_numpy(weight[1:])).sum() + (kl * torch.tensor([1.0, 0.5, 0.75])).sum()
+    torch.testing.assert_close(row_loss(engine, row, attention), wanted, rtol=1e-5, atol=1e-6)
+    without = {name: value for name, value in row.items() if not name.startswith("teacher_")}
+    assert abs(float(row_loss(engine, without, attention).detach()) - float(wanted.detach())) > 1e-2  # the twin
