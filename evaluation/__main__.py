@@ -15,6 +15,7 @@ from data.load import load_corpus
 from data.records import Corpus
 from data.validation import without_validation
 from evaluation import ask, sinks
+from evaluation.alike import read_alike
 from evaluation.blocks import markdown_blocks
 from evaluation.changes import changes_markdown, changes_report, rounds_markdown, rounds_report, with_changes
 from evaluation.config import ExamConfig
@@ -27,7 +28,7 @@ from evaluation.question_files import read_questions
 from evaluation.reading import Asked, reading_command
 from evaluation.render import baseline_lines, markdown, summary, terminal_table
 from evaluation.report import build_report
-from evaluation.score_files import TrainedArm, is_scored, read_alike, read_arms, score_stem, stage_totals, trained_stages
+from evaluation.score_files import TrainedArm, is_scored, read_arms, score_stem, stage_totals, trained_stages
 from evaluation.seeds import main as seeds_command
 from evaluation.sound import unsound
 from evaluation.trained import collect

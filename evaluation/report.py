@@ -39,9 +39,10 @@ from data.records import Corpus
 from evaluation import findings
 from evaluation.adaptive import adaptive
 from evaluation.aggregate import as_dict, clusters_of, set_scores
+from evaluation.alike import mixed
 from evaluation.config import ExamConfig
 from evaluation.exam import SETS, Exam, sample
-from evaluation.score_files import Score, TrainedArm, closed, mixed
+from evaluation.score_files import Score, TrainedArm, closed
 from evaluation.scores import recall
 from evaluation.statistics import cluster_bootstrap, commonest_answer, paired_difference
 

@@ -12,8 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,7 +208,7 @@ def _keyed(folder: Path, arm: TrainedArm, weights: str, exam_fingerprint: str) -
 
 def read_score(stem: Path, engine: str | None = None) -> Score | None:
     """The newest whole score below `stem` (by this engine, if one is named); None where the arm was not examined yet, or not to the end."""
-    return next((score for found in _there(stem) if (score := _score(found)) and engine in (None, answered_by(score))), None)
+    return next(iter(all_scores(stem, engine)), None)
 
 
 def is_scored(stem: Path, engine: str | None = None) -> bool:
@@ -217,31 +216,14 @@ def is_scored(stem: Path, engine: str | None = None) -> bool:
     return read_score(stem, engine) is not None
 
 
-def read_alike(stems: Mapping[str, Path], engine: str | None = None) -> dict[str, Score]:
-    """The scores of several arms, where there is a choice those that most of them have of one dtype and engine: these can be compared."""
-    found = {
-        name: [score for path in _there(stem) if (score := _score(path)) and engine in (None, answered_by(score))]
-        for name, stem in stems.items()
-    }
-    ways = Counter(way for scores in found.values() for way in {_way(score) for score in scores})
-    return {name: max(scores, key=lambda score: ways[_way(score)]) for name, scores in found.items() if scores}
+def all_scores(stem: Path, engine: str | None = None) -> list[Score]:
+    """Every whole score below `stem` (by this engine, if one is named), the newest first."""
+    return [score for found in _there(stem) if (score := _score(found)) and engine in (None, answered_by(score))]
 
 
 def answered_by(score: Score) -> str:
     """`vllm`, `transformers`, or "" where the score does not say."""
     return _engine_of(score.about)
-
-
-def mixed(scores: Mapping[str, Score]) -> dict[str, list[str]]:
-    """{"float32, vllm": arms, …} where scores that are compared come from different dtypes or engines, else {}."""
-    ways: dict[str, list[str]] = {}
-    for name, score in scores.items():
-        ways.setdefault(", ".join(_way(score)) or "unknown", []).append(name)
-    return ways if len(ways) > 1 else {}
-
-
-def _way(score: Score) -> tuple[str, ...]:
-    return tuple(part for part in (str(score.about.get("dtype") or ""), answered_by(score)) if part)
 
 
 def _engine_of(about: dict[str, Any]) -> str:

@@ -10,13 +10,14 @@ import pytest
 
 from data.config import Merge
 from data.records import Corpus, Document, Part, Question
+from evaluation.alike import mixed, read_alike
 from evaluation.config import ExamConfig, RetrievalConfig
 from evaluation.exam import build_exam
 from evaluation.gpus import Gpu, await_free_gpus
 from evaluation.render import baseline_lines
 from evaluation.report import build_report
 from evaluation.retrieval import store_key
-from evaluation.score_files import TrainedArm, is_scored, mixed, newest_score, read_alike, read_score, score_stem, trained_arms, write_score
+from evaluation.score_files import TrainedArm, is_scored, newest_score, read_score, score_stem, trained_arms, write_score
 from trainer.merge import ingredients
 
 ROW = {
@@ -67,6 +68,8 @@ def test_scores_that_can_be_compared_are_taken(tmp_path: Path) -> None:
     score(tmp_path, arm("pit"), "bfloat16", "vLLM")
     alike = read_alike(stems)
     assert {one.about["dtype"] for one in alike.values()} == {"float32"} and mixed(alike) == {}
+    stems["old"] = score(tmp_path, arm("old"), "", "")
+    assert mixed(read_alike(stems)) == {}, "a score that does not say"
     stems["mix"] = score(tmp_path, arm("mix"), "bfloat16", "vLLM")
     assert mixed(read_alike({name: stems[name] for name in ("base", "mix")})) == {"float32, vllm": ["base"], "bfloat16, vllm": ["mix"]}
 
