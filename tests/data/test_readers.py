@@ -200,7 +200,7 @@ def test_wiki_pages(tmp_path: Path) -> None:
     [
         ({"answer": "E"}, "answer is not a letter from A to D"),
         ({"answer": "b"}, "answer is not a letter from A to D"),
-        ({"answer": 1}, "answer is a number, not text"),
+        ({"answer": 1}, "answer is a number, not a letter; read it as one (from 0) with columns: {answer_index: answer}"),
         ({"answer": None}, "answer is null"),
         ({"choices": "A) x"}, "choices is text, not a list"),
         ({"choices": []}, "choices is an empty list"),
