@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_steps import SHAPES, TINY, Make, Setting, hugging_face, ours, plain_torch
-from benchmarks.mix import mixed_lengths
+from benchmarks.mix import DOCUMENT_TOKENS, mixed_lengths
 from benchmarks.result_file import write_result_file
 from benchmarks.tiny import made_store, plan_of
 from console import say
@@ -50,8 +50,11 @@ class Workload:
 
 
 def documents(num_steps: int, num_rows: int, row_tokens: int, vocabulary: int) -> Workload:
-    """Documents of a quarter of a row to a whole one, loss on all tokens; about so many rows a step."""
-    lengths = np.random.default_rng(0).integers(row_tokens // 4, row_tokens + 1, 2 * num_rows * num_steps)
+    """The mix's documents (950 tokens where rows have 4,096), loss on all tokens; about so many rows a step."""
+    rng = np.random.default_rng(0)
+    lengths = (
+        rng.lognormal(np.log(DOCUMENT_TOKENS * row_tokens / 4096), 0.35, 5 * num_rows * num_steps).astype(np.int64).clip(8, row_tokens)
+    )
     return _steps(lengths, num_steps, num_rows * row_tokens, row_tokens, vocabulary)
 
 
@@ -196,7 +199,7 @@ def compare_documents(name: str, doc: str | None, shape: str, least_mfu: float, 
     def kind(make: Make, workload: Callable[..., Workload] = documents) -> Callable[[bool, int], dict[str, Any]]:
         def run(tiny: bool, steps: int) -> dict[str, Any]:
             of = TINY if tiny else SHAPES[shape]
-            work = workload(steps + 1, 2, 64, of.vocabulary) if tiny else workload(steps + WARM_UP, 4, 4096, of.vocabulary)
+            work = workload(steps + 1, 2, 64, of.vocabulary) if tiny else workload(steps + WARM_UP, 8, 4096, of.vocabulary)
             return measure(Setting(of, tiny), make, work)
 
         return run

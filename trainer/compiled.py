@@ -54,9 +54,11 @@ def cache_beside(run_folder: Path, device: torch.device) -> Path:
     """From now on this process keeps what it compiles beside the run folder, where a restart, other ranks and other experiments of the same place find it; → the folder.
 
     Ranks may share it: torch writes a file under another name and renames it, and its locks end with the process that holds them. One folder for each version and
-    kind of processor, for a cluster may have several. A folder that the user has set is left.
+    kind of processor, for a cluster may have several. A folder that the user has set is left; torch sets its default as if a user had.
     """
-    if os.environ.get(_FOLDER) and os.environ[_FOLDER] not in _ours:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if os.environ.get(_FOLDER) and os.environ[_FOLDER] not in _ours | {default_cache_dir()}:
         return Path(os.environ[_FOLDER])
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     folder = run_folder.resolve().parent / ".compiled" / f"torch-{torch.__version__}-{chip}".replace(" ", "-").replace("/", "-")

@@ -161,9 +161,13 @@ def test_switches_say_what_they_do_not_go_with(
 
 def test_the_cache_lies_beside_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
     one, other = (cache_beside(tmp_path / name, CPU) for name in ("runs/one", "runs/two"))
     assert one == other and one.parent == tmp_path / "runs" / ".compiled"
     assert cache_beside(tmp_path / "elsewhere/three", CPU).parent == tmp_path / "elsewhere" / ".compiled"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())  # as torch leaves it where something has looked for it
+    assert cache_beside(tmp_path / "runs/one", CPU) == one
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
     assert cache_beside(tmp_path / "runs/one", CPU) == tmp_path / "mine"
 
