@@ -192,8 +192,7 @@ class StandIn:
         return [-1.0] * len(sequences)
 
 
-@pytest.mark.parametrize("engines", [1, 2])
-def test_models_are_dealt_out_to_engines(ray_cluster: str, tmp_path: Path, engines: int) -> None:
+def test_models_are_dealt_out_to_engines(ray_cluster: str, tmp_path: Path) -> None:
     from evaluation.examine import examine
     from evaluation.examiner import EngineOptions
     from trainer.config import TinyModel
@@ -203,7 +202,7 @@ def test_models_are_dealt_out_to_engines(ray_cluster: str, tmp_path: Path, engin
     for name in ("a", "b", "c", "d"):
         make_tiny_model(tmp_path / name, TinyModel(hidden_size=32, layers=1, vocab_size=300), ["What is it? The answer is x."], 0)
         todo.append((TrainedArm(name, str(tmp_path / name), name, None, False, {"hf": name, "stage": None}), exam))
-    assert examine(todo, tmp_path, 0, EngineOptions(cpus=0.1, engines=engines), examiner=StandIn) == {}
+    assert examine(todo, tmp_path, 0, EngineOptions(cpus=0.1, engines=2), examiner=StandIn) == {}
     assert all(is_scored(score_stem(tmp_path, one, exam.fingerprint(one.template))) for one, _ in todo)
     processes = {pid for name in "abcd" for pid in (tmp_path / name / "answered-by").read_text().split()}
-    assert len(processes) == engines
+    assert len(processes) == 2

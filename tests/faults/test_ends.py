@@ -27,8 +27,7 @@ from trainer.supervise import StopRequest, supervise
 # ── the last save ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("fails, rank", [(False, "0"), (True, "1")])
 def test_a_last_save_that_fails_is_a_failure(groups: Groups, tmp_path: Path, fails: bool, rank: str) -> None:
     """Asked to stop, workers save and end: well where the save does, as a failure on every rank where it does not, on whichever rank."""
     experiment, run = write_experiment(tmp_path), tmp_path / "runs" / "small"

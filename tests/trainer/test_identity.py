@@ -145,8 +145,10 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-4])
 
 
-@pytest.mark.parametrize("harm, name", [(reverse, "tokens.bin"), (cut, "tokens.bin"), (Path.unlink, "aids.npz"), (cut, "offsets.npy")])
-@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    "harm, name, old",
+    [(reverse, "tokens.bin", False), (reverse, "tokens.bin", True), (Path.unlink, "aids.npz", False), (cut, "offsets.npy", False)],
+)
 def test_damaged_tokens_are_made_again(
     model: Path, tmp_path: Path, harm: Callable[[Path], None], name: str, old: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
