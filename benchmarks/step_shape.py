@@ -4,7 +4,7 @@ No clock and no GPU: three real plans (the film data's, the bioS demo's, the mix
 checkpointing, on a tiny Llama; a hundred steps under ZeRO-1 with all weights, ten under the others. Counted: shapes that reach attention (on a GPU each is planned, and
 compiled, for itself), operations that reach the dispatcher a micro-step, those of them that Python or autograd asks for, graphs and breaks where layers are compiled, and the
 bytes that the loss holds. Ours with static shapes, as on GPUs, the same with layers compiled, and with exact shapes, as on CPUs; beside them the build of 06945e2, out of git.
-Goal: with static shapes one attention shape and one or two graphs for each length of the ladder (four at most), no break, at least 97 % of tokens real on the film and bioS
+Goal: with static shapes one attention shape and one or two graphs for each length of the ladder (six at most), no break, at least 97 % of tokens real on the film and bioS
 plans. Writes benchmarks/results/step_shape.json.
 """
 
@@ -24,10 +24,12 @@ from benchmarks.real_step import BEFORE, ROOT, build_of
 from benchmarks.result_file import write_result_file
 from console import RunError, door, say
 from data.plan import Plan
+from data.static_rows import best_row_tokens
+from trainer.config import MOST_ROW_TOKENS
 
 ROW_TOKENS, STEPS, FEWER_STEPS = 4096, 100, 10
 ZERO, MODES = (0, 1, 3), ("full", "lora", "checkpointing")
-MOST_SHAPES, MOST_GRAPHS, FILL = 4, 8, 0.97
+MOST_SHAPES, MOST_GRAPHS, FILL = 6, 12, 0.97
 FILM = ROOT.parent / "shared" / "data" / "wiki2023_film"
 
 
@@ -42,7 +44,10 @@ def of_experiment(path: Path, name: str, *overrides: str) -> None:
 
     stages = workload_of(load_experiment(ROOT / "experiments" / name, list(overrides))).stages
     longest = max(stages, key=lambda stage: stage.steps)
-    write_plan(path, longest.plan, longest.lengths)
+    capacity = best_row_tokens([(longest.plan, longest.lengths)], 1, int(np.max(longest.lengths)), MOST_ROW_TOKENS)[
+        0
+    ]  # as trainer.row_tokens: auto
+    write_plan(path, longest.plan, longest.lengths, capacity)
 
 
 def plans_into(folder: Path) -> list[str]:

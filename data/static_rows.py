@@ -19,9 +19,9 @@ from data.rows import Row
 
 FULL = 0.97
 """Share of real tokens that a ladder is made long for."""
-_MOST_LENGTHS = {False: 4, True: 8}
+_MOST_LENGTHS = {False: 6, True: 8}
 """By whether rows hold one item each: lengths of single items lie further apart."""
-_LENGTH_MULTIPLE = {False: 64, True: 8}  # what GPUs' matrix products are cut into; of an item of 100 tokens 28 would be lost
+_LENGTH_MULTIPLE = {False: 32, True: 8}  # of an item of 100 tokens 28 would be lost to the larger one
 _PIECES_MULTIPLE = 16
 _TARGETS_SHARE = 16  # targets are padded to a multiple of this share of the row: so many counts a length at most
 _MOST_STEPS = 2000  # looked at; a step of 256 items takes a millisecond
@@ -73,7 +73,7 @@ class Shapes:
 
 
 def static_shapes(plan: Plan, lengths: Items, world_size: int, capacity: int, longest: int, one_item: bool = False) -> Shapes:
-    """Of a stage: as few lengths as leave FULL of the tokens real, at most four (eight for rows of one item), from its own packed steps.
+    """Of a stage: as few lengths as leave FULL of the tokens real, at most six (eight for rows of one item), from its own packed steps.
 
     `lengths`: tokens of every item of the catalogue; `longest`: tokens of an item before it is cut.
     """
