@@ -182,7 +182,7 @@ def test_what_no_row_can_hold_is_refused_before_anything_starts(made: tuple[Cata
     catalogue, store, _ = made
     for changed, word in ((stage(teach={}), "teach"), (stage(open_share=0.5), "open_share")):
         with pytest.raises(UserError, match=f"{word}: train_questions/train-person-0-city has .* tokens behind its document"):
-            teaching(made, tmp_path, longest=50).beside(changed, compile_plan(changed, catalogue, 0), store, "start")
+            teaching(made, tmp_path, longest=45).beside(changed, compile_plan(changed, catalogue, 0), store, "start")
     catalogue.document_of[catalogue.ranges["train_questions"].start] = -1
     with pytest.raises(UserError, match="teach: train_questions/train-person-0-city has no document"):
         teaching(made, tmp_path).beside(stage(teach={}), compile_plan(stage(teach={}), catalogue, 0), store, "start")

@@ -64,6 +64,7 @@ def main(out: Path, world_size: int, rank: int, path: str, *zero_stages: str) ->
         prepared = prepared_for(experiment)
         (job,) = run.pending(experiment.folder, prepared)
         for pause in (PAUSE, None):
+            torch.distributed.barrier()  # rank 0 commits what is saved
             settings = WorkerSettings(
                 str(experiment.folder.resolve()), prepared.model_folder, experiment.trainer, prepared.precision, 0, False,
                 pause_after={job.key: pause} if pause else {},
