@@ -71,18 +71,19 @@ class _TaughtNll(torch.autograd.Function):
 
 def _loss_and_slope(logits: Tensor, target: Tensor, share: Tensor, follow: Tensor, ids: Tensor, log_probs: Tensor) -> tuple[Tensor, Tensor]:
     """Σ share · nll + follow · KL, and its slope by the logits (K, V); takes the logits for its own."""
-    normaliser = logits.logsumexp(dim=-1, keepdim=True)
-    nll = (normaliser - logits.gather(1, target[:, None]))[:, 0]
-    of_top = logits.gather(1, ids)
-    others = logits.scatter(1, ids, float("-inf"))
-    rest = others.logsumexp(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)  # −inf where there are no others
-    kl = _expected(log_probs, log_probs - (torch.cat([of_top, rest], dim=1) - normaliser))
-    p = log_probs.exp() * follow[:, None]
-    slope = logits.sub_(normaliser).exp_().mul_((share + follow)[:, None])
-    slope.scatter_add_(1, target[:, None], -share[:, None])
+    own, of_top, largest = logits.gather(1, target[:, None])[:, 0], logits.gather(1, ids), logits.amax(dim=-1)
+    slope = logits.sub_(largest[:, None]).exp_()  # one tensor of this size and one exponential, as without a teacher
+    sums, top = slope.sum(dim=-1), slope.gather(1, ids)
+    rest = slope.scatter_(1, ids, 0.0).sum(dim=-1).clamp_(min=torch.finfo(torch.float32).tiny)  # 0 where there are no others
+    normaliser = sums.log() + largest
+    ours = torch.cat([of_top - normaliser[:, None], (rest / sums).log()[:, None]], dim=1)
+    loss = ((normaliser - own) * share + _expected(log_probs, log_probs - ours) * follow).sum()
+    p, whole = log_probs.exp() * follow[:, None], (share + follow) / sums
+    slope *= (whole - p[:, -1] / rest)[:, None]
+    slope.scatter_(1, ids, top * whole[:, None])  # a token that stands twice (a small vocabulary) is set to the same twice
     slope.scatter_add_(1, ids, -p[:, :-1])
-    slope.sub_(others.sub_(rest).exp_().mul_(p[:, -1:]))
-    return (nll * share + kl * follow).sum(), slope
+    slope.scatter_add_(1, target[:, None], -share[:, None])
+    return loss, slope
 
 
 def taught_nll(
