@@ -183,7 +183,8 @@ def test_compiled_equals_eager(family: str) -> None:
     layers = CompiledLayers(engine.module, static=False)
     again, found = gradients(engine, rows, attention)
     assert not layers.why_not
-    assert len(seen.new()) <= 2, "one graph for each kind of layer"
+    # One for each kind of layer; a state-space layer's also for rows of one chunk of 32 tokens and of more.
+    assert len(seen.new()) <= (3 if family == "bamba" else 2)
     assert again == pytest.approx(loss, rel=BOUND) and worst(found, right) < BOUND
     # The twin: one number of one layer a thousandth off.
     engine, attention, rows = kinds(family)
