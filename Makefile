@@ -15,8 +15,8 @@ setup:  ## create .venv from the lock (CPU, or GPU where nvidia-smi answers)
 demo: setup  ## train and examine the demo's arms; prints the table and where the report lies
 	@$(PY) -m trainer experiments/bios_cpu.yaml
 
-test: setup  ## the whole test suite, in two processes; `.venv/bin/python -m pytest FILE` runs a part in one
-	@$(PY) -m pytest -n 2
+test: setup  ## the whole test suite, in three processes (they often wait for Ray and vLLM); `.venv/bin/python -m pytest FILE` runs a part in one
+	@$(PY) -m pytest -n 3
 
 check: setup  ## formatting, lint, types
 	@$(RUFF) format --check . && $(RUFF) check . && $(PY) -m mypy

@@ -98,7 +98,9 @@ def make_bios(config: Bios, seed: int) -> Corpus:
             name, person = names.pop(), f"{split}-person-{n}"
             facts = {attribute: rng.choice(pool.split()[: config.values]) for attribute, pool in _VALUES.items()}
             for copy, text in enumerate(_biographies(name, facts, config, rng, f"bios {seed} {person}")):
-                part.documents.append(Document(id=f"{person}-copy-{copy}" if copy else person, text=text, title=name, quality=1.0))
+                part.documents.append(
+                    Document(id=f"{person}-copy-{copy}" if copy else person, text=text, title=name, quality=1.0 if config.forms else None)
+                )
             if split == "test":
                 forms = in_forms(name, facts, config.forms, random.Random(f"forms {seed} {person}"))
                 part.documents += [Document(id=f"{person}-{form}", text=text, title=name, quality=0.0) for form, text in forms]

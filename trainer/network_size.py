@@ -4,6 +4,7 @@ Nothing is reckoned from a config's names: experts, biases, shared layers, heads
 """
 
 import json
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,9 @@ def network_size(config: Any) -> NetworkSize:
     if _ASKED and _ASKED[0][0] is config:
         return _ASKED[0][1]
     text = config.get_text_config()
+    if text is not config:  # transformers ties by the outer one
+        text = copy(text)
+        text.tie_word_embeddings = bool(getattr(config, "tie_word_embeddings", False))
     told = json.dumps(text.to_dict(), sort_keys=True, default=str)
     if told not in _COUNTED:
         _COUNTED[told] = _count(text)

@@ -102,7 +102,7 @@ def test_residuals_add_corrections_as_weights_and_never_round_them(glm: Path, tm
 
 
 def test_mergekit_is_not_given_what_it_would_round(glm: Path, tmp_path: Path) -> None:
-    of, instruct, base = (Ingredient(name, glm, name, {}) for name in ("of", "instruct", "base"))
+    of, instruct, base = (Ingredient(name, glm, name, name, {}) for name in ("of", "instruct", "base"))
     merge = Merge(of="of", instruct="instruct", method="dare_ties")
     with pytest.raises(UserError, match=rf"method: dare_ties: {CORRECTION} belongs to the model .*; use method: residual"):
         _with_mergekit(tmp_path, merge, of, instruct, base, tmp_path / "out", 0)

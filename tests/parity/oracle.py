@@ -14,7 +14,6 @@ from trainer.config import TrainerConfig
 from trainer.families import folder_weights
 from trainer.freeze import frozen_parameters
 from trainer.model import build_model
-from trainer.weights import load_into
 
 CONFIG = TrainerConfig()
 
@@ -69,7 +68,9 @@ def _with_adapter(module: Any, folder: Path, adapter: Adapter) -> Any:
     from peft import get_peft_model
 
     ours = build_model(str(folder), "eager", torch.float32)
-    load_into(ours, folder_weights(folder))
+    weights = folder_weights(folder)  # read by this rank alone: the other computes other cells meanwhile
+    for name, parameter in ours.named_parameters():
+        parameter.data.copy_(weights.read(name).view(parameter.shape))
     inject(ours, adapter, items.SEED, items.NUMBER)
     start = trained_parameters(ours)
     model = get_peft_model(module, peft_config(adapter, module))

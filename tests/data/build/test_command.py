@@ -239,7 +239,7 @@ def test_dry_run_asks_nothing(folder: Path, tmp_path: Path, service: Service, ca
         (["--endpoint", "https://me:pw@h/v1", "--model", "m"], "holds a name, a password or a query"),
         (["--endpoint", "https://h/v1"], "say which of its models"),
         (["--prompts", "nope"], "give a file or one of perpetual, pit"),
-        (["--checker", "m"], "is for --drop-known and --drop-unanswerable"),
+        (["--checker", "m"], "is for --drop-known, --drop-unanswerable and --wordings"),
         (["--test-share", "0.6", "--validation-share", "0.5"], "the exam needs a share above 0"),
         (["--column", "words=body"], "expected FIELD=COLUMN"),
         (["--split", "date", "--dry-run"], "needs a date on every page"),
