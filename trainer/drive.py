@@ -210,31 +210,36 @@ def train_without_ray(folder: Path, prepared: Prepared, trainer: TrainerConfig, 
     from trainer.worker import train_jobs
 
     events = Events(folder)
+
+    def tell() -> None:
+        for event in events.new():
+            say(event["message"] + prepared.items_of(event))
+
     try:
         mirror = Mirror(trainer.checkpoint.mirror, folder) if trainer.checkpoint.mirror else nullcontext()
         todo = pending(folder, prepared)
         points = resume_points(StageStore(folder), todo)
         (folder / "progress.json").unlink(missing_ok=True)
-        with mirror, progress() as bar, stop_on_signals(folder) as request, _followed(_Shown(folder, prepared, bar, points)):
+        with mirror, progress() as bar, stop_on_signals(folder) as request, _followed(tell, _Shown(folder, prepared, bar, points).progress):
             lay_out_models(folder, prepared)
             train_jobs(
                 worker_settings(folder, prepared, trainer, seed, torch.cuda.is_available()), todo, rows_without_ray(prepared, seed), points
             )
             raise_if_stopped(request)
     finally:
-        for event in events.new():
-            say(event["message"] + prepared.items_of(event))
+        tell()
         torch.distributed.destroy_process_group()
 
 
 @contextmanager
-def _followed(show: _Shown) -> Iterator[None]:
-    """Progress shown from a thread, where it is this process that trains."""
+def _followed(*looks: Callable[[], None]) -> Iterator[None]:
+    """What is to be shown, looked at once a second from a thread, where it is this process that trains; and once more at the end."""
     ended = threading.Event()
 
     def follow() -> None:
         while not ended.wait(1.0):
-            show.progress()
+            for look in looks:
+                look()
 
     thread = threading.Thread(target=follow, name="progress", daemon=True)
     thread.start()
@@ -243,7 +248,8 @@ def _followed(show: _Shown) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        show.progress()
+        for look in looks:
+            look()
 
 
 def begin_alone() -> None:
