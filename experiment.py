@@ -129,8 +129,6 @@ class Experiment(Strict):
             raise UserError(f"--final: no arm is called {arm!r}{_suggestion(arm, self.arms)}")
         if self.arms[arm].merge:
             raise UserError(f"--final: {arm} is put together from other arms; name a trained one")
-        if self.arms[arm].merge:
-            raise UserError(f"--final: {arm} is put together from other arms; name the one whose curriculum counts")
         if self.data.bios or self.updates or self.base_run:
             what = "data.bios" if self.data.bios else "updates" if self.updates else "base: a run"
             raise UserError(f"--final is for an experiment of data.sources that starts from a model, and this one has {what}")
