@@ -1,34 +1,64 @@
 """A plan for people, in lines, and as plain values for JSON."""
 
 from dataclasses import asdict, fields
+from textwrap import wrap
 from typing import Any
 
 from cluster.chips import GIB, Hardware
-from cluster.phases import storage_rate
-from cluster.setups import Advice, Offer, Question
+from cluster.phases import Phases, storage_rate
+from cluster.setups import USABLE, Advice, Offer, Question
 
-_NOT_YET = "not available in this version"
+_WIDTH = 80
 
 
 def in_lines(name: str, question: Question, hardware: Hardware, advice: Advice, price: float | None) -> list[str]:
-    """What fits, in a table; what does not, with what is missing; fewer GPUs; the recommendation."""
+    """What fits, in a table; what does not, with what is missing; fewer GPUs; the recommendation. At most 80 columns wide."""
     found = sorted(advice.offers, key=lambda one: (not one.set_up.available, one.seconds or 0.0))
     lines = _about(name, question, hardware)
     if fitting := [one for one in found if one.fits]:
-        lines += ["", f"fits {hardware} (memory in GiB; * recommended, f as the file says; all times modelled):"]
+        lines += ["", f"fits {hardware} (all times modelled):"]
         lines += _columns([_head(price), *(_row(one, advice, price) for one in fitting)])
     if lacking := [one for one in found if not one.fits]:
-        lines += ["", "does not fit:"]
-        lines += [f"{_marks(one, advice):2}{_named(one)}: {'; '.join(one.problems)}" for one in lacking]
+        lines += ["", f"does not fit, GiB missing of {_there(hardware)}:"]
+        lines += _columns([["", "GPU", "host", "disk", *_SET_UP], *(_lacking_row(one, advice) for one in lacking)])
     if len(advice.by_count) > 1 and hardware.chip:
         lines += ["", "fewer GPUs, each with its fastest set-up:"]
-        lines += _columns([["", "GPUs", "GPU-hours", *_head(price)[1:]], *(_count_row(one, advice, price) for one in advice.by_count)])
+        lines += _columns([_count_head(price), *(_count_row(one, advice, price) for one in advice.by_count)])
+    lines += ["", *_wrapped(_legend(found, price), "  ")]
     if chosen := advice.recommended:
         most = advice.by_count[0]
-        lines += ["", f"recommended: {chosen.hardware}{_why(chosen, most)}", f"  {' '.join(chosen.overrides())}"]
-        for one in [chosen] if chosen == most else [chosen, most]:
-            lines += _phase_lines(one, len(question.workload.stages), price)
+        lines += ["", *_wrapped(f"recommended: {chosen.hardware}{_why(chosen, most)}", "  ")]
+        lines += [f"  {part}" for part in _continued(chosen.overrides())]
+        if hardware.chip:
+            lines.append(f"  {chosen.tokens_per_micro_step:,.0f} tokens a GPU and micro-step, break-even at {chosen.break_even:,.0f}")
+        lines += _phase_lines([chosen] if chosen == most else [chosen, most], len(question.workload.stages), price)
     return lines
+
+
+def _there(hardware: Hardware) -> str:
+    """What a set-up may fill."""
+    parts = [f"{USABLE * hardware.chip.memory_bytes / GIB:,.1f} a GPU"] if hardware.chip else []
+    parts.append(f"{hardware.host_bytes / GIB:,.0f} a node")
+    return ", ".join(parts if hardware.disk_bytes is None else [*parts, f"{hardware.disk_bytes / GIB:,.0f} on the storage"])
+
+
+def _legend(found: list[Offer], price: float | None) -> str:
+    """What the tables' marks and heads mean."""
+    parts = ["* recommended", "f as the file says"]
+    parts += ["- not in this version"] if not all(one.set_up.available for one in found) else []
+    parts += ["GPU, host (of a node), disk: GiB at their worst", "tok/s: of all, while training", "h: hours of the whole run"]
+    parts += ["cost: of it"] if price else []
+    return "; ".join([*parts, "ckpt: gradient checkpointing; rows: tokens of a row; host: states in its memory"])
+
+
+def _wrapped(line: str, indent: str) -> list[str]:
+    return wrap(line, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _continued(words: list[str]) -> list[str]:
+    """To be copied into a shell: lines that end in a backslash where they go on."""
+    lines = wrap(" ".join(words), _WIDTH - 4, break_long_words=False, break_on_hyphens=False)
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
 def _why(chosen: Offer, most: Offer) -> str:
@@ -41,21 +71,22 @@ def _why(chosen: Offer, most: Offer) -> str:
     return f", not {most.hardware.num_gpus}: it is done {told}, for {saved:.0%} less"
 
 
-def _phase_lines(one: Offer, stages: int, price: float | None) -> list[str]:
+def _phase_lines(compared: list[Offer], stages: int, price: float | None) -> list[str]:
     """Where the hours and the cost go."""
-    if not (took := one.phases):
+    rows = []
+    for one in compared:
+        if took := one.phases:
+            each = (price or 0.0) * one.hardware.num_gpus
+            hours = [getattr(took, field.name) / 3600 for field in fields(took)]
+            rate = storage_rate(one.hardware, one.hardware.num_gpus) / 1e9
+            beside = f"{took.beside / stages:,.0f} s"
+            rows.append([str(one.hardware), "hours", *map(_short, hours), f"{rate:,.1f}", beside])
+            rows += [["", "cost", *(_short(each * value) for value in hours), "", ""]] if price else []
+    if not rows:
         return []
-    hours = {field.name: getattr(took, field.name) / 3600 for field in fields(took)}
-    parts = ", ".join(f"{name} {value:,.2f}" for name, value in hours.items())
-    lines = [f"  {one.hardware}: {parts} hours"]
-    if price:
-        each = price * one.hardware.num_gpus
-        lines.append(f"    cost: {', '.join(f'{name} {each * value:,.2f}' for name, value in hours.items())}")
-    rate = storage_rate(one.hardware, one.hardware.num_gpus) / 1e9
-    return [
-        *lines,
-        f"    beside training and exam: {took.beside / stages:,.0f} s a stage, with storage of {rate:,.1f} GB/s ({one.hardware.storage_told})",
-    ]
+    head = ["", "", *(field.name for field in fields(Phases)), "GB/s", "a stage"]
+    told = f"  a stage: all but training and exam; GB/s: of the storage ({compared[0].hardware.storage_told})"
+    return ["", *(f"  {line}".rstrip() for line in _columns([head, *rows])), *_wrapped(told, "    ")]
 
 
 def _about(name: str, question: Question, hardware: Hardware) -> list[str]:
@@ -65,12 +96,9 @@ def _about(name: str, question: Question, hardware: Hardware) -> list[str]:
         machines += f", {hardware.network_bytes_per_s * 8 / 1e9:,.0f} Gb/s a node"
     if hardware.disk_bytes is not None:
         machines += f", {hardware.disk_bytes / GIB:,.0f} GiB of storage"
-    lines = [
-        f"{name}: {question.shape.parameters / 1e9:,.2f} billion weights; {len(work.stages)} different stages, {work.steps:,} steps, "
-        f"{work.tokens:,} tokens, {work.tokens / work.steps:,.0f} a step",
-        f"  {work.origin}",
-        machines,
-    ]
+    what = f"{name}: {question.shape.parameters / 1e9:,.2f} billion weights; {len(work.stages)} different stages, {work.steps:,} steps, "
+    what += f"{work.tokens:,} tokens, {work.tokens / work.steps:,.0f} a step"
+    lines = [*_wrapped(what, "  "), *_wrapped(f"  {work.origin}", "  "), *_wrapped(machines, "  ")]
     if hardware.chip is None and hardware.seconds_per_flop is None:
         lines.append("  how fast these CPUs are is not known: --measure tells")
     elif hardware.speed != 1.0 or hardware.seconds_per_flop:
@@ -78,35 +106,55 @@ def _about(name: str, question: Question, hardware: Hardware) -> list[str]:
     return lines
 
 
-def _named(one: Offer) -> str:
-    return str(one.set_up) + ("" if one.set_up.available else f" ({_NOT_YET})")
-
-
 def _marks(one: Offer, advice: Advice) -> str:
-    return ("*" if one == advice.recommended else "") + ("f" if one.from_file else "")
+    return ("*" if one == advice.recommended else "") + ("f" if one.from_file else "") + ("" if one.set_up.available else "-")
+
+
+def _set_up(one: Offer) -> list[str]:
+    s = one.set_up
+    states = f"LoRA r={s.adapter}" if s.adapter else "bf16, Kahan" if s.compensated else "fp32"
+    return [str(s.zero_stage), "yes" if s.recompute else "no", f"{s.row_tokens:,}", states + (" host" if s.offload else "")]
+
+
+_SET_UP = ("ZeRO", "ckpt", "rows", "states")
+
+
+def _gpu(one: Offer) -> str:
+    return f"{one.gpu.total / GIB:,.1f}" if one.hardware.chip else "–"
+
+
+def _times(one: Offer, price: float | None) -> list[str]:
+    cost = [_number(one.cost(price))] if price else []
+    return [_number(one.tokens_per_s), "?" if one.hours is None else _short(one.hours), *cost]
 
 
 def _head(price: float | None) -> list[str]:
-    return ["", "GPU", "host", "disk", "tokens/GPU/micro-step", "break-even", "tokens/s", "hours", *(["cost"] if price else []), "set-up"]
+    return ["", "GPU", "host", "disk", "tok/s", "h", *(["cost"] if price else []), *_SET_UP]
 
 
 def _row(one: Offer, advice: Advice, price: float | None) -> list[str]:
-    gpu = f"{one.gpu.total / GIB:,.1f}" if one.hardware.chip else "–"
-    cost = [_number(one.cost(price))] if price else []
-    return [
-        _marks(one, advice), gpu, f"{one.host.peak / GIB:,.0f}", f"{one.disk.peak / GIB:,.0f}", f"{one.tokens_per_micro_step:,.0f}",
-        f"{one.break_even:,.0f}", _number(one.tokens_per_s), "?" if one.hours is None else f"{one.hours:,.2f}", *cost, _named(one),
-    ]  # fmt: skip
+    memory = [_gpu(one), f"{one.host.peak / GIB:,.0f}", f"{one.disk.peak / GIB:,.0f}"]
+    return [_marks(one, advice), *memory, *_times(one, price), *_set_up(one)]
+
+
+def _lacking_row(one: Offer, advice: Advice) -> list[str]:
+    missing = {what: f"{(needed - there) / GIB:,.1f}" for what, (needed, there) in one.lacks.items()}
+    return [_marks(one, advice), *(missing.get(what, "") for what in ("GPU", "host", "disk")), *_set_up(one)]
+
+
+def _count_head(price: float | None) -> list[str]:
+    return ["", "GPUs", "GPU-h", "GPU", "host", "tok/s", "h", *(["cost"] if price else []), *_SET_UP]
 
 
 def _count_row(one: Offer, advice: Advice, price: float | None) -> list[str]:
-    _, *rest = _row(one, advice, price)
-    return [
-        "*" if one == advice.recommended else "",
-        str(one.hardware.num_gpus),
-        "?" if one.hours is None else f"{one.hours * one.hardware.num_gpus:,.1f}",
-        *rest,
-    ]
+    all_hours = "?" if one.hours is None else f"{one.hours * one.hardware.num_gpus:,.1f}"
+    memory = [_gpu(one), f"{one.host.peak / GIB:,.0f}"]
+    return ["*" if one == advice.recommended else "", str(one.hardware.num_gpus), all_hours, *memory, *_times(one, price), *_set_up(one)]
+
+
+def _short(value: float) -> str:
+    """Three digits or so."""
+    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def _number(value: float | None) -> str:

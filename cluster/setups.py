@@ -12,6 +12,7 @@ from cluster.workload import Workload
 _ROW_TOKENS = (2048, 4096, 8192, 16384)
 USABLE = 0.96
 """Share of a GPU's memory that a plan may fill: the activations' formula is good to 10 %."""
+_WHERE = {"GPU": "GPU memory", "host": "host memory a node, while saving or loading", "disk": "disk"}
 _RANK = 16  # of the LoRA that is offered beside full fine-tuning
 
 
@@ -24,8 +25,8 @@ class Offer:
     gpu: GpuMemory
     host: HostMemory
     disk: Disk
-    problems: list[str]
-    """What it lacks, with the number; empty: it fits."""
+    lacks: dict[str, tuple[float, float]]
+    """Bytes that are needed and that are there, of what there is too little of: "GPU", "host", "disk"; empty: it fits."""
     tokens_per_micro_step: float
     """Per GPU."""
     tokens_per_step: float
@@ -45,7 +46,15 @@ class Offer:
 
     @property
     def fits(self) -> bool:
-        return not self.problems
+        return not self.lacks
+
+    @property
+    def problems(self) -> list[str]:
+        """What it lacks, for people."""
+        return [
+            f"{_WHERE[what]}: {(needed - there) / GIB:,.1f} GiB missing (needs {needed / GIB:,.1f}, has {there / GIB:,.1f})"
+            for what, (needed, there) in self.lacks.items()
+        ]
 
     @property
     def can_be_chosen(self) -> bool:
@@ -87,11 +96,7 @@ class Question:
 def offer(question: Question, set_up: SetUp, hardware: Hardware) -> Offer:
     """One set-up, priced."""
     shape, work = question.shape, question.workload
-    gpu = gpu_memory(shape, set_up, hardware.num_gpus, question.fp32)
-    host = host_memory(shape, set_up, hardware)
-    if hardware.chip is None:  # the ranks' own memory is host memory
-        host = replace(host, states=host.states + min(hardware.num_gpus, hardware.gpus_per_node) * gpu.total)
-    on_disk = disk(shape, len(work.stages), question.keep, question.fp32, trained_share(shape, set_up))
+    gpu, host, on_disk = _memory(question, set_up, hardware)
     loads = [stage.load(hardware.num_gpus, set_up.row_tokens) for stage in work.stages]
     took = None
     if hardware.chip is not None or hardware.seconds_per_flop is not None:
@@ -101,24 +106,29 @@ def offer(question: Question, set_up: SetUp, hardware: Hardware) -> Offer:
     attended = sum(stage.attended * stage.tokens for stage in work.stages) / work.tokens
     known = hardware.chip is not None
     return Offer(
-        set_up, hardware, gpu, host, on_disk, _problems(gpu, host, on_disk, hardware),
+        set_up, hardware, gpu, host, on_disk, _lacks(gpu, host, on_disk, hardware),
         work.tokens / hardware.num_gpus / micro_steps, work.tokens / hardware.num_gpus / work.steps,
         break_even_tokens(shape, set_up, hardware, attended) if known else 0.0,
         took, work.tokens / took.training if took else None, set_up == question.file, bool(question.file.adapter),
     )  # fmt: skip
 
 
-def _problems(gpu: GpuMemory, host: HostMemory, on_disk: Disk, hardware: Hardware) -> list[str]:
-    found = []
-    checks = [("host memory a node, while saving or loading", host.peak, hardware.host_bytes)]
+def _memory(question: Question, set_up: SetUp, hardware: Hardware) -> tuple[GpuMemory, HostMemory, Disk]:
+    shape = question.shape
+    gpu = gpu_memory(shape, set_up, hardware.num_gpus, question.fp32)
+    host = host_memory(shape, set_up, hardware)
+    if hardware.chip is None:  # the ranks' own memory is host memory
+        host = replace(host, states=host.states + min(hardware.num_gpus, hardware.gpus_per_node) * gpu.total)
+    return gpu, host, disk(shape, len(question.workload.stages), question.keep, question.fp32, trained_share(shape, set_up))
+
+
+def _lacks(gpu: GpuMemory, host: HostMemory, on_disk: Disk, hardware: Hardware) -> dict[str, tuple[float, float]]:
+    found = {"host": (host.peak, hardware.host_bytes)}
     if hardware.chip is not None:
-        checks.insert(0, ("GPU memory", gpu.total, USABLE * hardware.chip.memory_bytes))
+        found = {"GPU": (gpu.total, USABLE * hardware.chip.memory_bytes), **found}
     if hardware.disk_bytes is not None:
-        checks.append(("disk", on_disk.peak, hardware.disk_bytes))
-    for what, needed, there in checks:
-        if needed > there:
-            found.append(f"{what}: {(needed - there) / GIB:,.1f} GiB missing (needs {needed / GIB:,.1f}, has {there / GIB:,.1f})")
-    return found
+        found["disk"] = (on_disk.peak, hardware.disk_bytes)
+    return {what: (needed, there) for what, (needed, there) in found.items() if needed > there}
 
 
 def set_ups(question: Question, hardware: Hardware) -> list[SetUp]:
@@ -141,19 +151,26 @@ def set_ups(question: Question, hardware: Hardware) -> list[SetUp]:
     return found if question.file in found else [*found, question.file]
 
 
-def offers(question: Question, hardware: Hardware) -> list[Offer]:
+def offers(question: Question, hardware: Hardware, for_best: bool = False) -> list[Offer]:
     """For every kind of set-up the row length that is fastest among those that fit; where none fits the one that lacks least.
 
-    The file's own set-up is always there.
+    The file's own set-up is always there. `for_best`: none that `best` would not look at; their steps need not be packed, which is what costs.
     """
     kinds: dict[SetUp, list[Offer]] = {}
     for set_up in set_ups(question, hardware):
+        if for_best and not (_choosable(question, set_up) and not _lacks(*_memory(question, set_up, hardware), hardware)):
+            continue
         kinds.setdefault(replace(set_up, row_tokens=0), []).append(offer(question, set_up, hardware))
     chosen = []
     for members in kinds.values():
         best = min(members, key=_rank)
         chosen += [best, *(member for member in members if member.from_file and member is not best)]
     return chosen
+
+
+def _choosable(question: Question, set_up: SetUp) -> bool:
+    """What the trainer knows, with an adapter or without as the file says: what is learnt is another thing, so that choice is the user's."""
+    return set_up.available and bool(set_up.adapter) == bool(question.file.adapter)
 
 
 def _rank(one: Offer) -> tuple[bool, float, int]:
@@ -194,7 +211,7 @@ def advise(question: Question, hardware: Hardware) -> Advice:
     by_count = [found for found in [best(every)] if found]
     count = hardware.num_gpus // 2
     while count >= 1:
-        fewer = best(offers(question, hardware.with_gpus(count)))
+        fewer = best(offers(question, hardware.with_gpus(count), for_best=True))
         by_count += [fewer] if fewer else []
         count //= 2
     if not by_count or by_count[0].seconds is None:

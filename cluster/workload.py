@@ -52,11 +52,15 @@ class StageWork:
         return self._loads[num_gpus, row_tokens]
 
     def _most_pieces(self, row_tokens: int) -> int:
-        return max(num_pieces(self.lengths[self.plan.step(n)], row_tokens) for n in self._sampled)
+        if row_tokens not in self._pieces:
+            steps = sampled_steps(self.plan, _SAMPLED_STEPS)
+            self._pieces[row_tokens] = max(num_pieces(self.lengths[self.plan.step(n)], row_tokens) for n in steps)
+        return self._pieces[row_tokens]
 
     @cached_property
-    def _sampled(self) -> list[int]:
-        return sampled_steps(self.plan, _SAMPLED_STEPS)
+    def _pieces(self) -> dict[int, int]:
+        """Of a step at most, by length of rows."""
+        return {}
 
     @cached_property
     def _loads(self) -> dict[tuple[int, int], StepLoad]:

@@ -1,5 +1,6 @@
 """A plan as plain values, for people and for JSON: stages, steps, coverage, tokens by kind, packing fill, single steps, differences."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -105,19 +106,19 @@ def sampled_steps(plan: Plan, most: int) -> list[int]:
 def packing_fill(plan: Plan, lengths: Items, world_size: int, capacity: int, sampled: int = _SAMPLED_STEPS) -> dict[str, float]:
     """How full rows are and how even ranks, over at most `sampled` steps, taken at equal distances.
 
-    fill: tokens in rows of `capacity`, filler not counted; padded_fill: in rows padded to a ladder of lengths, as on GPUs; tokens_per_rank: of a step, on average; busiest: the fullest rank over the mean.
+    fill: tokens in rows of `capacity`, filler not counted; padded_fill: in rows padded to a ladder of lengths, as on GPUs;
+    tokens_per_rank: of a step, on average; busiest: the fullest rank over the mean.
     """
     chosen = sampled_steps(plan, sampled)
     tokens, rows, busiest = 0, 0, []
     sizes: list[int] = []
     for number in chosen:
         # Beyond a rank for every piece more ranks hold filler alone: packed for fewer, and counted for all.
-        step = lengths[plan.step(number)]
-        grid = pack(step, min(world_size, num_pieces(step, capacity)), capacity)
-        ranks = [sum(len(p) for row in rows_of_rank for p in row if p.counts) for rows_of_rank in zip(*grid, strict=True)]
-        sizes += [sum(map(len, row)) for rows_of_step in grid for row in rows_of_step]
+        step = np.sort(lengths[plan.step(number)]).astype(np.int64, copy=False)  # what stands where does not depend on the order of items
+        ranks, sizes_of_step = _packed(step.tobytes(), min(world_size, num_pieces(step, capacity)), capacity)
+        sizes += sizes_of_step
         tokens += sum(ranks)
-        rows += len(grid) * world_size
+        rows += len(sizes_of_step) // len(ranks) * world_size
         busiest.append(max(ranks) * world_size / sum(ranks))
     return {
         "world_size": world_size,
@@ -128,6 +129,14 @@ def packing_fill(plan: Plan, lengths: Items, world_size: int, capacity: int, sam
         "micro_steps": round(rows / world_size / len(chosen), 2),
         "busiest": round(float(np.mean(busiest)), 3),
     }
+
+
+@lru_cache(maxsize=4096)  # steps of declared lengths are alike in all stages; a plan for many GPUs asks for each some hundred times
+def _packed(lengths: bytes, world_size: int, capacity: int) -> tuple[list[int], list[int]]:
+    """(tokens of each rank, tokens of each row with its filler) of one step; `lengths`: of int64."""
+    grid = pack(np.frombuffer(lengths, dtype=np.int64), world_size, capacity)
+    ranks = [sum(len(p) for row in rows_of_rank for p in row if p.counts) for rows_of_rank in zip(*grid, strict=True)]
+    return ranks, [sum(map(len, row)) for rows_of_step in grid for row in rows_of_step]
 
 
 def step_report(plans: list[Plan], number: int, catalogue: Catalogue) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def test_the_phases_are_in_json_and_in_words(run_command: Any) -> None:
     assert list(told["hours"]) == list(told["cost"]) == ["start", "load", "training", "saving", "export", "exam"]
     assert sum(told["hours"].values()) == pytest.approx(report["recommended"]["hours"], abs=1e-3) and told["storage_bytes_per_s"] == 2.5e9
     text = run_command(*command).stdout
-    assert "beside training and exam: " in text and "storage of 2.5 GB/s (as told)" in text and "recommended: " in text
+    assert "a stage: all but training and exam; GB/s: of the storage (as told)" in text and " 2.5 " in text and "recommended: " in text
 
 
 def test_advice_names_what_fewer_gpus_save() -> None:

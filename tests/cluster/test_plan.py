@@ -246,8 +246,9 @@ def test_the_command_needs_neither_torch_nor_ray() -> None:
     *lines, loaded = done.stdout.strip().splitlines()
     assert loaded == "[]"
     text = "\n".join(lines)
-    for word in ("modelled", "recommended: ", "trainer.zero_stage=", "does not fit:", "not available in this version", "cost"):
+    for word in ("modelled", "recommended: ", "trainer.zero_stage=", "does not fit, ", "not in this version", "cost"):
         assert word in text, word
+    assert max(map(len, lines)) <= 80
 
 
 def test_the_command_as_json(run_command) -> None:  # type: ignore[no-untyped-def]
