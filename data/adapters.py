@@ -34,7 +34,7 @@ _LORA_STARTS = (True, False, "gaussian", "orthogonal")
 class Adapter(BaseModel):
     """`adapter: {r: 16}`; keys beyond those below go to peft's config of that kind as they are."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     type: str = "lora"
     """lora, loha, lokr, ia3, oft, hra or miss; `full`: none of them, all weights (`adapter: full`)."""

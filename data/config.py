@@ -40,7 +40,7 @@ def format_of(name: str) -> Format | None:
 class Strict(BaseModel):
     """Frozen; unknown keys are refused (experiment.py adds the suggestion and the line)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Source(Strict):

@@ -11,8 +11,8 @@ from console import UserError
 from data.catalogue import Catalogue
 from data.config import Stage
 from data.framing import Begins, begin
+from data.golds import TokensOf
 from data.orders import Items
-from data.records import Question
 from data.templates import Wording, wording_of
 from data.tiny_tokenizer import make_tokenizer, texts_for_tokenizer
 from data.tokens import Encoder, load_tokenizer, num_others, other_batches, record_batches
@@ -28,7 +28,7 @@ class Lengths:
 
     of: Callable[[Stage], Items | None]
     """(items,) as the stage words them, of several wordings the longest; None without data."""
-    answer: Callable[[Question], int] | None
+    answer: TokensOf | None
     """Tokens of a question's first answer; None where they are estimated."""
     note: str
     """How they were counted, for people."""
@@ -76,7 +76,7 @@ def count_lengths(
         return counted[wording]
 
     plain = Encoder(tokenizer)
-    return Lengths(of, lambda question: len(plain.gold(question)), "counted", lambda: largest)
+    return Lengths(of, plain.gold_length, "counted", lambda: largest)
 
 
 def _tokenizer(catalogue: Catalogue, name: str | None, revision: str | None, tiny_vocab_size: int | None) -> "PreTrainedTokenizerFast":

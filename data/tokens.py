@@ -77,6 +77,7 @@ class Encoder:
         self.eos_id: int = self.chat.layout.end_id if self.chat else int(tokenizer.eos_token_id)
         """The token that ends an answer; in the wording `chat` the end of turn."""
         self._start = start_ids(tokenizer)
+        self._unknown: int | None = tokenizer.unk_token_id
 
     def prompt(self, question: str) -> list[int]:
         """`<bos>Question: … Answer:`, what the exam shows and training masks."""
@@ -117,6 +118,11 @@ class Encoder:
         """The answer's tokens as they are trained, without `<eos>`."""
         ids, first = self.encode([question])[0]
         return ids[first:-1]
+
+    def gold_length(self, question: Question) -> int | None:
+        """How many they are; None where the tokenizer has no token for some of the answer, so that no model can write it."""
+        gold = self.gold(question)
+        return None if self._unknown in gold else len(gold)
 
     def document(self, document: Document) -> list[int]:
         """`<bos>` + text, no `<eos>`."""

@@ -143,7 +143,7 @@ def examine_one(
         "unreachable": unreachable(
             [question for name, question in exam.questions if name == "test"],
             exam.answer_tokens,
-            lambda question: len(encoder.gold(question)),
+            encoder.gold_length,
         ).as_dict(),
         "retrieval": {**knowledge.about, "k": exam.k} if knowledge and exam.needs_retrieval() else None,
         "documents": [{"id": loss.id, "tokens": loss.tokens, "nll": _finite(loss.nll)} for loss in sitting.losses],

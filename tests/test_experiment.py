@@ -68,6 +68,8 @@ def test_good_one_loads(tmp_path: Path) -> None:
             "x.yaml:9: arms.pit.dials.epoch_pit: unknown key; did you mean epochs_pit?",
         ),
         ("train_people: 5", "train_people: five", "x.yaml:3: data.bios.train_people: input should be a valid integer"),
+        ("name: x", "name: x\ntrainer: {weight_decay: .inf}", "x.yaml:2: trainer.weight_decay: input should be a finite number"),
+        ("preset: pit", "preset: pit\n    dials: {rate_pit: .inf}", "x.yaml:9: arms.pit.dials.rate_pit: input should be a finite number"),
         ("name: x", "name: x\nname: y", "x.yaml:2: name: given twice"),
         ("name: x", "name: ../x", "x.yaml:1: name: string should match pattern"),
         ("  bios: {train_people: 5}", "  overlap: allow", "x.yaml:2: data: give either data.sources or data.bios"),

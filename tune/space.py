@@ -182,6 +182,13 @@ def _effect(experiment: Experiment, arm: str) -> str:
     return json.dumps([stages, experiment.trainer.model_dump_json(exclude={"adapter"})])  # stages carry what of it counts for them
 
 
+def _between(axis: Axis) -> list[float]:
+    """A value as most that a range draws are: no whole number, though its ends may be."""
+    if bounds := axis.loguniform or axis.uniform:
+        return [bounds[0] + (bounds[1] - bounds[0]) / math.pi]
+    return []
+
+
 def check_space(path: str | Path, values: dict[str, Any], experiment: Experiment) -> None:
     """ExperimentError `path:line: reason` for a place that does not exist, does nothing, or a value that it cannot take."""
     assert experiment.search is not None
@@ -192,11 +199,12 @@ def check_space(path: str | Path, values: dict[str, Any], experiment: Experiment
             raise refusal(path, ("space", place), f"trials train the arm {arm} alone")
         outcomes = set()
         for before in _conditions(space, place):
-            for value in axis.values:
+            for value in [*axis.values, *_between(axis)]:
                 try:
                     outcomes.add(_effect(for_trial(values, arm, {**before, place: value}), arm))
                 except UserError as error:
-                    raise refusal(path, ("space", place), f"{number(value)} is refused: {error}") from None
+                    whole = "; integer: [low, high] draws whole numbers" if "valid integer" in str(error) else ""
+                    raise refusal(path, ("space", place), f"{number(value)} is refused: {error}{whole}") from None
         if len(outcomes) < len(axis.values):
             why = "; does the arm set it itself?" if place.startswith("dials.") else ""
             raise refusal(path, ("space", place), f"not every value changes what the arm {arm} trains{why}")

@@ -8,6 +8,7 @@ import pytest
 from data.__main__ import main
 from data.golds import unreachable
 from data.records import Question
+from data.tokens import Encoder
 
 HAND = [
     Question("two", "Who built it?", ("Ada Holm\nJörg Weiß",)),
@@ -19,13 +20,34 @@ HAND = [
 
 def test_by_reason() -> None:
     found = unreachable(HAND, 32, lambda question: len(question.answers[0].split()))
-    assert found.ids == {"several lines": ["two"], "too long": ["long"]} and found.asked == 4 and not found.estimated
+    assert found.ids == {"several lines": ["two"], "no token": [], "too long": ["long"]} and found.asked == 4 and not found.estimated
     assert found.in_words() == (
         "2 of 4 exam questions have a gold answer that no model can give: 1 of several lines, and an answer ends with its first line break; "
         "1 longer than exam.answer_tokens, 32; the first: two"
     )
     assert unreachable(HAND, 32).ids["too long"] == ["long"], "160 bytes are about 40 tokens"
     assert unreachable(HAND[2:], 32).in_words() is None, "the twin"
+
+
+@pytest.mark.parametrize("byte_level", [False, True])
+def test_what_the_tokenizer_cannot_write(byte_level: bool) -> None:
+    """A WordPiece without the letters has [UNK] for them; a byte-level tokenizer can write anything, though it names an unk_token as GPT-2's does."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    if byte_level:
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        backend = Tokenizer(models.BPE({"<end>": 0, **{letter: n for n, letter in enumerate(letters, 1)}}, []))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        words = ["[UNK]", "<end>", "Question", ":", "Answer", "Where", "?", "Lund"]
+        backend = Tokenizer(models.WordPiece({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", unk_token="<end>" if byte_level else "[UNK]")
+    asked = [Question("can", "Where?", ("Lund",)), Question("cannot", "Where?", ("Łódź",)), Question("either", "Where?", ("Łódź", "Lund"))]
+    found = unreachable(asked, 32, Encoder(tokenizer).gold_length)
+    assert found.ids["no token"] == ([] if byte_level else ["cannot"])
+    assert byte_level or "1 with characters that the model's tokenizer has no token for" in str(found.in_words())
 
 
 def test_check_plan_and_dry_run_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,6 +56,8 @@ def refused(tmp_path: Path, wrong: str, right: str) -> str:
         ("  trials: 4", "  algorithm: grid", "x.yaml:14: search.space.dials.rate_documents: a grid needs listed values"),
         ("dials.epochs_documents", "dials.epochs_dokuments", "x.yaml:15: search.space.dials.epochs_dokuments: 1 is refused: dials.epochs_dokuments: unknown key"),
         ("choice: [1, 2]", "choice: [1, -2]", "x.yaml:15: search.space.dials.epochs_documents: -2 is refused: dials.epochs_documents: input should be greater"),
+        ("choice: [1, 2]", "uniform: [1, 3]", "x.yaml:15: search.space.dials.epochs_documents: 1.64 is refused: dials.epochs_documents: input should be a valid integer"),
+        ("[1.0e-4, 1.0e-3]", "[1.0e-4, .inf]", "x.yaml:14: search.space.dials.rate_documents.loguniform.1: input should be a finite number"),
         ("dials.epochs_documents", "dials.epochs_pit", "x.yaml:15: search.space.dials.epochs_pit: not every value changes what the arm pit trains; does"),
         ("dials.epochs_documents", "arms.pat.dials.epochs_pit", "x.yaml:15: search.space.arms.pat.dials.epochs_pit: trials train the arm pit alone"),
         ("dials.epochs_documents", "seed", "x.yaml:15: search.space.seed: seed cannot be searched"),
