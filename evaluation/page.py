@@ -160,7 +160,7 @@ def _curves(stages: Mapping[str, Any], curricula: Mapping[str, list[str]], key: 
 
 
 def _forgetting_plots(report: dict[str, Any], colours: Mapping[str, int]) -> list[plots.Plot]:
-    drawn = []
+    drawn = _frontier(report, colours)
     replay = {
         name: {kind: arm["sets"][kind]["em"] for kind in ("train", "replay") if kind in arm["sets"]}
         for name, arm in _scored(report).items()
@@ -176,6 +176,21 @@ def _forgetting_plots(report: dict[str, Any], colours: Mapping[str, int]) -> lis
     if groups := {task: bars for task, bars in groups.items() if bars}:
         drawn.append(plots.grouped("General benchmarks", {task.replace(" ", "\n", 1): bars for task, bars in groups.items()}, colours))
     return drawn
+
+
+def _frontier(report: dict[str, Any], colours: Mapping[str, int]) -> list[plots.Plot]:
+    """What was learnt against what is still known of before: replay questions, or the retention exam where there are none."""
+    scored = _scored(report)
+    retained = (report.get("retention") or {}).get("arms") or {}
+    older = {
+        "replay EM, %": {name: arm["sets"]["replay"]["em"] for name, arm in scored.items() if "replay" in arm["sets"]},
+        "retention EM, %": {name: retained[name]["em"] for name in scored if isinstance((retained.get(name) or {}).get("em"), Mapping)},
+    }
+    for x, old in older.items():
+        if len(old) > 1:
+            values = {name: (old[name], scored[name]["sets"]["test"]["em"]) for name in old}
+            return [plots.frontier("New against old", values, colours, x, "test EM, %")]
+    return []
 
 
 def _stage_plot(report: dict[str, Any]) -> plots.Plot | None:

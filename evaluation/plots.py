@@ -117,6 +117,37 @@ def against(
     return _plot(figure, title, f"{title}. At the end: {ends}.")
 
 
+def frontier(
+    title: str, values: Mapping[str, tuple[Mapping[str, float], Mapping[str, float]]], colours: Mapping[str, int], x: str, y: str
+) -> Plot:
+    """A point with both intervals per name; stepped through those that no other beats in one without being worse in the other."""
+    figure, axes = _figure(3.4)
+    best = not_beaten({name: (old["mean"], new["mean"]) for name, (old, new) in values.items()})
+    edge = sorted((100 * values[name][0]["mean"], 100 * values[name][1]["mean"]) for name in best)
+    axes.step([0.0, *(old for old, _ in edge)], [edge[0][1], *(new for _, new in edge)], where="pre", color=_MUTED, lw=1, zorder=1)
+    for name, of in values.items():
+        (old, old_low, old_high), (new, new_low, new_high) = ([100 * v[key] for key in ("mean", "low", "high")] for v in of)
+        n = colours.get(name, 0)
+        axes.plot([old_low, old_high], [new, new], color=arm_colour(n), lw=1.2, alpha=0.55)
+        axes.plot([old, old], [new_low, new_high], color=arm_colour(n), lw=1.2, alpha=0.55)
+        axes.plot([old], [new], **{**_style(n), "ls": "none"}, ms=7, label=name)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    _labelled(axes, x, y)
+    _legend(figure, axes)
+    points = "; ".join(f"{name} {100 * new['mean']:.1f} and {100 * old['mean']:.1f}" for name, (old, new) in values.items())
+    return _plot(figure, title, f"{title}, {y} and {x}: {points}. Beaten by none: {', '.join(best)}.")
+
+
+def not_beaten(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Names of the points that no other equals or passes in both values and passes in one."""
+
+    def beaten(a: tuple[float, float]) -> bool:
+        return any(b != a and b[0] >= a[0] and b[1] >= a[1] for b in points.values())
+
+    return [name for name, point in points.items() if not beaten(point)]
+
+
 def curves(title: str, lines: Mapping[str, Sequence[Sequence[tuple[float, float]]]], colours: Mapping[str, int], y: str, log: bool) -> Plot:
     """One curve per arm in pieces, a piece a stage; a small mark where a stage ends."""
     figure, axes = _figure(3.1)

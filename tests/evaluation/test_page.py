@@ -13,6 +13,7 @@ from evaluation.blocks import markdown_blocks
 from evaluation.config import ExamConfig
 from evaluation.exam import Exam, build_exam
 from evaluation.page import page, words
+from evaluation.plots import not_beaten
 from evaluation.render import markdown
 from evaluation.score_files import TrainedArm
 from evaluation.trained import collect, excerpt, only_right, thinned
@@ -123,6 +124,22 @@ def test_drawings_have_words_and_the_colours_of_the_page() -> None:
     drawings = "".join(re.findall(r"<svg.*?</svg>", page(trained(made())), flags=re.S))
     assert not re.search(r"#[0-9a-f]{6}\b", drawings), "a fixed colour cannot be light and dark"
     assert "var(--arm-3)" in drawings and "var(--ink)" in drawings
+
+
+def test_new_against_old_names_each_by_its_own_scores() -> None:
+    two = trained(made())
+    for name, old in (("base", 0.9), ("standard", 0.4), ("pit", 0.1)):
+        two["arms"][name]["sets"]["replay"] = {"n": 4, "em": {"mean": old, "low": old, "high": old}}
+    label = next(i["aria-label"] or "" for i in Page(page(two)).images if (i["aria-label"] or "").startswith("New against old"))
+    assert "pit 75.0 and 10.0" in label and "base 0.0 and 90.0" in label
+    assert not any((i["aria-label"] or "").startswith("New against old") for i in Page(page(trained(made()))).images), (
+        "nothing older was asked"
+    )
+
+
+def test_beaten_is_who_is_passed_in_one_and_not_better_in_the_other() -> None:
+    points = {"a": (0.9, 0.1), "b": (0.5, 0.5), "c": (0.5, 0.4), "d": (0.1, 0.9), "same": (0.1, 0.9), "low": (0.0, 0.0)}
+    assert not_beaten(points) == ["a", "b", "d", "same"]
 
 
 def test_what_others_wrote_is_never_markup() -> None:
