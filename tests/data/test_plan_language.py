@@ -8,10 +8,11 @@ import pytest
 from pydantic import ValidationError
 
 from console import UserError
+from data.arm_config import Dials
 from data.arms import compile_arms, stage_graph
 from data.bios import make_bios
 from data.catalogue import Catalogue, catalogue_of
-from data.config import Bios, Dials, Stage
+from data.config import Bios, Stage
 from data.curriculum import preset_stages
 from data.orders import level_key
 from data.plan import Plan, compile_plan
@@ -19,7 +20,8 @@ from data.records import Corpus, Document, Part, Question
 from data.rows import reading_of, step_rows
 from data.templates import Wording, question_prompt, wording_of
 from data.tiny_tokenizer import make_tokenizer, texts_for_tokenizer
-from data.tokens import Encoder, TokenStore, write_store, write_wordings
+from data.token_store import TokenStore, write_store, write_wordings
+from data.tokens import Encoder
 from trainer.schedule import learning_rate
 from trainer.store import stage_facts
 

@@ -13,14 +13,15 @@ import pyarrow as pa
 import pytest
 
 from console import UserError
-from data.config import DataConfig, Source, format_of
+from data.config import DataConfig, Source
+from data.formats import format_of
 from data.load import load_corpus
+from data.raw_rows import Raw, Row
 from data.readers import read_source
 from data.records import Refusal
 from data.spelling import NoList, listed, spelled
 from data.strict_json import StrictDecoder, decode_line
 from data.tables import arrow_rows
-from data.validate import Raw, Row
 from tests.conftest import ROOT
 from tests.data.bad_input import save_dataset
 from tests.data.reading import packed, read, records, refusals, write_parquet

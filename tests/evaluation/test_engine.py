@@ -17,8 +17,9 @@ from evaluation.agreement import Saying
 from evaluation.config import ExamConfig
 from evaluation.engine import Engine, EngineFailure
 from evaluation.exam import build_exam
-from evaluation.examiner import Answer, EngineOptions, Examiner
+from evaluation.examiner import Examiner
 from evaluation.network import network
+from evaluation.options import Answer, EngineOptions
 from evaluation.score_files import TrainedArm, read_score, score_stem
 from tests.evaluation.test_exam import Letters, corpus
 from tests.faults.promises import F17
