@@ -165,7 +165,7 @@ class Anchor(Strict):
 class Stage(Strict):
     """A mixture in an order, trained with one optimiser and one schedule.
 
-    A field that is added here with a default leaves every existing plan and stage key as it is (tests/data/test_plan_language.py).
+    A field that is added here with a default leaves every existing plan and stage key as it is (tests/data/test_stage_settings.py).
     """
 
     mix: Mix
