@@ -18,8 +18,8 @@ demo: setup  ## train and examine the demo's arms; prints the table and where th
 test: setup  ## the whole test suite, in three processes (they often wait for Ray and vLLM); `.venv/bin/python -m pytest FILE` runs a part in one
 	@$(PY) -m pytest -n 3
 
-check: setup  ## formatting, lint, types
-	@$(RUFF) format --check . && $(RUFF) check . && $(PY) -m mypy
+check: setup  ## formatting, lint, types, and the house: circles, imports upward, long files, names of machines
+	@$(RUFF) format --check . && $(RUFF) check . && $(PY) -m mypy && $(PY) -m pytest tests/test_rooms.py
 
 format: setup  ## reformat
 	@$(RUFF) format . && $(RUFF) check --fix .

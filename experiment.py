@@ -4,23 +4,39 @@ Imports no torch, no ray, no vllm: a laptop refuses a bad experiment in a second
 The whole `Experiment` stops at the doors (the `__main__` files); inside the rooms a function gets the few values it uses.
 """
 
-import copy
-import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from console import UserError
 from data.adapters import Adapter
+from data.arm_config import Arm, Dials, Merge, percent
 from data.changes import RECORDS, run_and_arm
-from data.config import Arm, DataConfig, Dials, Merge, Stage, Strict, percent
+from data.config import DataConfig, Stage, Strict
 from data.curriculum import PRESETS, preset_stages
 from evaluation.config import ExamConfig
-from experiment_yaml import ExperimentError, deeper, line_at, line_of, parse, parse_override, refuse_duplicate_keys, set_value, short
+from experiment_yaml import (
+    ExperimentError,
+    changed_values,
+    deeper,
+    keys_beside,
+    line_at,
+    line_of,
+    merged,
+    parse,
+    parse_override,
+    place_of,
+    plain,
+    refuse_duplicate_keys,
+    set_value,
+    short,
+    shown_key,
+    suggestion,
+)
 from trainer.config import ModelConfig, TrainerConfig
 from tune.config import SearchConfig
 
@@ -82,7 +98,7 @@ class Experiment(Strict):
         self._models_are_known()
         compared = ["base", *(name for name, arm in self.arms.items() if not arm.merge), *self.merges()]
         if "compare_to" in self.exam.model_fields_set and self.exam.compare_to not in compared:
-            raise ValueError(f"exam.compare_to: no arm is called {self.exam.compare_to!r}{_suggestion(self.exam.compare_to, compared)}")
+            raise ValueError(f"exam.compare_to: no arm is called {self.exam.compare_to!r}{suggestion(self.exam.compare_to, compared)}")
         if self.updates:
             self.rounds()
         if "wordings" in self.exam.looks and self.data.bios is None and self.data.wordings is None:
@@ -99,15 +115,15 @@ class Experiment(Strict):
                     raise ValueError(f"updates.{name}.after: say which arm it starts from: {', '.join(self.arms)}")
                 arm = update.after or next(iter(self.arms))
                 if arm not in self.arms or self.arms[arm].merge:
-                    raise ValueError(f"updates.{name}.after: no trained arm is called {arm!r}{_suggestion(arm, self.arms)}")
+                    raise ValueError(f"updates.{name}.after: no trained arm is called {arm!r}{suggestion(arm, self.arms)}")
             elif update.after is not None:
                 raise ValueError(
                     f"updates.{name}.after: only the first update names an arm; this one starts from {list(self.updates)[number - 1]}"
                 )
             try:
-                data = DataConfig.model_validate(_merged(before.data.model_dump(exclude_unset=True), update.data))
+                data = DataConfig.model_validate(merged(before.data.model_dump(exclude_unset=True), update.data))
             except ValidationError as error:
-                raise ValueError(f"updates.{name}.data: {_plain(error.errors()[0])}") from None
+                raise ValueError(f"updates.{name}.data: {plain(error.errors()[0])}") from None
             if update.merge or update.model:
                 raise ValueError(f"updates.{name}.{'merge' if update.merge else 'model'}: an update trains the model of the round before")
             described = Arm.model_validate(update.model_dump(exclude={"data", "after"}, exclude_unset=True))
@@ -126,7 +142,7 @@ class Experiment(Strict):
         Raises UserError for made data, updates, or an arm that is not there.
         """
         if arm not in self.arms:
-            raise UserError(f"--final: no arm is called {arm!r}{_suggestion(arm, self.arms)}")
+            raise UserError(f"--final: no arm is called {arm!r}{suggestion(arm, self.arms)}")
         if self.arms[arm].merge:
             raise UserError(f"--final: {arm} is put together from other arms; name a trained one")
         if self.data.bios or self.updates or self.base_run:
@@ -168,14 +184,14 @@ class Experiment(Strict):
         if described.preset is None:  # a model as it is
             return []
         if described.preset not in PRESETS:
-            raise ValueError(f"arms.{arm}.preset: unknown preset {short(described.preset)}{_suggestion(described.preset, PRESETS)}")
+            raise ValueError(f"arms.{arm}.preset: unknown preset {short(described.preset)}{suggestion(described.preset, PRESETS)}")
         try:
             dials = Dials.model_validate({**self.dials.model_dump(exclude_unset=True), **described.dials})
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
-            hint = _suggestion(key, Dials.model_fields) if first["type"] == "extra_forbidden" else ""
-            raise ValueError(f"arms.{arm}.dials.{key}: {_plain(first)}{hint}") from None
+            hint = suggestion(key, Dials.model_fields) if first["type"] == "extra_forbidden" else ""
+            raise ValueError(f"arms.{arm}.dials.{key}: {plain(first)}{hint}") from None
         preset = preset_stages(described.preset, dials)
         own = [self._with_adapter(stage, described.adapter, f"arms.{arm}.adapter") for stage in preset]
         return [*base, *self._with_teachers(arm, own)]
@@ -188,7 +204,7 @@ class Experiment(Strict):
         for stage in made:
             if stage.teach and stage.teach.model and stage.teach.model not in self.models:
                 raise ValueError(
-                    f"arms.{arm}: teach.model: {stage.teach.model!r} is none of models{_suggestion(stage.teach.model, self.models)}"
+                    f"arms.{arm}: teach.model: {stage.teach.model!r} is none of models{suggestion(stage.teach.model, self.models)}"
                 )
         return made
 
@@ -230,41 +246,11 @@ class Experiment(Strict):
             found |= swept
         return found
 
-    def check_files(self, networks: bool = False) -> None:
-        """UserError for what the names and files of models, data and exam show within a second; with `networks` also for what transformers' own
-        networks have no place for, or lack: seconds more, and only for folders."""
-        from data.readers import check_there
-        from trainer.model_check import check_model_folder, check_named
-
-        check_there(self.data)
-        if self.exam.retention:
-            from evaluation.question_files import read_questions
-
-            try:
-                read_questions(Path(self.exam.retention))
-            except UserError as error:
-                raise UserError(f"exam.retention: {error}") from None
-        named = [("model.name", self.model), *((f"models.{name}.name", model) for name, model in self.models.items())]
-        for place, model in named:
-            check_named(place, model)
-        for _, model in named if networks else ():
-            if model.name and Path(model.name).is_dir():
-                from trainer.text_model import check_text_model
-
-                check_model_folder(Path(model.name), model.resize_embeddings)
-                check_text_model(Path(model.name))
-
-    def check_tokens(self, largest: int | None) -> None:
-        """UserError where the records use a token that the model's folder has no row for. `largest`: the largest id; None: not counted."""
-        from trainer.model_check import check_folder_tokens
-
-        check_folder_tokens(self.model, largest)
-
     def _is_a_model(self, place: str, name: str) -> None:
         trained = ["base", *(arm for arm, described in self.arms.items() if not described.merge)]
         if name not in (*trained, *self.models):
             why = "is itself put together; name what it was made of" if name in self.arms else "is no trained arm and none of models"
-            raise ValueError(f"{place}: {name!r} {why}{_suggestion(name, [*trained, *self.models])}")
+            raise ValueError(f"{place}: {name!r} {why}{suggestion(name, [*trained, *self.models])}")
 
     def _models_are_known(self) -> None:
         for name, model in self.models.items():
@@ -274,7 +260,7 @@ class Experiment(Strict):
                 raise ValueError(f"models.{name}: an arm has this name too; rename one of them")
         for name, start in self.starts().items():
             if start not in self.models:
-                raise ValueError(f"arms.{name}.model: {start!r} is none of models{_suggestion(start, self.models)}")
+                raise ValueError(f"arms.{name}.model: {start!r} is none of models{suggestion(start, self.models)}")
             if self.base:
                 raise ValueError(
                     f"arms.{name}.model: the stages under base make the model of all arms, and this arm starts from another one"
@@ -311,15 +297,15 @@ def read_experiment(path: str | Path, overrides: list[str] | None = None) -> tup
         return Experiment.model_validate(values), values
     except ValidationError as error:
         first = error.errors()[0]
-        message = _plain(first)
-        loc, message = deeper(node, _place(first["loc"]), message)
+        message = plain(first)
+        loc, message = deeper(node, place_of(first["loc"]), message)
         if not loc and (named := re.match(r"[\w.-]+(?=: )", message)):  # our own validators name the key in the text
             loc, message = tuple(named[0].split(".")), message[named.end() + 2 :]
         at_fault = (*map(str, loc), *message.partition(":")[0].split("."))  # our own validators name keys below loc in the text
         blame = next((text for keys, text in given.items() if keys in (tuple(map(str, loc[: len(keys)])), at_fault[: len(keys)])), None)
         at = f"override {blame}" if blame else f"{path}:{line_at(node, loc)}"
-        hint = _suggestion(str(loc[-1]), _siblings(loc)) if first["type"] == "extra_forbidden" else ""
-        key = ".".join(map(_key, loc))
+        hint = suggestion(str(loc[-1]), keys_beside(Experiment, loc)) if first["type"] == "extra_forbidden" else ""
+        key = ".".join(map(shown_key, loc))
         raise ExperimentError(f"{at}: {key + ': ' if key else ''}{message}{hint}") from None
 
 
@@ -332,21 +318,10 @@ def with_changes(values: dict[str, Any], changes: dict[str, Any]) -> Experiment:
         return Experiment.model_validate(changed_values(values, changes))
     except ValidationError as error:
         first = error.errors()[0]
-        loc = _place(first["loc"])
-        hint = _suggestion(str(loc[-1]), _siblings(loc)) if first["type"] == "extra_forbidden" else ""
-        key = ".".join(map(_key, loc))
-        raise UserError(f"{key + ': ' if key else ''}{_plain(first)}{hint}") from None
-
-
-def changed_values(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A copy of an experiment's values with others in some places, not yet judged; UserError where there is no such place."""
-    changed = copy.deepcopy(values)
-    for key, value in changes.items():
-        try:
-            set_value(changed, tuple(key.split(".")), copy.deepcopy(value), key)
-        except ExperimentError as error:
-            raise UserError(str(error).removeprefix("override ")) from None
-    return changed
+        loc = place_of(first["loc"])
+        hint = suggestion(str(loc[-1]), keys_beside(Experiment, loc)) if first["type"] == "extra_forbidden" else ""
+        key = ".".join(map(shown_key, loc))
+        raise UserError(f"{key + ': ' if key else ''}{plain(first)}{hint}") from None
 
 
 @contextmanager
@@ -359,49 +334,3 @@ def located(path: str | Path) -> Iterator[None]:
         if key is None or isinstance(error, ExperimentError):
             raise
         raise ExperimentError(f"{path}:{line_of(path, key[1])}: {error}") from error
-
-
-def _plain(error: Any) -> str:
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        return "unknown key"
-    if error["type"] == "missing":
-        return "missing"
-    return message[0].lower() + message[1:] + ("" if error["type"] == "value_error" else f", not {short(error['input'])}")
-
-
-def _place(loc: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Without pydantic's names of the types that a value may have (trainer.num_workers.constrained-int)."""
-    kept = tuple(part for part in loc if not re.match(r"constrained-|[a-z-]+\[", str(part)))
-    return kept[:-1] if len(kept) > 1 and kept[-1] in ("int", "float", "str", "bool") else kept
-
-
-def _key(part: Any) -> str:
-    """A part of a key's path: a file may hold any text as a key."""
-    text = str(part)
-    return text if text.isprintable() and len(text) <= 80 else short(text)
-
-
-def _suggestion(word: str, known: Any) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(known))}"
-
-
-def _siblings(loc: tuple[Any, ...]) -> list[str]:
-    """The keys that the model at the parent of `loc` knows."""
-    annotation: Any = Experiment
-    for key in loc[:-1]:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            annotation = annotation.model_fields[str(key)].annotation
-        else:  # list[X] or dict[str, X]: step into X
-            annotation = get_args(annotation)[-1]
-        models = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
-        if models and not str(annotation).startswith(("list", "dict")):
-            annotation = models[0]  # Optional[X]
-    return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
-
-
-def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """`new` over `old`; mappings in both are merged in turn, everything else is replaced."""
-    both = {key: _merged(old[key], value) for key, value in new.items() if isinstance(value, dict) and isinstance(old.get(key), dict)}
-    return {**old, **new, **both}

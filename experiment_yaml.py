@@ -1,10 +1,13 @@
 """An experiment's file as YAML that knows its lines, and overrides of its values; what the values mean is experiment.py's."""
 
+import copy
+import difflib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
+from pydantic import BaseModel
 
 from console import UserError
 
@@ -157,3 +160,60 @@ def set_value(values: dict[str, Any], keys: tuple[str, ...], value: Any, overrid
 def short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+def plain(error: Any) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    if error["type"] == "missing":
+        return "missing"
+    return message[0].lower() + message[1:] + ("" if error["type"] == "value_error" else f", not {short(error['input'])}")
+
+
+def place_of(loc: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Without pydantic's names of the types that a value may have (trainer.num_workers.constrained-int)."""
+    kept = tuple(part for part in loc if not re.match(r"constrained-|[a-z-]+\[", str(part)))
+    return kept[:-1] if len(kept) > 1 and kept[-1] in ("int", "float", "str", "bool") else kept
+
+
+def shown_key(part: Any) -> str:
+    """A part of a key's path: a file may hold any text as a key."""
+    text = str(part)
+    return text if text.isprintable() and len(text) <= 80 else short(text)
+
+
+def suggestion(word: str, known: Any) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(known))}"
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """`new` over `old`; mappings in both are merged in turn, everything else is replaced."""
+    both = {key: merged(old[key], value) for key, value in new.items() if isinstance(value, dict) and isinstance(old.get(key), dict)}
+    return {**old, **new, **both}
+
+
+def changed_values(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of an experiment's values with others in some places, not yet judged; UserError where there is no such place."""
+    changed = copy.deepcopy(values)
+    for key, value in changes.items():
+        try:
+            set_value(changed, tuple(key.split(".")), copy.deepcopy(value), key)
+        except ExperimentError as error:
+            raise UserError(str(error).removeprefix("override ")) from None
+    return changed
+
+
+def keys_beside(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """The keys that the model at the parent of `loc` knows."""
+    annotation: Any = model
+    for key in loc[:-1]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            annotation = annotation.model_fields[str(key)].annotation
+        else:  # list[X] or dict[str, X]: step into X
+            annotation = get_args(annotation)[-1]
+        models = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if models and not str(annotation).startswith(("list", "dict")):
+            annotation = models[0]  # Optional[X]
+    return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

@@ -58,7 +58,8 @@ def prepare(parquet: Path, tokenizer: Path, stream: bool, store: Path) -> dict[s
     from data.config import DataConfig, Stage
     from data.load import load_corpus
     from data.plan import compile_plan
-    from data.tokens import Encoder, load_tokenizer, write_store
+    from data.token_store import write_store
+    from data.tokens import Encoder, load_tokenizer
 
     encoder = Encoder(load_tokenizer(str(tokenizer)))
     marks = [("start", time.monotonic(), peak_mib())]

@@ -126,7 +126,7 @@ def main() -> None:
     import ray
 
     from evaluation.engine import Engine
-    from evaluation.examiner import EngineOptions
+    from evaluation.options import EngineOptions
 
     root = Path(__file__).resolve().parent.parent
     env_vars = {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(THREADS)}

@@ -12,41 +12,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_steps import SHAPES, TINY, Make, Setting, hugging_face, ours, plain_torch
+from benchmarks.gpu_steps import SHAPES, TINY, Make, Setting, Workload, hugging_face, ours, plain_torch
 from benchmarks.mix import DOCUMENT_TOKENS, mixed_lengths
 from benchmarks.result_file import write_result_file
 from benchmarks.tiny import made_store, plan_of
 from console import say
-from data.plan import Plan
-from data.rows import Row, step_rows
-from data.tokens import TokenStore
 
 STEPS, WARM_UP = 20, 3
 """Steps that are timed, and steps before them: kernels are chosen, layers compiled, a ladder of row lengths met."""
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A compiled plan over made items: every step has other items, other lengths and other rows than the one before."""
-
-    store: TokenStore
-    plan: Plan
-    row_tokens: int
-
-    def rows(self, step: int) -> list[Row]:
-        return step_rows(self.plan, self.store, step, 0, 1, self.row_tokens, "token")
-
-    def longest(self) -> int:
-        """Tokens of the longest item, as attention is told."""
-        return int(min(self.store.lengths.max(), self.row_tokens))
 
 
 def documents(num_steps: int, num_rows: int, row_tokens: int, vocabulary: int) -> Workload:

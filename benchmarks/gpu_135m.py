@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import gpu, gpu_steps
+from benchmarks.gpu_steps import Workload
 from benchmarks.tiny import made_store, plan_of
 from console import RunError, door
 from data.rows import Row
@@ -101,7 +102,7 @@ def figures_of(lines: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def padded(setting: gpu_steps.Setting, workload: gpu.Workload) -> gpu_steps.Step:
+def padded(setting: gpu_steps.Setting, workload: Workload) -> gpu_steps.Step:
     """transformers' Trainer as it is used: eight documents at a time, padded to the longest, sixteen times a step."""
     return gpu_steps.hugging_face(setting, workload, batch=PADDED_BATCH)
 
@@ -113,7 +114,7 @@ def hf_padded(tiny: bool, steps: int) -> dict[str, Any]:
     return gpu.measure(gpu_steps.Setting(shape, tiny), padded, Alone(store, plan_of(items * steps, items), 16_384))
 
 
-class Alone(gpu.Workload):
+class Alone(Workload):
     """Every row one item."""
 
     def rows(self, step: int) -> list[Row]:

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from benchmarks import gpu, gpu_steps
+from benchmarks.gpu_steps import Workload
 from benchmarks.peers import peer
 from console import UserError, door
 
 GIB, TOKENS_PER_S, TIMES = 76.0, 8_650, 1.5
 
 
-def ours(setting: gpu_steps.Setting, workload: gpu.Workload, fp8: Literal["off", "tensorwise"] = "off") -> gpu_steps.Step:
+def ours(setting: gpu_steps.Setting, workload: Workload, fp8: Literal["off", "tensorwise"] = "off") -> gpu_steps.Step:
     import torch
 
     from trainer.attention import choose_attention

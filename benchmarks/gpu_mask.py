@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import gpu, gpu_steps
+from benchmarks.gpu_steps import Workload
 from console import door
 from data.rows import Row
 
@@ -23,7 +24,7 @@ def as_one_item(row: Row) -> Row:
 
 
 @dataclass(frozen=True)
-class OneItem(gpu.Workload):
+class OneItem(Workload):
     """The same tokens, each row one item. Its attention is told so; the lengths that rows are padded to are those of the rows with many."""
 
     def rows(self, step: int) -> list[Row]:

@@ -9,12 +9,13 @@ from typing import Any
 
 from benchmarks import gpu, gpu_steps
 from benchmarks.gpu_8b import ours as states_on_gpu
+from benchmarks.gpu_steps import Workload
 from console import door
 
 GOAL = 0.7
 
 
-def offloaded(setting: gpu_steps.Setting, workload: gpu.Workload) -> gpu_steps.Step:
+def offloaded(setting: gpu_steps.Setting, workload: Workload) -> gpu_steps.Step:
     return gpu_steps.ours(setting, workload, zero_stage=2, offload=True)
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks import gpu, gpu_steps
+from benchmarks.gpu_steps import Workload
 from console import door
 from data.rows import Row
 
 GOAL, PADDED_BATCH = 3.4, 8
 
 
-def padded(setting: gpu_steps.Setting, workload: gpu.Workload) -> gpu_steps.Step:
+def padded(setting: gpu_steps.Setting, workload: Workload) -> gpu_steps.Step:
     """Items of the rows taken apart again, in an order that mixes lengths as a shuffled data set does."""
     import torch
 

@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from benchmarks.peers import peer
-from data.rows import Row
-
-if TYPE_CHECKING:
-    from benchmarks.gpu import Workload
+from data.plan import Plan
+from data.rows import Row, step_rows
+from data.token_store import TokenStore
 
 RATE = 5e-6
 
@@ -236,3 +235,19 @@ def _pad(rows: list[Any]) -> dict[str, Any]:
     ids = pad_sequence(rows, batch_first=True)
     labels = pad_sequence(rows, batch_first=True, padding_value=-100)
     return {"input_ids": ids, "labels": labels, **({"attention_mask": (labels != -100).long()} if len(rows) > 1 else {})}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A compiled plan over made items: every step has other items, other lengths and other rows than the one before."""
+
+    store: TokenStore
+    plan: Plan
+    row_tokens: int
+
+    def rows(self, step: int) -> list[Row]:
+        return step_rows(self.plan, self.store, step, 0, 1, self.row_tokens, "token")
+
+    def longest(self) -> int:
+        """Tokens of the longest item, as attention is told."""
+        return int(min(self.store.lengths.max(), self.row_tokens))

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import gpu, gpu_steps
+from benchmarks.gpu_steps import Workload
 from benchmarks.mix import mixed_lengths
 from benchmarks.tiny import made_store, plan_of, save_store
 from console import door
@@ -38,7 +39,7 @@ def streamed(tiny: bool, steps: int) -> dict[str, Any]:
         plan = plan_of(STEPS * items, items)
         plan.save(folder / "plan.npz")
         spec = StreamSpec(str(folder / "plan.npz"), str(folder / "tokens"), STEPS, capacity, "token")
-        step = gpu_steps.ours(gpu_steps.Setting(shape, tiny), gpu.Workload(store, plan, capacity))
+        step = gpu_steps.ours(gpu_steps.Setting(shape, tiny), Workload(store, plan, capacity))
         waiting = list(rank_rows(plan, store, 0, 1, capacity, "token"))
         for _ in range(ROUNDS):
             [share] = RankShares({"s": spec}).configure({"s": step_spans(spec)}, 1, None, None)

@@ -26,7 +26,7 @@ from data.config import Mix, Stage
 from data.plan import load_plan
 from data.rows import rank_rows
 from data.stream import RankShares, StreamSpec, iterate, step_spans
-from data.tokens import open_store
+from data.token_store import open_store
 from trainer.config import TrainerConfig
 
 ROUNDS, STEPS, WARM_UP = 5, 12, 4

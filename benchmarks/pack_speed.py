@@ -21,7 +21,7 @@ from benchmarks.result_file import write_result_file
 from benchmarks.tiny import made_store, plan_of, tiny_llama
 from console import door, progress
 from data.rows import step_rows
-from data.tokens import TokenStore
+from data.token_store import TokenStore
 from trainer.plain import PlainEngine
 from trainer.step import optimiser_step
 

@@ -18,7 +18,7 @@ import torch
 from benchmarks.mix import mixed_lengths
 from data.plan import Plan
 from data.rows import Row, step_rows
-from data.tokens import TokenStore
+from data.token_store import TokenStore
 
 RATE = 1e-4
 SIZES = {

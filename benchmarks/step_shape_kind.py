@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.plan import Plan
 from data.rows import Row, step_rows
-from data.tokens import TokenStore
+from data.token_store import TokenStore
 
 VOCABULARY = 512
 LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -32,7 +32,7 @@ from cluster.connect import connected
 from console import door, progress
 from data.rows import rank_rows
 from data.stream import RankShares, StreamSpec, iterate, step_spans
-from data.tokens import TokenStore
+from data.token_store import TokenStore
 
 ROWS, ROW_TOKENS, WORLD_SIZE = 8, 2048, 2
 STEP_ITEMS = WORLD_SIZE * 54  # 54 items of 290 tokens are 8 rows

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.plan import Plan
-from data.tokens import TokenStore
+from data.token_store import TokenStore
 
 VOCABULARY = 2048
 

@@ -25,7 +25,8 @@ from data.config import DataConfig
 from data.load import load_corpus
 from data.templates import question_prompt
 from data.tiny_tokenizer import make_tokenizer
-from data.tokens import Encoder, TokenStore, write_store
+from data.token_store import TokenStore, write_store
+from data.tokens import Encoder
 
 NUM_ITEMS, ROUNDS = 7_500, 5
 TOKENS_A_WORD = 1.4

@@ -144,7 +144,7 @@ def _memory(experiment: Experiment, nodes: Nodes, workers: int, use_gpu: bool) -
 
 
 def _model_and_data(experiment: Experiment, nodes: Nodes) -> Iterator[Line]:
-    from trainer.run import describe_model
+    from trainer.model_source import describe_model
 
     model = experiment.model
     try:
@@ -196,8 +196,9 @@ def _data(experiment: Experiment, model_folder: Path | None) -> Line:
         return Line("data", False, "data.root is not given, so there is nothing to train on")
     if model_folder is None:
         return Line("data", True, f"{origin}; the tokenizer is made from them")
-    from data.framing import begin
-    from data.tokens import Encoder, load_tokenizer, record_batches
+    from data.begins import begin
+    from data.token_store import record_batches
+    from data.tokens import Encoder, load_tokenizer
     from trainer.text_config import positions, text_config
 
     tokenizer = load_tokenizer(str(model_folder))

@@ -12,12 +12,14 @@ from console import UserError, door, out, say, write_result
 from data.build.command import add_build
 from data.build.show import add_show
 from data.build.wordings_command import add_rewordings
-from data.config import SAVED_AS, DataConfig, Format, Source, format_of
+from data.config import DataConfig, Source
+from data.formats import SAVED_AS, Format, format_of
 from data.golds import unreachable
 from data.load import load_corpus
 from data.plan_command import Planned, add_plan, plan_arms
 from data.records import Corpus, Intake, OverlapReport, Part
 from experiment import load_experiment, located
+from experiment_files import check_files, check_tokens
 
 _CHECK_EXAMPLES = """examples:
   python -m data check experiments/bios_cpu.yaml
@@ -54,7 +56,7 @@ def _planned(file: str, overrides: list[str]) -> Planned:
     arms = experiment.curricula()
     model, tiny = experiment.model, experiment.model.tiny
     with located(file):
-        experiment.check_files(networks=True)
+        check_files(experiment, networks=True)
         planned = plan_arms(
             experiment.name,
             experiment.data,
@@ -68,7 +70,7 @@ def _planned(file: str, overrides: list[str]) -> Planned:
             experiment.exam.answer_tokens,
             model.bos,
         )
-        experiment.check_tokens(planned.lengths.largest())
+        check_tokens(experiment, planned.lengths.largest())
     return planned
 
 
@@ -110,7 +112,7 @@ def _check(args: argparse.Namespace) -> None:
             )
         experiment = load_experiment(args.file, args.overrides)
         with located(args.file):
-            experiment.check_files(networks=True)
+            check_files(experiment, networks=True)
         config, seed, answer_tokens = experiment.data, experiment.seed, experiment.exam.answer_tokens
         if args.quarantine:
             config = config.model_copy(update={"bad_rows": "quarantine"})

@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from data.config import Kind
-from data.records import Corpus, Document, Question
-from data.streamed import StreamedDocuments
+from data.records import Corpus, Document, ManyDocuments, Question
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-Records = list[Document] | list[Question] | StreamedDocuments
+Records = list[Document] | list[Question] | ManyDocuments
 """The records of one kind, in order; those of a streamed split are read anew by each iteration and cannot be indexed."""
 
 
@@ -68,16 +67,16 @@ class ItemIds(Sequence[str]):
 
 
 def _id_of(rows: Records, position: int) -> str:
-    return rows.id_of(position) if isinstance(rows, StreamedDocuments) else rows[position].id
+    return rows[position].id if isinstance(rows, list) else rows.id_of(position)
 
 
 def _ids_of(rows: Records) -> Iterable[str]:
-    return rows.ids() if isinstance(rows, StreamedDocuments) else (record.id for record in rows)
+    return (record.id for record in rows) if isinstance(rows, list) else rows.ids()
 
 
 def digest_records(rows: Records, digest: Any) -> None:
     """Updates a hash with all of the records; those of a streamed split are not read again."""
-    if isinstance(rows, StreamedDocuments):
+    if not isinstance(rows, list):
         digest.update(rows.sha256.encode())
         return
     for record in rows:
@@ -95,7 +94,7 @@ def catalogue_of(corpus: Corpus) -> Catalogue:
         rows = records[kind] = part.all_documents() if what == "documents" else part.questions
         ranges[kind] = range(size, size + len(rows))
         size += len(rows)
-        assert isinstance(rows, StreamedDocuments) or len({record.id for record in rows}) == len(rows), "readers guarantee unique ids"
+        assert not isinstance(rows, list) or len({record.id for record in rows}) == len(rows), "readers guarantee unique ids"
     document_of = np.full(size, -1, dtype=np.int64)
     for kind in ("train_questions", "replay_questions"):
         documents: Kind = kind.replace("questions", "documents")  # type: ignore[assignment]

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data.raw_rows import excerpt
 from data.records import Corpus
-from data.validate import excerpt
 from data.words import normalise
 
 NUM_WORDS = 13

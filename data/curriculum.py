@@ -2,7 +2,8 @@
 
 from typing import Any, Literal, NamedTuple
 
-from data.config import Dials, Mix, Stage
+from data.arm_config import Dials
+from data.config import Mix, Stage
 
 Role = Literal["documents", "instruction", "pit"]
 """Which dial sets a stage's epochs."""

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from console import UserError
+from data.begins import Begins, begin
 from data.catalogue import Catalogue
 from data.config import Stage
-from data.framing import Begins, begin
 from data.golds import TokensOf
 from data.orders import Items
 from data.templates import Wording, wording_of
 from data.tiny_tokenizer import make_tokenizer, texts_for_tokenizer
-from data.tokens import Encoder, load_tokenizer, num_others, other_batches, record_batches
+from data.token_store import num_others, other_batches, record_batches
+from data.tokens import Encoder, load_tokenizer
 from data.words import BYTES_A_TOKEN, TOKENS_A_WORD, tokens_estimated
 
 if TYPE_CHECKING:

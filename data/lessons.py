@@ -24,7 +24,7 @@ from data.config import Kind, Stage
 from data.passages import Passages, passages_of, with_passages
 from data.plan import Plan
 from data.templates import PASSAGES, Wording, wording_of
-from data.tokens import TokenStore, open_store
+from data.token_store import TokenStore, open_store
 
 TOP = 20
 """Of a teacher's distribution so many probabilities are kept, the rest as one mass (as the whole vocabulary: docs/teaching.md)."""

@@ -7,9 +7,10 @@ from typing import Any
 
 from data.config import Source
 from data.opened import Damaged, open_rows
+from data.raw_rows import BadRow, Fault, Raw, Row, excerpt, refusal
 from data.records import Document, Refusal
 from data.strict_json import BOM, Element, scan_list
-from data.validate import BadRow, Fault, Raw, Row, RowReader, excerpt, page_header, refusal
+from data.validate import RowReader, page_header
 
 _LONGEST_LIST = 4 << 30
 """Bytes: a list is held whole while it is read."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from console import UserError
-from data.records import ChoiceQuestion, Document, OverlapReport, Question, Split
-from data.validate import Record, excerpt
+from data.raw_rows import excerpt
+from data.records import ChoiceQuestion, Document, OverlapReport, Question, Record, Split
 from data.words import normalise
 
 Policy = Literal["refuse", "drop_from_train", "drop_from_exam", "allow"]

@@ -14,7 +14,7 @@ from data.catalogue import Catalogue
 from data.config import Stage
 from data.plan import Plan
 from data.templates import PASSAGES
-from data.tokens import TokenStore, open_store
+from data.token_store import TokenStore, open_store
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from rich.tree import Tree
 
 from console import UserError, out, whole, write_result
 from data.arms import Arms, compile_arms, stage_graph
+from data.begins import Begins
 from data.catalogue import Catalogue
 from data.config import DataConfig
 from data.contamination import contamination
-from data.framing import Begins
 from data.golds import unreachable, unreachable_in_words
 from data.lengths import Lengths, count_lengths
 from data.orders import Items

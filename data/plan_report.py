@@ -15,9 +15,9 @@ from data.load import load_corpus
 from data.orders import Items
 from data.packing import num_pieces, pack
 from data.plan import Plan, coverage
+from data.raw_rows import excerpt
 from data.records import Corpus, Document
 from data.static_rows import padded_share
-from data.validate import excerpt
 
 _SAMPLED_STEPS = 40
 

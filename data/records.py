@@ -3,10 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from data.streamed import StreamedDocuments
+from typing import Any, Literal, Protocol
 
 Split = Literal["train", "test", "replay"]
 
@@ -49,6 +46,9 @@ class ChoiceQuestion:
     doc_id: str | None = None
 
 
+Record = Document | Question | ChoiceQuestion
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """One row that was read and not used. `where` is `path:line` (Parquet: `path:row group g, row r`)."""
@@ -65,6 +65,26 @@ class Refusal:
         return f"{self.where}: {self.reason}" + (f": {self.excerpt}" if self.excerpt else "")
 
 
+class ManyDocuments(Protocol):
+    """Documents of a split that are not held: each iteration reads them anew (data/streamed.py)."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Document]: ...
+
+    def ids(self) -> Iterator[str]:
+        """In their order; reads nothing."""
+
+    def id_of(self, position: int) -> str: ...
+
+    def text_hashes(self) -> Iterator[str]:
+        """Of each document, as data/changes.py hashes a text."""
+
+    @property
+    def sha256(self) -> str:
+        """Of all documents."""
+
+
 @dataclass
 class Part:
     """The records of one split."""
@@ -72,10 +92,10 @@ class Part:
     documents: list[Document] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     choices: list[ChoiceQuestion] = field(default_factory=list)
-    streamed: "StreamedDocuments | None" = None
+    streamed: ManyDocuments | None = None
     """The split's documents where they are too many to hold; `documents` is empty then."""
 
-    def all_documents(self) -> "list[Document] | StreamedDocuments":
+    def all_documents(self) -> list[Document] | ManyDocuments:
         return self.documents if self.streamed is None else self.streamed
 
     def document_ids(self) -> Iterator[str]:

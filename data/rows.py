@@ -13,7 +13,7 @@ from data.packing import Piece, pack
 from data.passages import Passages
 from data.plan import Plan
 from data.templates import PLAIN, Wording, wording_of
-from data.tokens import TokenStore
+from data.token_store import TokenStore
 
 Row = dict[str, Any]
 Loss = Literal["example", "token"]

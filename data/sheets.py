@@ -9,7 +9,8 @@ from typing import Any
 
 from data.archive import NoDocument, open_archive
 from data.config import Source
-from data.validate import Fault, Raw, excerpt, header_fault
+from data.raw_rows import Fault, Raw, excerpt
+from data.validate import header_fault
 
 _MOST_UNPACKED = 256 << 20
 """Texts that cells share are held: up to three times as many bytes of memory. A larger table is a CSV."""

@@ -24,7 +24,7 @@ from data.durable import await_file
 from data.plan import Plan, load_plan
 from data.rows import PAPER, STREAM_CPUS, Loss, Reading, Row, step_rows
 from data.templates import Wording
-from data.tokens import TokenStore, open_store
+from data.token_store import TokenStore, open_store
 from failpoints import hit
 
 _FIRST_STEPS = (1, 32)

@@ -23,9 +23,9 @@ import numpy.typing as npt
 from console import UserError
 from data.config import Source
 from data.overlap import Item
+from data.raw_rows import Row, excerpt
 from data.readers import read_source
 from data.records import Document, Intake, Refusal, Split
-from data.validate import Row, excerpt
 from data.words import normalise
 
 

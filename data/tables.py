@@ -15,8 +15,9 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from data.config import Source
 from data.opened import Lines, open_rows
+from data.raw_rows import Fault, Raw
 from data.strict_json import MAX_ROW_BYTES, JsonFault, StrictDecoder, bounded_lines, decode_line
-from data.validate import Fault, Raw, header_fault, needed_fields, used_columns
+from data.validate import header_fault, needed_fields, used_columns
 
 _BATCH_ROWS = 1024
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]{28,}")

@@ -36,7 +36,7 @@ from experiment import Experiment, load_experiment
 
 if TYPE_CHECKING:
     from evaluation.examine import Knowledge
-    from evaluation.examiner import EngineOptions
+    from evaluation.options import EngineOptions
 
 DESCRIPTION = """\
 Examine the trained arms of an experiment and compare them.

@@ -30,7 +30,7 @@ from evaluation.sitting import Sitting, sit
 
 if TYPE_CHECKING:
     from evaluation.examine import Knowledge
-    from evaluation.examiner import EngineOptions
+    from evaluation.options import EngineOptions
 
 Connect = Callable[[ExamConfig], "AbstractContextManager[EngineOptions]"]
 _FOLDER = Path("runs") / "asked"

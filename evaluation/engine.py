@@ -12,10 +12,11 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from console import RunError, error_line, raised_in, say
 from evaluation.agreement import Saying, agree, apart, moved
-from evaluation.examiner import Answer, EngineOptions, Examiner
+from evaluation.examiner import Examiner
 from evaluation.generate import Generator
 from evaluation.lengths import answer_by_length, likelihoods_by_length
 from evaluation.network import Network, network, read_network
+from evaluation.options import Answer, EngineOptions
 
 log = logging.getLogger(__name__)
 

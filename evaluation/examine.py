@@ -17,8 +17,8 @@ from data.tokens import Encoder, load_tokenizer
 from evaluation.config import ExamConfig, RetrievalConfig
 from evaluation.engine import Engine, EngineFailure
 from evaluation.exam import Exam, tokenise
-from evaluation.examiner import EngineOptions
 from evaluation.network import read_network
+from evaluation.options import EngineOptions
 from evaluation.prompts import Found
 from evaluation.score_files import SCORE_FORMAT, TrainedArm, closed, score_stem, write_score
 from evaluation.sitting import sit

@@ -3,45 +3,21 @@
 import logging
 import math
 import os
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 from console import error_line
 from evaluation.agreement import Saying, probes
 from evaluation.gpus import await_free_gpus
 from evaluation.network import network, read_network
+from evaluation.options import Answer, EngineOptions
 
 log = logging.getLogger(__name__)
 
 _BATCHED_TOKENS = 2048
 """Tokens a forward pass: with prompt log-probabilities the logits of all of them are held at once (2048 × V × 4 bytes)."""
 _PROBE_TOKENS = 16
-
-
-class Answer(TypedDict):
-    token_ids: list[int]  # with the end-of-sequence token where it was said
-    text: str  # without special tokens
-    finish_reason: str  # "stop" or "length"
-    logprob: float  # natural log of the probability of token_ids: how sure the model was
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    gpus: int = 0
-    """Tensor-parallel GPUs of one node; 0: the CPU build of vLLM."""
-    cpus: float = 1
-    """What Ray reserves. The threads of the CPU build are OMP_NUM_THREADS: on tiny models and busy cores two are slower than one."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    kv_cache_gib: float = 1.0
-    """On CPUs; on GPUs vLLM takes what is free."""
-    timeout_s: float = 1800
-    """Longest start, and longest call."""
-    backend: Literal["auto", "vllm", "transformers"] = "auto"
-    """auto: vLLM, but transformers for what vLLM lacks, refuses or computes otherwise."""
-    engines: int = 1
-    """Side by side, each with its own GPUs: models are dealt out to them."""
 
 
 class Examiner:

@@ -29,7 +29,7 @@ class Extras:
         return bool(self._to_measure() or self._to_ask())
 
     def run(self, options: Any) -> None:
-        """Measures what has no result yet; options: evaluation.examiner.EngineOptions. Needs a running Ray."""
+        """Measures what has no result yet; options: evaluation.options.EngineOptions. Needs a running Ray."""
         if todo := self._to_measure():
             self._missing = harness.measure(self._arms, todo, self._measures, self._config, self._folder, self._seed, options.gpus)
         if unasked := self._to_ask():

@@ -10,7 +10,7 @@ from evaluation.lengths import answer_by_length
 from evaluation.network import network, read_network
 
 if TYPE_CHECKING:
-    from evaluation.examiner import Answer, EngineOptions
+    from evaluation.options import Answer, EngineOptions
 
 _LOGITS_AT_ONCE = 50_000_000
 """Elements of (rows, tokens, vocabulary) in one call: 200 MB of fp32."""

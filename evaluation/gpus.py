@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from data.engines import engines_at_once, gpus_of_engine
 
 if TYPE_CHECKING:
-    from evaluation.examiner import EngineOptions
+    from evaluation.options import EngineOptions
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from console import error_line
-from data.framing import start_ids
+from data.begins import start_ids
 from data.tokens import load_tokenizer
 
 

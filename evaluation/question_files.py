@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from console import UserError
-from data.config import Source, format_of
+from data.config import Source
+from data.formats import format_of
 from data.readers import read_source
 from data.records import Document, Question, Refusal
 
@@ -15,7 +16,7 @@ _TEXT_FORMATS = (".txt", ".md")
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Rows {"question", "answers": a text or several, "id"?, "doc_id"?} of any table (data.config.ENDINGS); or a .json file {"instances":
+    """Rows {"question", "answers": a text or several, "id"?, "doc_id"?} of any table (data.formats.ENDINGS); or a .json file {"instances":
     [{"text", "output"}]} as that of the Natural Questions in Effective-Knowledge-Injection, where the question is the last of a few-shot `text`.
 
     Raises UserError with `path:line: reason` at the first bad row.

@@ -11,8 +11,9 @@ from rich import box
 from rich.table import Table
 
 from console import UserError, chatter_to, out, progress, say, write_result
+from data.begins import Begins, begin
 from data.config import DataConfig
-from data.framing import Begins, begin, template_of
+from data.framing import template_of
 from data.load import load_corpus
 from data.records import Corpus, Part
 from data.templates import Wording
@@ -24,7 +25,7 @@ from evaluation.sitting import sit
 
 if TYPE_CHECKING:
     from evaluation.engine import Engine
-    from evaluation.examiner import EngineOptions
+    from evaluation.options import EngineOptions
 
 Connect = Callable[[ExamConfig, bool], "AbstractContextManager[EngineOptions]"]
 Setting = dict[str, Any]

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
+from tests.places import ROOT, without_ray_settings
+
+__all__ = ["ROOT", "without_ray_settings"]
+
 if TYPE_CHECKING:
     from tests.groups import Groups
     from tests.watched import Watched
@@ -26,7 +30,6 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 gives its workers 
 
 os.environ.setdefault("STUDYHALL_LATE_S", "2")  # this machine's disk shows everything at once: what is missing is not waited for
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
@@ -45,11 +48,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False  # in the order of collection: Ray's lane, the longest, begins at once
     return Lanes(config, log)
-
-
-def without_ray_settings() -> dict[str, str]:
-    """This environment without what points at a Ray or sets one up."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_worker_niceness"}
 
 
 @cache

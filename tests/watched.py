@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.conftest import ROOT, without_ray_settings
+from tests.places import ROOT, without_ray_settings
 
 CANARY = "c4nary5ecret"
 SECRETS = {

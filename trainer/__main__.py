@@ -9,6 +9,7 @@ from pathlib import Path
 
 from console import RunError, UserError, chatter_to, door, run_child, say, whole, write_result
 from experiment import Experiment, load_experiment, located
+from experiment_files import check_files
 
 _ABOUT = """\
 Trains every arm of an experiment and examines the result with `python -m evaluation`.
@@ -81,7 +82,7 @@ def main(argv: list[str] | None) -> int:
         if arguments.final is not None:
             return _final(experiment, arguments)
         chosen = _chosen(experiment, arguments.update)
-        chosen.check_files()  # before libraries are imported that take many seconds
+        check_files(chosen)  # before libraries are imported that take many seconds
         if arguments.dry_run:
             _dry_run(chosen, arguments.json)
         else:
@@ -115,7 +116,7 @@ def _final(experiment: Experiment, arguments: argparse.Namespace) -> int:
     if not arm:
         raise UserError(f"--final: no arm of {experiment.folder / 'report.json'} does better than the base; name one with --final ARM")
     final = experiment.final(arm)
-    final.check_files()
+    check_files(final)
     if arguments.dry_run:
         _dry_run(final, arguments.json)
         return 0
@@ -169,7 +170,7 @@ def _dry_run(experiment: Experiment, as_json: bool) -> None:
 
     if experiment.updates:
         say(f"updates ({', '.join(experiment.updates)}) can be planned when the round before is trained: --dry-run --update NAME")
-    experiment.check_files(networks=True)
+    check_files(experiment, networks=True)
     planned = dry_run(
         experiment.data, experiment.model, experiment.curricula(), experiment.seed, experiment.base_records, experiment.exam.answer_tokens
     )

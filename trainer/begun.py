@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 from console import UserError, say
-from data.framing import FILE, Begins, begin, named_start, start_ids, template_of, write_framing
+from data.begins import FILE, Begins, begin, named_start, start_ids
+from data.framing import template_of, write_framing
 from data.tokens import load_tokenizer
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", FILE)

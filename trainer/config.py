@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from data.adapters import Adapter
+from data.begins import Begins
 from data.config import Strict
-from data.framing import Begins
 
 
 class TinyModel(Strict):

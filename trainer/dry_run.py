@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from data.arm_config import Merge
 from data.arms import compile_arms
-from data.config import DataConfig, Merge, Stage
+from data.config import DataConfig, Stage
 from data.golds import unreachable, unreachable_in_words
 from data.lengths import count_lengths
 from data.plan_report import arms_report, read_what_is_new

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from console import RunError, UserError, say
-from data.config import Merge
+from data.arm_config import Merge
 from data.contents import MEMORY, names_and_contents, weight_files
 from data.framing import begins_otherwise, write_framing
 from data.tokens import load_tokenizer

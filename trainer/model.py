@@ -46,7 +46,7 @@ def tiny_config(tiny: TinyModel, vocab_size: int) -> LlamaConfig:
 
 
 def build_model(folder: str, attention: str, dtype: torch.dtype) -> "PreTrainedModel":
-    """The architecture of `folder` or hub id without its weights; trainer/weights.py fills them in.
+    """The architecture of `folder` or hub id without its weights; trainer/loading.py fills them in.
 
     UserError where the model needs code of its own: remote code is never run.
     """

@@ -20,7 +20,7 @@ from data.passages import Passages
 from data.plan import Plan
 from data.static_rows import best_row_tokens
 from data.templates import wording_of
-from data.tokens import TokenStore
+from data.token_store import TokenStore
 from trainer.config import MOST_ROW_TOKENS, ModelConfig, TrainerConfig
 from trainer.known_as import Names
 from trainer.store import stage_key

@@ -1,7 +1,6 @@
 """The driver's paper work: prepares an experiment, and writes down which stages make up which arm. Training is trainer/drive.py's."""
 
 import fcntl
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 
 from console import UserError, progress, say
 from data.arms import compile_arms, wordings
-from data.catalogue import Catalogue, catalogue_of, digest_records
+from data.catalogue import Catalogue, catalogue_of
 from data.changes import EARLIER, RECORDS, Changes, changes_since, fit_stages, read_earlier, untrained, write_records
 from data.config import DataConfig, Stage
 from data.contents import MEMORY
@@ -21,16 +20,17 @@ from data.load import load_corpus
 from data.plan import Plan
 from data.records import Corpus
 from data.templates import PASSAGES, exam_template, wording_of
-from data.tokens import Encoder, TokenStore, load_tokenizer, store_key, write_store, write_wordings
+from data.token_store import TokenStore, store_key, write_store, write_wordings
+from data.tokens import Encoder, load_tokenizer
 from trainer.begun import begun_as
 from trainer.config import ModelConfig, TrainerConfig
 from trainer.fits import check_stages
 from trainer.graph import graph_lines
-from trainer.hub import fetch_model
 from trainer.known_as import FILE as KNOWN_AS
 from trainer.known_as import Names
 from trainer.mirror import Mirror
 from trainer.model_check import check_model_folder
+from trainer.model_source import describe_model, resolve_model
 from trainer.model_tensors import check_tokens, embedding_rows
 from trainer.old_stages import is_rounded, set_aside_rounded, warn_of_rounded_parent
 from trainer.parent import Parent, check_same_model, find_parent
@@ -237,39 +237,6 @@ def announce_lost_decay(arms: dict[str, list[Stage]], weight_decay: float) -> No
         )
 
 
-def describe_model(folder: Path, model: ModelConfig) -> Path | None:
-    """A folder with config and tokenizer of a named model, without its weights; None for a tiny one."""
-    if not model.name:
-        return None
-    if Path(model.name).is_dir():
-        return Path(model.name)
-    return Path(fetch_model(model, folder / "hub" / model.name.replace("/", "--"), weights=False))
-
-
-def resolve_model(folder: Path, model: ModelConfig, catalogue: Catalogue, seed: int) -> str:
-    """A local folder with config, tokenizer and safetensors: the user's, the hub's snapshot, or a tiny one made now."""
-    if model.name:
-        place = Path(model.name)
-        if not place.is_dir():
-            place = Path(fetch_model(model, folder / "hub" / model.name.replace("/", "--")))  # beside the run, where every node can read it
-        if model.resize_embeddings:
-            from trainer.resize import resized
-
-            place = resized(place, folder / "model")
-        return str(place.resolve())
-    from data.tiny_tokenizer import texts_for_tokenizer
-    from trainer.model import make_tiny_model
-
-    assert model.tiny is not None
-    records = {kind: rows for kind, rows in catalogue.records.items() if rows}
-    target = folder / "model"
-    stamp = {"tiny": model.tiny.model_dump(), "seed": seed, "texts": _fingerprint(records)}
-    if not (target / "made.json").exists() or json.loads((target / "made.json").read_text()) != stamp:
-        make_tiny_model(target, model.tiny, texts_for_tokenizer(records), seed)
-        write_json(target / "made.json", stamp)
-    return str(target.resolve())
-
-
 def pending(folder: Path, prepared: Prepared) -> list[Job]:
     """Jobs that are not committed yet, parents first."""
     store = StageStore(folder)
@@ -337,15 +304,6 @@ def plan_of(prepared: Prepared, job: Job) -> Plan:
 
 def _largest_token(store: TokenStore) -> int:
     return max((int(store.tokens[start : start + _SCANNED].max()) for start in range(0, len(store.tokens), _SCANNED)), default=0)
-
-
-def _fingerprint(records: dict[Any, Any]) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    for rows in records.values():
-        digest_records(rows, digest)
-    return digest.hexdigest()
 
 
 def announce(prepared: Prepared, todo: list[Job]) -> None:

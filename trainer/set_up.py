@@ -17,13 +17,14 @@ from trainer.families import attention_for, folder_buffers
 from trainer.fragments import Fragments, open_fragments
 from trainer.freeze import freeze
 from trainer.isolation import Isolation, decide
+from trainer.loading import load_into
 from trainer.model import build_model
 from trainer.prepare import Job
 from trainer.shares import Shares
 from trainer.solo import as_run, engine_of
 from trainer.switches import check_switches
 from trainer.text_config import text_config
-from trainer.weights import FragmentWeights, Weights, load_into
+from trainer.weights import FragmentWeights, Weights
 from trainer.worker_settings import WorkerSettings
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from console import UserError, say
+from data.begins import start_ids
 from data.contents import MEMORY
-from data.framing import start_ids
 from data.tokens import load_tokenizer
 from trainer.begun import begun_as
 from trainer.config import ModelConfig

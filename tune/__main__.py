@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from console import EXIT_FAILED, RunError, UserError, chatter_to, door, say, write_result
 from data.records import Corpus
 from experiment import Experiment, located, read_experiment
+from experiment_files import check_files
 from tune.ledger import identity
 from tune.objective import missing_for
 from tune.space import arm_of, check_space, refusal
@@ -57,7 +58,7 @@ def main(argv: list[str] | None) -> int:
     experiment, values = read_experiment(path, arguments.overrides)
     _check(path, experiment, values)
     with located(path):
-        experiment.check_files(networks=arguments.dry_run)
+        check_files(experiment, networks=arguments.dry_run)
         if arguments.dry_run:
             from tune.dry_run import dry_run, in_lines
 

@@ -10,7 +10,7 @@ from evaluation.choices import Asked, ask, predictions
 from evaluation.engine import Engine
 from evaluation.exam import Exam
 from evaluation.examine import examine_one
-from evaluation.examiner import EngineOptions
+from evaluation.options import EngineOptions
 from evaluation.score_files import TrainedArm, closed, is_scored, read_score, score_stem
 from tune.config import Metric
 from tune.objective import guarded_mean, score_of
@@ -62,7 +62,7 @@ class ExamDesk:
 
     def _choose(self, arm: TrainedArm) -> list[tuple[str | None, float]]:
         """(document, 1.0 where the likeliest letter is right) of each multiple-choice question, options shuffled."""
-        from data.framing import start_ids
+        from data.begins import start_ids
         from data.tokens import load_tokenizer
 
         asked = [ask(question, "shuffled", self._sheet.seed) for question in self._sheet.choices]

@@ -5,7 +5,8 @@ import importlib.util
 from typing import Any
 
 from console import UserError
-from data.config import Arm, Stage
+from data.arm_config import Arm
+from data.config import Stage
 from experiment import Experiment
 
 

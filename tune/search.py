@@ -19,7 +19,7 @@ import ray.tune
 from console import RunError, StoppedByRequest, UserError, error_line, say
 from data.records import Corpus
 from evaluation.exam import Exam, build_exam
-from evaluation.examiner import EngineOptions
+from evaluation.options import EngineOptions
 from evaluation.question_files import read_questions
 from evaluation.score_files import TrainedArm
 from experiment import Experiment

@@ -9,7 +9,8 @@ import yaml
 from data.records import Corpus
 from evaluation.exam import Exam, build_exam
 from evaluation.score_files import Score, TrainedArm, read_score, score_stem
-from experiment import Experiment, changed_values
+from experiment import Experiment
+from experiment_yaml import changed_values
 from trainer.store import StageStore
 from tune.config import SearchConfig
 from tune.ledger import Row

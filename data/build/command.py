@@ -29,7 +29,8 @@ from data.build.sheet import write_sheet
 from data.build.show import print_account, print_splits
 from data.build.splits import SplitName, split_units
 from data.build.wordings import FILE, Ask, Original, first_requests, make_wordings, write_file
-from data.config import ENDINGS, Source, format_of
+from data.config import Source
+from data.formats import ENDINGS, format_of
 from data.readers import read_source
 from data.records import Document, Refusal
 

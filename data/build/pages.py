@@ -13,10 +13,10 @@ from data.build.confined import Confined
 from data.build.titles import front_matter, markdown_title, text_title, title_of
 from data.build.walk import Found, open_inside
 from data.config import Source
+from data.raw_rows import Fault
 from data.readers import filled_columns, read_source
 from data.records import Document, Refusal
 from data.sheets import sheet_names
-from data.validate import Fault
 
 _LONGEST_LINE = 1 << 20
 _COLUMNS = {

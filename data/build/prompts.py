@@ -13,9 +13,9 @@ from pydantic import Field, ValidationError
 
 from console import UserError
 from data.config import Strict
+from data.raw_rows import excerpt
 from data.records import Document
 from data.strict_json import JsonFault, StrictDecoder, decode_line
-from data.validate import excerpt
 
 Form = Literal["open", "choices", "text", "wordings", "same"]
 LEVELS = ("remember", "understand", "apply", "analyze", "evaluate", "create")

@@ -13,8 +13,8 @@ from data.build.near import Benchmarks
 from data.build.prompts import LEVELS, Asked, Form, Misread, Prompts, Template, read_answer, schema, without_thoughts
 from data.build.reading import Reading
 from data.build.splits import SplitName
+from data.raw_rows import excerpt
 from data.records import Document
-from data.validate import excerpt
 from data.words import holds, normalise
 
 ORDER: tuple[SplitName, ...] = ("test", "validation", "train")

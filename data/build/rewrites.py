@@ -20,8 +20,8 @@ from data.build.questions import ORDER, Asking, Made, split_of
 from data.build.reading import Reading
 from data.build.splits import SplitName
 from data.contamination import run_hashes
+from data.raw_rows import excerpt
 from data.records import Document
-from data.validate import excerpt
 from data.words import holds, normalise
 
 STYLES = (

@@ -14,7 +14,7 @@ from console import UserError, out, whole, write_result
 from data.build.output import FORMAT, MANIFEST
 from data.build.parquet_file import read_rows, record_file
 from data.build.questions import ORDER
-from data.validate import excerpt
+from data.raw_rows import excerpt
 
 
 def add_show(commands: Any) -> None:

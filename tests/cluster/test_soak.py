@@ -59,7 +59,8 @@ def test_streams(tmp_path: Path, ranks: int, processes: int) -> None:
     from data.config import Bios, Stage
     from data.plan import compile_plan
     from data.tiny_tokenizer import make_tokenizer
-    from data.tokens import Encoder, write_store
+    from data.token_store import write_store
+    from data.tokens import Encoder
 
     catalogue = catalogue_of(make_bios(Bios(replay_people=0, train_people=60, test_people=5), 0))
     encoder = Encoder(make_tokenizer([r.text for r in catalogue.records["train_documents"]], 600))  # type: ignore[union-attr]

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.config import Source
+from data.raw_rows import Row
 from data.readers import read_source
 from data.records import Refusal
-from data.validate import Row
 
 
 def packed(content: bytes) -> bytes:

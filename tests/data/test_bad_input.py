@@ -146,7 +146,7 @@ def test_special_tokens_are_text(name: str, tmp_path: Path, encoder: Encoder) ->
 def test_an_item_longer_than_the_row(name: str, tmp_path: Path, encoder: Encoder) -> None:
     """Refused by its id, or split and counted, by policy; a question is refused always. data/rows.py shows that no token is lost."""
     from data.catalogue import catalogue_of
-    from data.tokens import write_store
+    from data.token_store import write_store
     from trainer.prepare import check_lengths
 
     corpus = corpus_of(tmp_path, READERS[name], [{"id": "short", "text": "one"}, {"id": "long", "text": "one two " * 40}])

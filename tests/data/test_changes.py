@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from console import UserError
+from data.arm_config import Dials
 from data.bios import make_bios
 from data.catalogue import catalogue_of
 from data.changes import Earlier, changes_since, fit_stages, hash_of, read_earlier, untrained, write_records
-from data.config import Bios, DataConfig, Dials, Stage
+from data.config import Bios, DataConfig, Stage
 from data.curriculum import preset_stages
 from data.load import load_corpus
 from data.plan import compile_plan

@@ -18,7 +18,8 @@ from data.lengths import count_lengths
 from data.records import Document, Question
 from data.templates import Wording, exam_template
 from data.tiny_tokenizer import make_tokenizer
-from data.tokens import Encoder, write_store
+from data.token_store import write_store
+from data.tokens import Encoder
 
 TEXTS = ["Who wrote Dune in Boston? Frank Herbert. user assistant system You are helpful.", "<|im_start|> <|im_end|> [INST] </s>"]
 CHATML = (

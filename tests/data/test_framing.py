@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from console import UserError
-from data.framing import FILE, begin, named_start, start_ids, template_of, write_framing
+from data.begins import FILE, begin, named_start, start_ids
+from data.framing import template_of, write_framing
 from data.records import Document, Question
 from data.tiny_tokenizer import make_tokenizer
 from data.tokens import Encoder, load_tokenizer

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data.raw_rows import Row
 from data.records import ChoiceQuestion, Document, Question, Refusal
-from data.validate import Row
 from tests.data.reading import read, write_parquet
 
 FUZZ_EXAMPLES = int(os.environ.get("STUDYHALL_FUZZ", "100"))  # for each format

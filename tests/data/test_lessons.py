@@ -7,15 +7,17 @@ import pytest
 from pydantic import ValidationError
 
 from console import UserError
+from data.arm_config import Arm
 from data.bios import make_bios
 from data.catalogue import Catalogue, catalogue_of
-from data.config import Anchor, Arm, Bios, Mix, Stage, Teach
+from data.config import Anchor, Bios, Mix, Stage, Teach
 from data.lessons import Teaching
 from data.plan import compile_plan
 from data.rows import Row, reading_of, step_rows
 from data.templates import PASSAGES, Wording, wording_of
 from data.tiny_tokenizer import make_tokenizer, texts_for_tokenizer
-from data.tokens import Encoder, TokenStore, write_store, write_wordings
+from data.token_store import TokenStore, write_store, write_wordings
+from data.tokens import Encoder
 from evaluation.prompts import Look, make_prompt
 
 MIX = {"train_documents": 1, "train_questions": 1, "replay_questions": 1}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from console import UserError
+from data.arm_config import Dials
 from data.arms import odd_schedule
 from data.bios import make_bios
 from data.catalogue import Catalogue, catalogue_of, declared_catalogue
-from data.config import Bios, Dials, Mix, Stage
+from data.config import Bios, Mix, Stage
 from data.curriculum import PRESETS, preset_stages
 from data.plan import Plan, compile_plan, coverage, load_plan
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from console import UserError
+from data.arm_config import Dials
 from data.arms import compile_arms, stage_graph
 from data.bios import make_bios
 from data.catalogue import Catalogue, catalogue_of
-from data.config import Bios, Dials, Stage
+from data.config import Bios, Stage
 from data.curriculum import preset_stages
 from data.orders import level_key
 from data.plan import Plan, compile_plan
@@ -19,9 +19,9 @@ from data.records import Corpus, Document, Part, Question
 from data.rows import reading_of, step_rows
 from data.templates import Wording, question_prompt, wording_of
 from data.tiny_tokenizer import make_tokenizer, texts_for_tokenizer
-from data.tokens import Encoder, TokenStore, write_store, write_wordings
+from data.token_store import TokenStore, write_store, write_wordings
+from data.tokens import Encoder
 from trainer.schedule import learning_rate
-from trainer.store import stage_facts
 
 BIOS = Bios(replay_people=5, train_people=20, test_people=7)
 
@@ -83,44 +83,6 @@ def test_plans_made_before_stay(catalogue: Catalogue, order: str) -> None:
 def test_presets_made_before_stay(catalogue: Catalogue, preset: str) -> None:
     plans = [compile_plan(s, catalogue, 0) for s in preset_stages(preset, Dials(batch_items=8, sample_questions=4))]
     assert [plan.sha256[:16] for plan in plans] == PRESETS[preset]
-
-
-def test_stage_key_holds_new_settings_only_where_they_are_set() -> None:
-    before = {"rate": 1e-3, "schedule": "cosine", "final_rate_share": 0.1, "warmup_steps": 0, "loss": "example"}
-    assert stage_facts(stage()) == before
-    new = {
-        "loss_on": "everything",
-        "other_weight": 0.5,
-        "template": "alpaca",
-        "prefix": "title",
-        "input_noise": 0.2,
-        "sentence_shuffle": True,
-        "freeze_share": 0.5,
-        "warmup_share": 0.1,
-        "adapter": {"r": 8, "use_dora": True},
-        "wordings": 3,
-        "open_share": 0.5,
-    }
-    for name, value in new.items():
-        assert stage_facts(stage(**{name: value})) == {**before, name: value}
-    assert stage_facts(stage(decay_share=0.3)) == before  # a cosine has no decay share
-    assert stage_facts(stage(schedule="wsd", decay_share=0.3)) == {**before, "schedule": "wsd", "decay_share": 0.3}
-    assert stage_facts(stage(freeze_share=0.5, freeze_round=0)) == {**before, "freeze_share": 0.5, "freeze_round": 0}
-    assert stage_facts(stage(adapter={"r": 8}))["adapter"] != stage_facts(stage(adapter={"r": 16}))["adapter"]
-    assert stage_facts(stage(teach={"share": 0.25}))["teach"] == {"share": 0.25}
-    assert stage_facts(stage(anchor={"weight": 2}, replay_share=0.5))["anchor"] == {"weight": 2.0}
-    held_by_the_plan = {"mix", "order", "sample_questions", "epochs", "steps", "batch_items", "batch_tokens"}
-    held_by_the_plan |= {"sample_replay_questions", "replay_share", "best_share"}
-    assert set(Stage.model_fields) == {
-        *before,
-        *new,
-        "adapter",
-        "decay_share",
-        "freeze_round",
-        "teach",
-        "anchor",
-        *held_by_the_plan,
-    }  # a new field must be sorted into one of these
 
 
 def levelled() -> Catalogue:
@@ -325,23 +287,6 @@ def test_sentence_shuffle_permutes_whole_sentences_anew_each_step(catalogue: Cat
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [
-        ({"steps": 5}, "either epochs or steps"),
-        ({"epochs": None}, "either epochs or steps"),
-        ({"batch_tokens": 5}, "either batch_items or batch_tokens"),
-        ({"epochs": None, "steps": 5, "order": "spaced"}, "needs epochs, not steps"),
-        ({"mix": {"train_questions": 1}, "input_noise": 0.2}, "acts on documents"),
-        ({"mix": {"train_documents": 1}, "template": "alpaca"}, "acts on questions"),
-        ({"mix": {"train_documents": 1}, "order": "by_level", "sample_questions": 3}, "needs questions in the mix"),
-    ],
-)
-def test_settings_that_contradict_or_do_nothing_are_refused(changes: dict, reason: str) -> None:  # type: ignore[type-arg]
-    with pytest.raises(ValidationError, match=reason):
-        stage(**changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
     [({"order": "by_level"}, "level on every question; 100 of 100"), ({"prefix": "url"}, "none of the 20 documents has a url")],
 )
 def test_data_that_lack_what_a_stage_needs_are_refused_by_place(catalogue: Catalogue, changes: dict, reason: str) -> None:  # type: ignore[type-arg]
@@ -354,17 +299,3 @@ def test_graph_shares_what_begins_alike(catalogue: Catalogue) -> None:
     graph = stage_graph(arms, compile_arms(arms, catalogue, 0))
     assert graph.num_stages() == 2 + 2 + 3  # pit_minus_minus has the first stage of pit
     assert len(graph.after) == 2
-
-
-def test_dials_that_a_user_gives_win_over_what_a_preset_fixes() -> None:
-    [plain] = preset_stages("interleaved", Dials())
-    assert (plain.rate, plain.batch_items, plain.epochs, plain.schedule, plain.loss_on, plain.template) == (
-        2e-4,
-        8,
-        3,
-        "linear",
-        "everything",
-        "alpaca",
-    )
-    [turned] = preset_stages("interleaved", Dials(rate_documents=1e-5))
-    assert (turned.rate, turned.batch_items) == (1e-5, 8)

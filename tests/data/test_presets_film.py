@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data.arm_config import Dials
 from data.catalogue import Catalogue, catalogue_of, declared_catalogue
-from data.config import DataConfig, Dials, Stage
+from data.config import DataConfig, Stage
 from data.curriculum import PRESETS, preset_stages
 from data.load import load_corpus
 from data.plan import Plan, compile_plan
@@ -21,7 +22,8 @@ from data.records import Document
 from data.rows import reading_of, step_rows
 from data.templates import Wording
 from data.tiny_tokenizer import make_tokenizer
-from data.tokens import Encoder, TokenStore, write_store, write_wordings
+from data.token_store import TokenStore, write_store, write_wordings
+from data.tokens import Encoder
 from experiment import load_experiment
 from tests.conftest import ROOT
 

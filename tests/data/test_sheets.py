@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from openpyxl import Workbook
 
-from data.config import Source, format_of
+from data.config import Source
+from data.formats import format_of
+from data.raw_rows import Row
 from data.readers import read_source
 from data.records import Refusal
-from data.validate import Row
 from tests.data.build import office_files as office
 from tests.data.reading import place, read, records, refusals
 

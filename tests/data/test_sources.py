@@ -9,9 +9,9 @@ import pytest
 
 from console import UserError
 from data.config import Source
+from data.raw_rows import Row, excerpt
 from data.readers import read_source
 from data.records import Document
-from data.validate import Row, excerpt
 from tests.data.reading import GOOD
 
 

@@ -11,7 +11,8 @@ from data.config import Bios, Stage
 from data.plan import compile_plan
 from data.rows import rank_rows
 from data.tiny_tokenizer import make_tokenizer
-from data.tokens import Encoder, write_store
+from data.token_store import write_store
+from data.tokens import Encoder
 
 CAPACITY = 96
 

@@ -14,7 +14,8 @@ from data.load import load_corpus
 from data.plan import compile_plan, coverage
 from data.records import Corpus
 from data.tiny_tokenizer import make_tokenizer, texts_for_tokenizer
-from data.tokens import Encoder, write_store
+from data.token_store import write_store
+from data.tokens import Encoder
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
 ARTICLES: list[Any] = [

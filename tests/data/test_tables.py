@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from data import tables
-from data.validate import Row
+from data.raw_rows import Row
 from tests.data.reading import place, read, records, refusals, write_parquet
 
 

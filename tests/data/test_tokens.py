@@ -11,7 +11,8 @@ from data.catalogue import catalogue_of
 from data.config import Bios
 from data.records import Document, Question
 from data.tiny_tokenizer import make_tokenizer
-from data.tokens import Encoder, _first_beyond, open_store, write_store
+from data.token_store import open_store, write_store
+from data.tokens import Encoder, _first_beyond
 
 TEXTS = ["Question: Who wrote it? Answer: Ann Lee", "The film was directed by Ann Lee in 2023. Ünïcödé 日本"]
 

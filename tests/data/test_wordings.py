@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from console import UserError
+from data.arm_config import Dials
 from data.bios import make_bios
 from data.catalogue import Catalogue, catalogue_of
-from data.config import Bios, DataConfig, Dials, Stage
+from data.config import Bios, DataConfig, Stage
 from data.curriculum import preset_stages
 from data.lengths import count_lengths
 from data.load import load_corpus
@@ -18,7 +19,8 @@ from data.records import Corpus, Question
 from data.rows import reading_of, step_rows
 from data.templates import PLAIN, Wording, question_text, wording_of
 from data.tiny_tokenizer import make_tokenizer, texts_for_tokenizer
-from data.tokens import Encoder, TokenStore, store_key, write_store, write_wordings
+from data.token_store import TokenStore, store_key, write_store, write_wordings
+from data.tokens import Encoder
 from trainer.store import stage_facts
 
 STAGE = {"mix": {"train_questions": 1, "train_documents": 1}, "epochs": 8, "batch_items": 24, "rate": 1e-3}

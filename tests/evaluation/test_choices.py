@@ -9,9 +9,9 @@ import pytest
 
 from data.config import DataConfig
 from data.load import load_corpus
+from data.raw_rows import Row
 from data.readers import read_source
 from data.records import ChoiceQuestion, Corpus, Part
-from data.validate import Row
 from evaluation.benchmarks_config import ChoicesConfig
 from evaluation.choices import FORMS, LETTERS, ask, bare_options, findings, judge, open_questions, predictions
 from evaluation.config import ExamConfig

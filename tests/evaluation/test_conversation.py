@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.benchmarks_config import ConversationConfig
 from evaluation.conversation import block, converse, conversing, pending, requests
-from evaluation.examiner import EngineOptions
+from evaluation.options import EngineOptions
 from evaluation.score_files import TrainedArm
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from evaluation.engine import Engine
-from evaluation.examiner import EngineOptions
 from evaluation.generate import Generator
 from evaluation.lengths import answer_by_length, likelihoods_by_length, neighbours
 from evaluation.network import Network
+from evaluation.options import EngineOptions
 
 EOS, SHORT, TOKENS = 2, 40, 8
 LENGTHS = (5, SHORT - 7, SHORT - 3, SHORT - 1, SHORT, SHORT + 1, SHORT + 25)

@@ -9,8 +9,8 @@ import transformers
 
 from evaluation.agreement import ROUNDING, Saying, agree, apart, moved, probes
 from evaluation.engine import choose_examiner
-from evaluation.examiner import EngineOptions
 from evaluation.network import NOT_IN_VLLM, Network, read_network
+from evaluation.options import EngineOptions
 from tests.models.families import FAMILIES
 
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}

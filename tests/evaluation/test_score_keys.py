@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data.config import Merge
+from data.arm_config import Merge
 from data.records import Corpus, Document, Part, Question
 from evaluation.alike import mixed, read_alike
 from evaluation.config import ExamConfig, RetrievalConfig
@@ -194,7 +194,7 @@ class StandIn:
 
 def test_models_are_dealt_out_to_engines(ray_cluster: str, tmp_path: Path) -> None:
     from evaluation.examine import examine
-    from evaluation.examiner import EngineOptions
+    from evaluation.options import EngineOptions
     from trainer.config import TinyModel
     from trainer.model import make_tiny_model
 

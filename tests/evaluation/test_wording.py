@@ -14,11 +14,12 @@ from data.plan import compile_plan
 from data.rows import reading_of, step_rows
 from data.templates import Wording
 from data.tiny_tokenizer import texts_for_tokenizer
-from data.tokens import Encoder, write_store
+from data.token_store import write_store
+from data.tokens import Encoder
 from evaluation import examine
 from evaluation.config import ExamConfig
 from evaluation.exam import build_exam
-from evaluation.examiner import EngineOptions
+from evaluation.options import EngineOptions
 from evaluation.score_files import TrainedArm, read_score, score_stem
 from tests.data.test_chat import CHATML, tokenizer_with
 from trainer.config import TinyModel

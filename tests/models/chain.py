@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 
-from evaluation.examiner import EngineOptions
 from evaluation.generate import Generator
+from evaluation.options import EngineOptions
 from experiment import Experiment
 from tests.models.families import save_model
 from trainer import drive, run
 from trainer.buffers import buffers, names_in_files
 from trainer.families import make_network
+from trainer.loading import load_into
 from trainer.store import StageStore
-from trainer.weights import FolderWeights, FragmentWeights, load_into
+from trainer.weights import FolderWeights, FragmentWeights
 
 SHARDED = ("deepseek-v3", "gemma4")
 """Trained in bf16 under ZeRO-3 too: one family whose files are laid out otherwise than the network, one whose are not."""

@@ -21,8 +21,8 @@ from trainer.adapter_reach import adapted
 from trainer.config import ModelConfig, TinyModel, TrainerConfig
 from trainer.families import folder_weights
 from trainer.fits import check_planned
+from trainer.loading import load_into
 from trainer.model import build_model
-from trainer.weights import load_into
 
 DEMO = ROOT / "experiments" / "bios_cpu.yaml"
 IDS = torch.arange(5, 25)[None]

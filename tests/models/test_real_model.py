@@ -13,7 +13,7 @@ from data.framing import framing_of
 from data.templates import Wording
 from data.tokens import Encoder, load_tokenizer
 from evaluation.engine import Engine
-from evaluation.examiner import EngineOptions
+from evaluation.options import EngineOptions
 from tests.conftest import ROOT
 from tests.models.real import films
 

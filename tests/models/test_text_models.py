@@ -17,10 +17,10 @@ from tests.models.chain import TEXTS, experiment
 from trainer import run
 from trainer.families import folder_weights
 from trainer.flops import row_flops
+from trainer.loading import load_into
 from trainer.model import build_model
 from trainer.text_config import positions, text_config
 from trainer.text_model import text_folder
-from trainer.weights import load_into
 
 _ROLES = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _TEXT: dict[str, Any] = {

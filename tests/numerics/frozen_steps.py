@@ -36,7 +36,8 @@ def engine_of(zero_stage: int, precision: str, saved: Path | None, world_size: i
     """As trainer/worker.py makes it: from the start, or from what a run saved in the middle."""
     from trainer.engine import MOMENTS, DeepSpeedEngine
     from trainer.freeze import freeze
-    from trainer.weights import FragmentWeights, load_into
+    from trainer.loading import load_into
+    from trainer.weights import FragmentWeights
 
     model = steps.made_model()
     weights = FragmentWeights(saved, resume.SHAPES, world_size) if saved else Start()

@@ -10,9 +10,10 @@ import torch
 
 from data.rows import step_rows
 from tests.numerics import steps
+from trainer.loading import load_into
 from trainer.schedule import learning_rate
 from trainer.step import Draws, optimiser_step
-from trainer.weights import FragmentWeights, load_into
+from trainer.weights import FragmentWeights
 
 SAVED_AT = 2
 CASES = [(zero_stage, "fp32") for zero_stage in (0, 1, 2, 3)] + [(1, "bf16"), (2, "bf16"), (3, "bf16")]

@@ -11,7 +11,7 @@ from data.config import Mix, Stage
 from data.plan import Plan
 from data.rows import step_rows
 from data.static_rows import static_shapes
-from data.tokens import TokenStore
+from data.token_store import TokenStore
 from trainer.config import TrainerConfig
 from trainer.schedule import learning_rate
 from trainer.step import Engine, optimiser_step

@@ -12,12 +12,13 @@ from tests.groups import Groups
 from tests.numerics import adapter_steps, rounding, steps
 from tests.numerics.adapter_steps import ADAPTERS, CASES, DROPPING, NUMBER, RESUMED, SEED, Case, model_folder, save_models
 from trainer.adapter import inject, peft_config, trained_parameters
+from trainer.loading import load_into
 from trainer.model import build_model
 from trainer.plain import PlainEngine
 from trainer.randomness import draws_of
 from trainer.schedule import learning_rate
 from trainer.step import optimiser_step
-from trainer.weights import FolderWeights, FragmentWeights, load_into
+from trainer.weights import FolderWeights, FragmentWeights
 
 WORLD_SIZE = 2
 

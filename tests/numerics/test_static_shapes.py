@@ -10,7 +10,7 @@ from torch import Tensor
 from data.plan import Plan
 from data.rows import Row, step_rows
 from data.static_rows import Shapes
-from data.tokens import TokenStore
+from data.token_store import TokenStore
 from tests.models.families import make_model
 from trainer.families import attention_for
 from trainer.plain import PlainEngine

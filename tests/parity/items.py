@@ -6,7 +6,7 @@ import numpy as np
 
 from data.config import Mix, Stage
 from data.plan import Plan
-from data.tokens import TokenStore
+from data.token_store import TokenStore
 from tests.parity.cells import TRAINED
 from tests.parity.models import VOCAB
 

@@ -221,7 +221,7 @@ def test_a_pickle_among_the_fragments_is_not_unpickled(tmp_path: Path, marker: P
 def test_pickled_arrays_of_a_token_store_are_refused(tmp_path: Path, marker: Path) -> None:
     import numpy as np
 
-    from data.tokens import open_store
+    from data.token_store import open_store
 
     (tmp_path / "manifest.json").write_text(json.dumps({"key": "k", "sha256": "s"}))
     (tmp_path / "tokens.bin").write_bytes(b"\0" * 4)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from console import UserError
-from data.framing import start_ids
+from data.begins import start_ids
 from data.tokens import load_tokenizer
 from trainer.convert import convert_gguf
 

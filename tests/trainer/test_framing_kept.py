@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
+from data.begins import FILE
 from data.config import Stage
-from data.framing import FILE, begins_otherwise, template_of, template_of_stage
+from data.framing import begins_otherwise, template_of, template_of_stage
 from data.tiny_tokenizer import make_tokenizer
 from evaluation.score_files import TrainedArm, score_stem
 from trainer.config import ModelConfig

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from console import UserError
-from data.config import Merge
+from data.arm_config import Merge
 from evaluation.merged import merged
 from evaluation.score_files import read_arms, trained_arms
 from experiment import load_experiment

@@ -10,8 +10,9 @@ import torch
 from console import UserError
 from tests.numerics.steps import made_model
 from trainer.fragment_file import write_fragments
+from trainer.loading import load_into
 from trainer.model_shards import write_model
-from trainer.weights import FolderWeights, FragmentWeights, load_into
+from trainer.weights import FolderWeights, FragmentWeights
 
 
 def fragments_of(model: torch.nn.Module, world_size: int, folder: Path) -> dict[str, list[int]]:
