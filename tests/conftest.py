@@ -26,6 +26,7 @@ pytest_plugins = ["tests.faults.table"]
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # two processes of tests share two cores, before torch is imported; OMP_NUM_THREADS=2 make test gives everything two
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # with two, more threads than cores would spin for each other
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 gives its workers what other tests leave: nearly nothing
 
 os.environ.setdefault("STUDYHALL_LATE_S", "2")  # this machine's disk shows everything at once: what is missing is not waited for
