@@ -52,6 +52,9 @@ class Letters:
     def gold(self, question: Question) -> list[int]:
         return list(map(ord, question.answers[0]))
 
+    def gold_length(self, question: Question) -> int:
+        return len(self.gold(question))
+
     def document(self, document: Document) -> list[int]:
         return [1, *map(ord, document.text)] if document.text else [1]
 
