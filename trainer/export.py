@@ -12,12 +12,13 @@ from transformers import AutoConfig
 
 from data.adapters import Adapter
 from data.config import Stage
+from data.durable import await_file
 from data.framing import template_of_stage, write_framing
 from data.templates import Wording
 from data.tokens import Encoder, load_tokenizer
 from trainer.buffers import With
 from trainer.checkpoint import Checkpoint
-from trainer.families import CONVERTED, file_layout, folder_buffers, folder_weights
+from trainer.families import file_layout, folder_buffers, folder_weights
 from trainer.fragment_file import Fragment, sha256_of
 from trainer.fragments import Fragments, open_together
 from trainer.group import rank_and_size
@@ -125,7 +126,8 @@ def parent_weights(settings: WorkerSettings, parent: str | None, store: StageSto
     `together`: by all ranks, which check the files first; CorruptFile where one is damaged.
     """
     if parent is None and settings.parent_stage is None:
-        return folder_weights(Path(settings.model_folder), Path(settings.run_folder) / CONVERTED)
+        written = settings.laid_out.get(settings.model_folder)
+        return folder_weights(Path(settings.model_folder), await_file(Path(written) / "manifest.json").parent if written else None)
     if parent is None:
         folder = Path(settings.parent_stage or "")
         manifest = json.loads((folder / "manifest.json").read_text())

@@ -19,6 +19,8 @@ class WorkerSettings:
     use_gpu: bool
     parent_stage: str | None = None
     """Folder of a committed stage of another run whose fp32 weights the first stages start from, instead of the model folder's."""
+    laid_out: dict[str, str] = field(default_factory=dict)
+    """Model folders whose files are laid out otherwise than the network → where they have been written as it has them (trainer/converted.py)."""
     pause_after: dict[str, int] = field(default_factory=dict)
     """Of a stage (by key) so many steps are trained, saved as a checkpoint, and no stage after it: where a search looks at a trial."""
     explodes_at: float | None = None

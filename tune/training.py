@@ -22,7 +22,7 @@ from trainer.supervise import StopRequest, resume_points, supervise
 from trainer.watchdog import Events
 from trainer.worker_settings import WorkerSettings
 
-_SHARED = ("stages", "tokens", "plans", "model", "hub", "network-layout")
+_SHARED = ("stages", "tokens", "plans", "model", "hub")
 
 
 def workplace(run_folder: Path, name: str) -> Path:
@@ -80,10 +80,9 @@ class Training:
     def _train(self, job: Job, limit: int) -> None:
         before, started = self._totals(job), time.monotonic()
         pause = {job.key: limit} if limit < job.num_steps else {}
+        self.settings = replace(self.settings, laid_out={**self.settings.laid_out, **self._lay_out(job)})
         settings = replace(self.settings, pause_after=pause)
         request, events = StopRequest(), Events(self._place)
-        if job.parent is None and settings.parent_stage is None:
-            self._lay_out(job)
         group = Group(self._place, settings, self._prepared.tokens_folder, self._workers) if self._workers else None
 
         def alone(todo: list[Job], resume: dict[str, int]) -> None:
@@ -123,11 +122,15 @@ class Training:
             self.steps += after[0] - before[0]
             self.tokens += after[1] - before[1]
 
-    def _lay_out(self, job: Job) -> None:
+    def _lay_out(self, job: Job) -> dict[str, str]:
         """A mixture as the network has it: the trial that comes first writes it."""
-        from trainer.families import CONVERTED, lay_out
+        from trainer.families import lay_out
 
-        lay_out(Path(job.model_folder or self.settings.model_folder), self._place / CONVERTED)
+        if job.parent is not None or self.settings.parent_stage is not None:
+            return {}
+        model = job.model_folder or self.settings.model_folder
+        written = lay_out(Path(model), self._run_folder.resolve())
+        return {model: str(written)} if written else {}
 
     def _stop_asked(self) -> bool:
         return stop_file(self._run_folder / "search").exists()
