@@ -102,7 +102,8 @@ def _name_end(config: Any, generation: Path, end_id: int) -> None:
 
 
 def export_checkpoint(folder: Path, settings: WorkerSettings, target: Path) -> str:
-    """Writes a checkpoint's weights as a model folder, for an exam in the middle of a stage; returns their SHA-256."""
+    """Writes a checkpoint's weights as a model folder, for an exam in the middle of a stage; returns their SHA-256. By one process: where those that made
+    the checkpoint have ended before they left the model (trainer/paused.py), in as many files as they would have."""
     manifest = json.loads((folder / "manifest.json").read_text())
     weights: Weights = FragmentWeights(folder, manifest["shapes"], manifest["world_size"])
     if adapter := manifest["job"]["stage"].get("adapter"):
@@ -112,7 +113,8 @@ def export_checkpoint(folder: Path, settings: WorkerSettings, target: Path) -> s
         weights = MergedWeights(settings.model_folder, Adapter.model_validate(adapter), parent, weights)
     job = manifest["job"]
     template = stage_template(settings, Stage.model_validate(job["stage"]), job["parent"])
-    return export_model(weights, settings.model_folder, target, dtype_of(manifest["precision"]), template)[0]
+    dtype, ranks = dtype_of(manifest["precision"]), manifest["world_size"]
+    return export_model(weights, settings.model_folder, target, dtype, template, ranks=ranks)[0]
 
 
 def stage_template(settings: WorkerSettings, stage: Stage, parent: str | None) -> str:

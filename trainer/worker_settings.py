@@ -23,5 +23,7 @@ class WorkerSettings:
     """Model folders whose files are laid out otherwise than the network → where they have been written as it has them (trainer/converted.py)."""
     pause_after: dict[str, int] = field(default_factory=dict)
     """Of a stage (by key) so many steps are trained, saved as a checkpoint, and no stage after it: where a search looks at a trial."""
+    paused_to: str | None = None
+    """Folder that then gets the model as it is (trainer/paused.py); None: a checkpoint is enough."""
     explodes_at: float | None = None
     """A loss (median of five steps) above so many times that of the stage's first steps ends training with a RunError; None: never."""
