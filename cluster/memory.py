@@ -1,7 +1,7 @@
 """What a set-up needs: GPU memory, host memory with the peak of a save, and disk. Formulae only; figures in bytes.
 
-It follows what trainer/engine.py, trainer/checkpoint.py and trainer/worker.py do, not ZeRO's papers alone: gradients are summed in fp32,
-saves go through a kept host buffer, models below ZeRO 3 are loaded whole in fp32 by every rank.
+It follows what trainer/set_up.py, trainer/engine.py, trainer/checkpoint.py and trainer/worker.py do, not ZeRO's papers alone: gradients are summed in fp32,
+saves go through a kept host buffer, weights are read and written by shares.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ _BUCKET = (
 )
 _LIVE = 1_000_000_000  # stage3_max_live_parameters, elements
 _SUB_GROUP = 1_000_000_000  # sub_group_size of ZeRO 3, elements
-_SHARD_BYTES = 5 * GIB  # trainer/weights.py writes hf/ in such pieces
 _CONTEXT_BYTES = 2.0 * GIB  # CUDA context, NCCL's buffers, kernels: assumed, not measured here
 _FRAGMENTED = 0.05  # of what comes and goes in a step: assumed
 _PROCESS_BYTES = 4.0 * GIB  # a rank's Python, torch with CUDA, its stream: assumed
@@ -180,32 +179,41 @@ class HostMemory:
     processes: float
     states: float
     """Offloaded masters, moments and gradients; of ZeRO 1 and 2 the bf16 weights on their way back too."""
+    kept: float
+    """Page-locked buffers of checkpoints and of a stage's weights: torch keeps them for the next stage."""
     loading: float
-    """Below ZeRO 3 every rank builds the model in fp32 in host memory first."""
+    """A stage's start from another's weights."""
+    resuming: float
+    """A start from a checkpoint: by processes that have saved nothing yet."""
     saving: float
-    """Kept buffers of all ranks, the final copy of the weights, and rank 0's shard of hf/."""
+    """What no buffer of those kept holds: pageable copies, tensors of hf/."""
 
     @property
     def peak(self) -> float:
-        return self.processes + self.states + max(self.loading, self.saving)
+        return self.processes + self.states + max(self.resuming, self.kept + max(self.loading, self.saving))
 
 
 def host_memory(shape: ModelShape, set_up: SetUp, hardware: Hardware) -> HostMemory:
-    """A node's share. Page-locked buffers are rounded up to a power of two by torch's allocator."""
+    """A node's share. Under every ZeRO stage a rank reads an n-th of the files (trainer/shares.py), and writes one; what it builds before is empty, and empty
+    memory costs nothing. Page-locked buffers are rounded up to a power of two by torch's allocator."""
     n, ranks = hardware.num_gpus, min(hardware.gpus_per_node, hardware.num_gpus)
-    trained = trained_share(shape, set_up)
-    size = float(shape.parameters)
-    share = trained * size / n if set_up.zero_stage else trained * size
+    size, trained = float(shape.parameters), trained_share(shape, set_up) * shape.parameters
+    tensor, weights, checkpoint = 4.0 * shape.largest_parameter, 4 * size / n, 12 * trained / n
+    units = (
+        (3 if shape.num_experts else 2) * (2 if hardware.chip else 4) * shape.largest_parameter
+    )  # that comes, that is written, that is cut
     pinned = hardware.chip is not None and not set_up.offload
-    buffer, last = 12 * share, 4 * share  # at the stage's end a second buffer, while the first is still there
-    if pinned:
-        buffer, last = power_of_two(buffer), power_of_two(last)
-    if set_up.adapter:  # merged weights, listed and then copied, in pageable memory
-        last = 8 * size / n
+    last = 0.0 if set_up.adapter else 4 * trained / n
+    merged = 8 * size / n if set_up.adapter else 0.0  # listed, then copied; pageable
+    ends = max(merged, merged / 2 + units)
+    kept = power_of_two(checkpoint) + power_of_two(last) if pinned else 0.0
+    saving = ends if pinned else max(checkpoint, last + ends)
+    # With an adapter the weights that it is beside come from the stage before, whatever the checkpoint holds.
+    resuming = checkpoint + (weights if set_up.adapter else 0) + tensor
+    share = trained / n if set_up.zero_stage else trained
     states = ranks * (8 * share + sum(map(power_of_two, offloaded_buffers(shape, set_up, share)))) if set_up.offload else 0.0
-    loading = 0.0 if set_up.zero_stage == 3 else ranks * 4.0 * size
     process, node = (_PROCESS_BYTES, _NODE_BYTES) if hardware.chip else (_CPU_PROCESS_BYTES, _CPU_NODE_BYTES)
-    return HostMemory(ranks * process + node, states, loading, ranks * (buffer + last) + 2 * min(_SHARD_BYTES, 4 * size))
+    return HostMemory(ranks * process + node, states, ranks * kept, ranks * (weights + tensor), ranks * resuming, ranks * saving)
 
 
 def offloaded_buffers(shape: ModelShape, set_up: SetUp, share: float) -> list[float]:

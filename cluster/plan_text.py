@@ -189,7 +189,9 @@ def as_dict(question: Question, hardware: Hardware, advice: Advice, price: float
 def offer_dict(one: Offer, price: float | None) -> dict[str, Any]:
     """One set-up."""
     gpu = {name: round(getattr(one.gpu, name) / GIB, 2) for name in ("kept", "activations", "logits", "buffers", "loading", "total")}
-    host = {name: round(getattr(one.host, name) / GIB, 1) for name in ("processes", "states", "loading", "saving", "peak")}
+    host = {
+        name: round(getattr(one.host, name) / GIB, 1) for name in ("processes", "states", "kept", "loading", "resuming", "saving", "peak")
+    }
     cost = None if price is None else one.cost(price)
     return {
         "set_up": str(one.set_up),

@@ -20,13 +20,22 @@ def unsound(arms: list[TrainedArm], folder: Path) -> dict[str, str]:
     reasons: dict[str, str] = {}
     stages = {arm.name: folder / "stages" / arm.entry["stage"] for arm in arms if arm.entry.get("stage")}
     for stage in dict.fromkeys(stages.values()):
-        if damage := first_damage(stage):
-            say(f"{damage}: hf/ is made again from the stage's weights")
-            done = subprocess.run([sys.executable, "-m", "trainer", "hf", str(stage)], capture_output=True, text=True)
-            if done.returncode:
-                why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-                reasons |= {name: f"{damage}, and hf/ could not be made again: {why}" for name, of in stages.items() if of == stage}
+        if why := made_sound(stage):
+            reasons |= {name: why for name, of in stages.items() if of == stage}
     return reasons
+
+
+def made_sound(stage: Path) -> str | None:
+    """Makes a damaged hf/ again; why that could not be done, or None."""
+    damage = first_damage(stage)
+    if not damage:
+        return None
+    say(f"{damage}: hf/ is made again from the stage's weights")
+    done = subprocess.run([sys.executable, "-m", "trainer", "hf", str(stage)], capture_output=True, text=True)
+    if not done.returncode:
+        return None
+    why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    return f"{damage}, and hf/ could not be made again: {why}"
 
 
 def first_damage(stage: Path) -> str | None:

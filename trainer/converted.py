@@ -5,7 +5,6 @@ It costs the model's size on disk and one reading and writing of it; memory is t
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -21,11 +20,14 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from console import UserError, say
+from data.contents import MEMORY, model_contents
 from trainer.fragment_file import sha256_of
 from trainer.shard_writer import DTYPES, TensorSpec, write_sharded
 from trainer.store import write_json
 from trainer.weights import FolderWeights
 
+CONVERTED = "network-layout"
+"""Of a run folder: models as the network has them, where their files have them otherwise."""
 _FORMAT = 1
 """Bump by hand when the same folder would be turned otherwise."""
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -112,18 +114,17 @@ class ConvertedWeights:
         return {name: value[0] if isinstance(value, list) else value for name, value in turned.items()}
 
 
-def place_of(folder: Path, beside: Path) -> Path:
-    """Where the model's files lie as the network has them, once they are written. By names, sizes and times of the files."""
-    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
-    facts = [_FORMAT, *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)]
-    return beside / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+def place_of(folder: Path, run_folder: Path) -> Path:
+    """Where the model lies as the network has it, once it is written: by what is in its files, wherever they lie (data/contents.py)."""
+    contents = model_contents(folder, run_folder / MEMORY).removeprefix("contents:")
+    return run_folder / CONVERTED / f"{contents[:16]}-{_FORMAT}"
 
 
-def write_converted(weights: ConvertedWeights, folder: Path, beside: Path) -> Path:
+def write_converted(weights: ConvertedWeights, folder: Path, run_folder: Path) -> Path:
     """Written once, whole or not at all; every file with its hash in manifest.json. Trials of a search may ask at the same time: one writes."""
-    target = place_of(folder, beside)
-    beside.mkdir(parents=True, exist_ok=True)
-    with (beside / ".lock").open("w") as lock:
+    target = place_of(folder, run_folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (target / "manifest.json").is_file() or not _whole(target):
             _write(weights, folder, target)

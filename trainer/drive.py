@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, w
     `workers`: least and most; every (re)start takes as many as the cluster has room for.
     """
     store = StageStore(folder)
-    lay_out_models(folder, prepared)
-    group = Group(folder, worker_settings(folder, prepared, trainer, seed, use_gpu), prepared.tokens_folder, workers)
+    settings = replace(worker_settings(folder, prepared, trainer, seed, use_gpu), laid_out=lay_out_models(folder, prepared))
+    group = Group(folder, settings, prepared.tokens_folder, workers)
     events = Events(folder)
     (folder / "progress.json").unlink(missing_ok=True)
     mirror = Mirror(trainer.checkpoint.mirror, folder) if trainer.checkpoint.mirror else nullcontext()
@@ -60,15 +61,15 @@ def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, w
     assert all(store.manifest(job.key) for job in prepared.jobs)
 
 
-def lay_out_models(folder: Path, prepared: Prepared) -> None:
-    """Mixtures whose files hold experts one by one, as the network has them: once, before ranks read their shares."""
-    from trainer.families import CONVERTED, lay_out
+def lay_out_models(folder: Path, prepared: Prepared) -> dict[str, str]:
+    """Mixtures whose files hold experts one by one, as the network has them: once, before ranks read their shares. WorkerSettings.laid_out."""
+    from trainer.families import lay_out
 
     starts = [job for job in pending(folder, prepared) if job.parent is None]
     given = prepared.parent is not None and prepared.parent.stage is not None
-    for model in dict.fromkeys(job.model_folder or ("" if given else prepared.model_folder) for job in starts):
-        if model:
-            lay_out(Path(model), folder / CONVERTED)
+    models = dict.fromkeys(job.model_folder or ("" if given else prepared.model_folder) for job in starts)
+    written = {model: lay_out(Path(model), folder.resolve()) for model in models if model}
+    return {model: str(place) for model, place in written.items() if place}
 
 
 class Group:
@@ -221,10 +222,9 @@ def train_without_ray(folder: Path, prepared: Prepared, trainer: TrainerConfig, 
         points = resume_points(StageStore(folder), todo)
         (folder / "progress.json").unlink(missing_ok=True)
         with mirror, progress() as bar, stop_on_signals(folder) as request, _followed(tell, _Shown(folder, prepared, bar, points).progress):
-            lay_out_models(folder, prepared)
-            train_jobs(
-                worker_settings(folder, prepared, trainer, seed, torch.cuda.is_available()), todo, rows_without_ray(prepared, seed), points
-            )
+            settings = worker_settings(folder, prepared, trainer, seed, torch.cuda.is_available())
+            settings = replace(settings, laid_out=lay_out_models(folder, prepared))
+            train_jobs(settings, todo, rows_without_ray(prepared, seed), points)
             raise_if_stopped(request)
     finally:
         tell()

@@ -12,12 +12,13 @@ from transformers import AutoConfig
 
 from data.adapters import Adapter
 from data.config import Stage
+from data.durable import await_file
 from data.framing import template_of_stage, write_framing
 from data.templates import Wording
 from data.tokens import Encoder, load_tokenizer
 from trainer.buffers import With
 from trainer.checkpoint import Checkpoint
-from trainer.families import CONVERTED, file_layout, folder_buffers, folder_weights
+from trainer.families import file_layout, folder_buffers, folder_weights
 from trainer.fragment_file import Fragment, sha256_of
 from trainer.fragments import Fragments, open_together
 from trainer.group import rank_and_size
@@ -101,7 +102,8 @@ def _name_end(config: Any, generation: Path, end_id: int) -> None:
 
 
 def export_checkpoint(folder: Path, settings: WorkerSettings, target: Path) -> str:
-    """Writes a checkpoint's weights as a model folder, for an exam in the middle of a stage; returns their SHA-256."""
+    """Writes a checkpoint's weights as a model folder, for an exam in the middle of a stage; returns their SHA-256. By one process: where those that made
+    the checkpoint have ended before they left the model (trainer/paused.py), in as many files as they would have."""
     manifest = json.loads((folder / "manifest.json").read_text())
     weights: Weights = FragmentWeights(folder, manifest["shapes"], manifest["world_size"])
     if adapter := manifest["job"]["stage"].get("adapter"):
@@ -111,7 +113,8 @@ def export_checkpoint(folder: Path, settings: WorkerSettings, target: Path) -> s
         weights = MergedWeights(settings.model_folder, Adapter.model_validate(adapter), parent, weights)
     job = manifest["job"]
     template = stage_template(settings, Stage.model_validate(job["stage"]), job["parent"])
-    return export_model(weights, settings.model_folder, target, dtype_of(manifest["precision"]), template)[0]
+    dtype, ranks = dtype_of(manifest["precision"]), manifest["world_size"]
+    return export_model(weights, settings.model_folder, target, dtype, template, ranks=ranks)[0]
 
 
 def stage_template(settings: WorkerSettings, stage: Stage, parent: str | None) -> str:
@@ -125,7 +128,8 @@ def parent_weights(settings: WorkerSettings, parent: str | None, store: StageSto
     `together`: by all ranks, which check the files first; CorruptFile where one is damaged.
     """
     if parent is None and settings.parent_stage is None:
-        return folder_weights(Path(settings.model_folder), Path(settings.run_folder) / CONVERTED)
+        written = settings.laid_out.get(settings.model_folder)
+        return folder_weights(Path(settings.model_folder), await_file(Path(written) / "manifest.json").parent if written else None)
     if parent is None:
         folder = Path(settings.parent_stage or "")
         manifest = json.loads((folder / "manifest.json").read_text())

@@ -18,8 +18,6 @@ from trainer.buffers import With, buffers, read_buffers, read_constants
 from trainer.weights import FolderWeights, Weights
 
 _KERNELS = ("mamba_ssm", "causal_conv1d")
-CONVERTED = "network-layout"
-"""Of a run folder: models as the network has them, where their files have them otherwise."""
 Layout = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Tensors by the network's names → the same as the family's files name and cut them."""
 
@@ -111,30 +109,31 @@ def tell_items_to_kernels(module: torch.nn.Module) -> None:
     module.register_forward_pre_hook(add, with_kwargs=True)
 
 
-def folder_weights(folder: Path, beside: Path | None = None) -> Weights:
+def folder_weights(folder: Path, written: Path | None = None) -> Weights:
     """The weights of a model folder by the network's names: as they lie there where the files use them, else turned (trainer/converted.py).
 
-    `beside`: where a turned one has been written; without it a group of tensors is turned as it is read. UserError where what belongs to the model beside its
+    `written`: where lay_out has put it; without it a group of tensors is turned as it is read. UserError where what belongs to the model beside its
     parameters is not there (trainer/buffers.py).
     """
     network, plain = make_network(folder), FolderWeights(folder)
-    weights: Weights = plain
-    if not _laid_out(network, plain):
-        from trainer.converted import ConvertedWeights, place_of
+    weights: Weights = FolderWeights(written) if written else plain
+    if not written and not _laid_out(network, plain):
+        from trainer.converted import ConvertedWeights
 
-        written = beside and place_of(folder, beside)
-        weights = FolderWeights(written) if written and (written / "manifest.json").is_file() else ConvertedWeights(folder, network)
+        weights = ConvertedWeights(folder, network)
     beside_parameters = read_buffers(network, plain)
     return With(weights, beside_parameters) if beside_parameters else weights
 
 
-def lay_out(folder: Path, beside: Path) -> None:
-    """Writes the model as the network has it, where its files have it otherwise and that has not been done; by one process, before others read."""
+def lay_out(folder: Path, run_folder: Path) -> Path | None:
+    """Writes the model as the network has it, where its files have it otherwise and that has not been done; by one process, before others read. Where it
+    lies then; None: as it is."""
     network, plain = make_network(folder), FolderWeights(folder)
-    if not _laid_out(network, plain):
-        from trainer.converted import ConvertedWeights, write_converted
+    if _laid_out(network, plain):
+        return None
+    from trainer.converted import ConvertedWeights, write_converted
 
-        write_converted(ConvertedWeights(folder, network), folder, beside)
+    return write_converted(ConvertedWeights(folder, network), folder, run_folder)
 
 
 def _laid_out(network: Any, files: FolderWeights) -> bool:

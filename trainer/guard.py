@@ -28,7 +28,12 @@ _MEDIAN_OF = 5
 
 
 class Stopped(Exception):
-    """The user or the cluster asked for an end; what is done is committed."""
+    """The user, the cluster or a search asked for an end; what is done is committed."""
+
+    def __init__(self, steps: int) -> None:
+        """`steps`: of the stage, that have been done."""
+        super().__init__(steps)
+        self.steps = steps
 
 
 class Saveable(Protocol):
@@ -174,7 +179,7 @@ class Guard:
         self._saver.notices.clear()
         if stop:
             self._refuse_lost_save()
-            raise Stopped
+            raise Stopped(next_step)
 
     def _refuse_lost_save(self) -> None:
         """RunError on every rank where the last save failed on any: what was trained since the one before is lost, whoever asked for the end."""

@@ -1,10 +1,8 @@
 """What a training process says about itself while it works: its phase and step, twice a second; through Ray (trainer/beat_board.py), and in
 runs/<name>/heartbeats/ for people and for where there is no Ray or it does not answer."""
 
-import faulthandler
 import json
 import os
-import signal
 import socket
 import threading
 import time
@@ -13,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainer import stacks
 from trainer.store import write_json
 
 BEAT_S = 0.5
@@ -41,7 +40,8 @@ class Sending(Protocol):
 
 
 class Heartbeat:
-    """A thread that beats until close(), and one that writes beats to files: storage that stands still must not silence the first. SIGUSR1 makes the process write all its stacks to logs/stacks-<rank>.txt."""
+    """A thread that beats until close(), and one that writes beats to files: storage that stands still must not silence the first. The thread that
+    makes it is the one that trains; each beat says where its stack and the other threads' can be had (trainer/stacks.py)."""
 
     def __init__(
         self,
@@ -54,7 +54,8 @@ class Heartbeat:
     ) -> None:
         self._path = heartbeat_folder(run_folder) / f"rank-{rank:05d}.json"
         self._stop_file = stop_file(run_folder)
-        self._about = {"rank": rank, "pid": os.getpid(), "node": node, "host": socket.gethostname()}
+        written = run_folder / "logs" / f"stacks-{rank:05d}.txt"
+        self._about = {"rank": rank, "pid": os.getpid(), "node": node, "host": socket.gethostname(), "stacks": str(written)}
         self._phase: tuple[str, int, float, float] = ("start", -1, time.monotonic(), first_limit_s)
         self.stop_requested = False
         self._leaving, self._line = leaving, line
@@ -64,8 +65,9 @@ class Heartbeat:
         self._told: set[str] = set()
         self._beats = 0
         self._events = (run_folder / "logs" / f"events-{rank:05d}.jsonl").open("a")
-        self._stacks = (run_folder / "logs" / f"stacks-{rank:05d}.txt").open("a")
-        faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True)
+        self._stacks = written.open("a")
+        self._trains = threading.get_native_id()
+        stacks.answer(self._stacks)
         self._closed = threading.Event()
         self._write(self._beat())
         self._threads = [threading.Thread(target=run, daemon=True, name=name) for run, name in self._runs()]
@@ -105,7 +107,7 @@ class Heartbeat:
         if self._line:
             self._line.close({**self._beat(), "closed": True})
         self._path.unlink(missing_ok=True)
-        faulthandler.unregister(signal.SIGUSR1)
+        stacks.answer_no_more()
         self._events.close()
 
     def _runs(self) -> list[tuple[Callable[[], None], str]]:
@@ -126,7 +128,8 @@ class Heartbeat:
         phase, step, since, limit_s = self._phase
         self._beats += 1
         beat = {"phase": phase, "step": step, "for_s": time.monotonic() - since, "limit_s": limit_s, "beat": self._beats}
-        return {**self._about, **beat, "saving": phase in _SAVING or self.saving(), "committed": self._committed}
+        saving = phase in _SAVING or self.saving()
+        return {**self._about, **beat, "saving": saving, "committed": self._committed, "threads": stacks.threads(self._trains)}
 
     def _look_for_stops(self) -> None:
         if not self.stop_requested and self._leaving():

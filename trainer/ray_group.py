@@ -18,6 +18,7 @@ from data.stream import RankShares, StreamSpec, iterate, step_spans
 from trainer.beat_board import Board, Line
 from trainer.cpus import WORKER_CPUS
 from trainer.prepare import Job
+from trainer.stacks import write_stacks
 
 ROWS_TIMEOUT_S = 300.0
 _NOTICE_S = 60.0  # for Ray to notice that a node is gone; its own limit is below that
@@ -132,20 +133,16 @@ def write_stacks_and_kill(beats: list[dict[str, Any]], culprits: list[dict[str, 
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     @ray.remote(num_cpus=0, max_retries=0)
-    def act(to_write: list[int], to_kill: list[int]) -> None:
-        for pid in to_write:
+    def act(to_write: list[dict[str, Any]], to_kill: list[dict[str, Any]]) -> None:
+        write_stacks(to_write)
+        for beat in to_kill:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGUSR1)
-                os.kill(pid, signal.SIGCONT)  # a stopped process writes its stacks only once it runs again
-        time.sleep(1)
-        for pid in to_kill:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(beat["pid"], signal.SIGKILL)
 
     calls = []
     for node in {beat["node"] for beat in beats}:
-        pids = [[b["pid"] for b in group if b["node"] == node] for group in (beats, culprits)]
-        calls.append(act.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*pids))
+        there = [[b for b in group if b["node"] == node] for group in (beats, culprits)]
+        calls.append(act.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*there))
     ray.wait(calls, num_returns=len(calls), timeout=20)  # a node that is gone answers never; Ray notices that by itself
 
 

@@ -5,7 +5,8 @@ import shutil
 import socket
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from trainer.attention import attention_in_words
 from trainer.checkpoint import Checkpoint, Saver, await_committed, await_model, checkpoints, clear_uncommitted, rank_zero_says, set_aside
 from trainer.export import export_stage, parent_weights, stage_template
 from trainer.flops import row_flops
-from trainer.fragment_file import FragmentBuffer, filled, fragment_file, write_fragments
+from trainer.fragment_file import Fragment, FragmentBuffer, filled, fragment_file, write_fragments
 from trainer.fragments import CorruptFile as CorruptFile
 from trainer.fragments import Fragments, open_together
 from trainer.freeze import exact_fragments
@@ -29,6 +30,7 @@ from trainer.limits import Limits
 from trainer.loop import run_stage
 from trainer.mirror_rank import MirrorRank
 from trainer.old_stages import EXACT
+from trainer.paused import leave_paused
 from trainer.prepare import Job, job_dict
 from trainer.randomness import draws_of
 from trainer.reporter import Reporter
@@ -161,9 +163,12 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
             ),
             draw=draws_of(settings.seed, job.number, rank),
         )
-    except Exception:  # a pause or a failure: this process may go on with another stage (tune/)
+    except Exception as error:  # a pause or a failure: this process may go on with another stage (tune/)
         if reporter:
             reporter.close()
+        if isinstance(error, Stopped) and settings.paused_to and error.steps == settings.pause_after.get(job.key):
+            with limits.saving(beat), _last_fragments(settings, job, store.folder(job.key), made, parent) as (last, _):
+                leave_paused(filled(last).fragments(), made.shapes, settings, job, error.steps, device)
         made.close()
         raise
     beat.enter("save", limits.save_s)
@@ -212,32 +217,44 @@ def _write_weights(
     settings: WorkerSettings, job: Job, store: StageStore, made: StageEngine, parent: Weights | None
 ) -> tuple[dict[str, Any], FragmentBuffer]:
     """This rank's share of the stage's fp32 weights, an adapter merged in; ({file: {bytes, sha256}}, the same weights in memory)."""
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    folder, fragments = store.folder(job.key), made.engine.fragments()
+    rank, folder = torch.distributed.get_rank(), store.folder(job.key)
     files: dict[str, Any] = {}
+    with _last_fragments(settings, job, folder, made, parent) as (fragments, merged):
+        if merged and rank == 0:
+            from trainer.adapter import write_adapter
+
+            files = {f"adapter/{name}": facts for name, facts in write_adapter(merged, folder / "adapter").items()}
+        weights = filled(fragments)
+        files[fragment_file(Path("weights"), rank).as_posix()] = weights.write(fragment_file(folder / "weights", rank))
+    return files, weights
+
+
+@contextmanager
+def _last_fragments(
+    settings: WorkerSettings, job: Job, folder: Path, made: StageEngine, parent: Weights | None
+) -> Iterator[tuple[Iterable[Fragment], Any]]:
+    """(this rank's share of the stage's fp32 weights, an adapter merged in; the merged weights where there is one). By all ranks."""
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    fragments: Iterable[Fragment] = made.engine.fragments()
     if job.stage.freeze_share:
         assert parent is not None
         fragments = exact_fragments(fragments, made.engine.module, parent)
-    if job.stage.adapter:
-        from trainer.adapter import MergedWeights, merged_fragments, write_adapter
+    if not job.stage.adapter:
+        yield fragments, None
+        return
+    from trainer.adapter import MergedWeights, merged_fragments
 
-        assert parent is not None
-        apart = folder / "adapter-fragments"
-        write_fragments(apart, rank, fragments)
-        torch.distributed.barrier()
-        together = open_together(apart, world_size, made.trained_shapes, {}, lambda: None)
-        trained = FragmentWeights(apart, made.trained_shapes, world_size, fragments=together)
-        merged = MergedWeights(settings.model_folder, job.stage.adapter, parent, trained)
-        fragments = merged_fragments(merged, rank, world_size)
-        if rank == 0:
-            files = {f"adapter/{name}": facts for name, facts in write_adapter(merged, folder / "adapter").items()}
-    weights = filled(fragments)
-    files[fragment_file(Path("weights"), rank).as_posix()] = weights.write(fragment_file(folder / "weights", rank))
-    if job.stage.adapter:
-        torch.distributed.barrier()  # all have read
-        if rank == 0:
-            shutil.rmtree(apart)
-    return files, weights
+    assert parent is not None
+    apart = folder / "adapter-fragments"
+    write_fragments(apart, rank, fragments)
+    torch.distributed.barrier()
+    together = open_together(apart, world_size, made.trained_shapes, {}, lambda: None)
+    trained = FragmentWeights(apart, made.trained_shapes, world_size, fragments=together)
+    merged = MergedWeights(settings.model_folder, job.stage.adapter, parent, trained)
+    yield merged_fragments(merged, rank, world_size), merged
+    torch.distributed.barrier()  # all have read
+    if rank == 0:
+        shutil.rmtree(apart)
 
 
 def _checkpoint(store: StageStore, job: Job, first_step: int) -> tuple[Checkpoint | None, Fragments | None]:

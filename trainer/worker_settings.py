@@ -19,7 +19,11 @@ class WorkerSettings:
     use_gpu: bool
     parent_stage: str | None = None
     """Folder of a committed stage of another run whose fp32 weights the first stages start from, instead of the model folder's."""
+    laid_out: dict[str, str] = field(default_factory=dict)
+    """Model folders whose files are laid out otherwise than the network → where they have been written as it has them (trainer/converted.py)."""
     pause_after: dict[str, int] = field(default_factory=dict)
     """Of a stage (by key) so many steps are trained, saved as a checkpoint, and no stage after it: where a search looks at a trial."""
+    paused_to: str | None = None
+    """Folder that then gets the model as it is (trainer/paused.py); None: a checkpoint is enough."""
     explodes_at: float | None = None
     """A loss (median of five steps) above so many times that of the stage's first steps ends training with a RunError; None: never."""

@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console import out, say
+from console import RunError, out, say
 from data.records import Corpus
 from data.validation import split_validation
 from evaluation.score_files import Score
+from evaluation.sound import made_sound
 from experiment import Experiment
 from tune.keeping import sweep
 from tune.ledger import Ledger, Row, ranked
@@ -53,7 +54,10 @@ class Finish:
         if winner is None or base is None:
             return
         say(f"the winner {winner.id} and the base sit the test: {self.questions()['test']:,} questions that chose nothing")
-        search.sit_test(candidates(self._experiment.folder, winner, base), test_exam(self._experiment, self._test))
+        arms = candidates(self._experiment.folder, winner, base)
+        if why := next((why for arm in arms if (why := made_sound(Path(arm.path).parent))), None):
+            raise RunError(why)
+        search.sit_test(arms, test_exam(self._experiment, self._test))
 
     def write(self) -> dict[str, Any]:
         """The report, the winner's file, and the table on stdout."""

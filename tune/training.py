@@ -22,7 +22,7 @@ from trainer.supervise import StopRequest, resume_points, supervise
 from trainer.watchdog import Events
 from trainer.worker_settings import WorkerSettings
 
-_SHARED = ("stages", "tokens", "plans", "model", "hub", "network-layout")
+_SHARED = ("stages", "tokens", "plans", "model", "hub")
 
 
 def workplace(run_folder: Path, name: str) -> Path:
@@ -60,6 +60,7 @@ class Training:
         """`workers`: least and most of a Ray Train group; None: in this process alone."""
         self._run_folder, self._place, self._prepared, self.settings, self._workers = run_folder, place, prepared, settings, workers
         self._store = StageStore(run_folder)
+        self._paused = place.resolve() / "hf"
         self.seconds = 0.0
         """In which something was trained, loading included."""
         self.steps, self.tokens = 0, 0
@@ -80,10 +81,9 @@ class Training:
     def _train(self, job: Job, limit: int) -> None:
         before, started = self._totals(job), time.monotonic()
         pause = {job.key: limit} if limit < job.num_steps else {}
-        settings = replace(self.settings, pause_after=pause)
+        self.settings = replace(self.settings, laid_out={**self.settings.laid_out, **self._lay_out(job)})
+        settings = replace(self.settings, pause_after=pause, paused_to=str(self._paused))
         request, events = StopRequest(), Events(self._place)
-        if job.parent is None and settings.parent_stage is None:
-            self._lay_out(job)
         group = Group(self._place, settings, self._prepared.tokens_folder, self._workers) if self._workers else None
 
         def alone(todo: list[Job], resume: dict[str, int]) -> None:
@@ -123,11 +123,15 @@ class Training:
             self.steps += after[0] - before[0]
             self.tokens += after[1] - before[1]
 
-    def _lay_out(self, job: Job) -> None:
+    def _lay_out(self, job: Job) -> dict[str, str]:
         """A mixture as the network has it: the trial that comes first writes it."""
-        from trainer.families import CONVERTED, lay_out
+        from trainer.families import lay_out
 
-        lay_out(Path(job.model_folder or self.settings.model_folder), self._place / CONVERTED)
+        if job.parent is not None or self.settings.parent_stage is not None:
+            return {}
+        model = job.model_folder or self.settings.model_folder
+        written = lay_out(Path(model), self._run_folder.resolve())
+        return {model: str(written)} if written else {}
 
     def _stop_asked(self) -> bool:
         return stop_file(self._run_folder / "search").exists()
@@ -143,6 +147,19 @@ class Training:
         """Tokens that these jobs have trained so far, whoever did."""
         return sum(self._totals(job)[1] for job in jobs)
 
-    def checkpoint(self, job: Job, step: int) -> Path | None:
-        """The folder of the checkpoint with exactly so many steps, if it is still there."""
-        return next((c.folder for c in checkpoints(self._store.folder(job.key)) if c.step == step), None)
+    @contextmanager
+    def looked_at(self, job: Job, step: int) -> Iterator[tuple[str, str] | None]:
+        """(model folder, SHA-256 of its weights) after exactly so many steps, for as long as the exam takes; as the group left it, else made from its checkpoint.
+        None where that is gone too."""
+        from trainer.export import export_checkpoint
+        from trainer.paused import forget_paused, paused_weights
+
+        weights = paused_weights(self._paused, job.key, step)
+        saved = next((c.folder for c in checkpoints(self._store.folder(job.key)) if c.step == step), None)
+        if weights is None and saved:
+            forget_paused(self._paused)
+            weights = export_checkpoint(saved, self.settings, self._paused)
+        try:
+            yield (str(self._paused), weights) if weights else None
+        finally:
+            forget_paused(self._paused)

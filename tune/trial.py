@@ -3,15 +3,15 @@
 import json
 import math
 import os
-import shutil
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from console import StoppedByRequest
+from console import RunError, StoppedByRequest
 from data.contents import MEMORY, model_contents
 from data.templates import exam_template
+from evaluation.sound import made_sound
 from experiment import Experiment
 from trainer.drive import worker_settings
 from trainer.prepare import Job
@@ -140,19 +140,14 @@ class _Trial:
             self._count_gpu_hours()
         if not self._row.signals:
             self._row.signals = early_signals(StageStore(self._folder).folder(job.key) / "metrics.jsonl", point.step)
-        if point.step < job.num_steps:
-            saved = self._training.checkpoint(job, point.step)
-            if saved is None:
-                return None
-            from trainer.export import export_checkpoint
+        if point.step == job.num_steps:
+            return self._examine(point, own, *_weights_of(self._folder, job))
+        with self._training.looked_at(job, point.step) as left:
+            return self._examine(point, own, *left) if left else None
 
-            target = self._place / "hf"
-            weights, hf = export_checkpoint(saved, self._training.settings, target), str(target)
-        else:
-            hf, weights = _weights_of(self._folder, job)
+    def _examine(self, point: Point, own: list[Job], hf: str, weights: str) -> Rung:
         name = f"{self._row.id}-at-{100 * point.share:g}" if point.share < 1 else self._row.id
         found = _examined(self._desk, name, hf, weights, self._row.template)
-        shutil.rmtree(self._place / "hf", ignore_errors=True)
         self._row.exam_seconds += found["seconds"]
         self._count_gpu_hours()
         self._row.hf = str(Path(hf).relative_to(self._folder)) if point.share == 1 else ""
@@ -211,7 +206,10 @@ def _training(task: Task, place: Path, experiment: Experiment, prepared: Prepare
 
 
 def _weights_of(folder: Path, job: Job) -> tuple[str, str]:
-    """(folder for the exam, SHA-256) of a committed stage."""
+    """(folder for the exam, SHA-256) of a committed stage; hf/ is held against the manifest first. RunError where it is damaged for good."""
+    with stage_lock(folder, job.key):
+        if why := made_sound(StageStore(folder).folder(job.key)):
+            raise RunError(why)
     manifest = StageStore(folder).manifest(job.key)
     assert manifest is not None
     return str(folder / "stages" / job.key / "hf"), manifest["weights_sha256"]

@@ -78,14 +78,30 @@ def test_activations_of_a_real_model(recompute: bool, precision: str) -> None:
     assert counted == pytest.approx(formula, rel=0.1)
 
 
-def test_the_save_peak() -> None:
-    """12 bytes a parameter in the kept buffers and 4 more at the stage's end, page-locked memory in powers of two, 10 GiB of hf/ shards."""
+def test_the_host_s_peak() -> None:
+    """Kept buffers of 12 and 4 bytes a weight of a share, page-locked memory in powers of two, and the next stage's share and one tensor beside them."""
     hardware = make_hardware(64, CHIPS["H100"])
     host = host_memory(LLAMA_70B, SetUp(3, 8192, True), hardware)
-    share = LLAMA_70B.parameters / 64
-    assert host.saving == 8 * (power_of_two(12 * share) + power_of_two(4 * share)) + 10 * GIB
+    share, largest = LLAMA_70B.parameters / 64, LLAMA_70B.largest_parameter
     assert 12 * share < power_of_two(12 * share) == 16 * GIB
-    assert host.loading == 0 and host_memory(LLAMA_7B, SetUp(2, 8192), hardware).loading == 8 * 4 * LLAMA_7B.parameters
+    assert host.kept == 8 * (power_of_two(12 * share) + power_of_two(4 * share))
+    assert (host.loading, host.resuming) == (8 * (4 * share + 4 * largest), 8 * (12 * share + 4 * largest))
+    assert host.saving == 8 * 2 * 2 * largest and host.peak == host.processes + host.kept + host.loading
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_what_is_read_by_shares_is_held_by_shares(stage: int) -> None:
+    """Whatever the ZeRO stage eight ranks hold the model once between them, not eight times, while they load it."""
+    host = host_memory(LLAMA_7B, SetUp(stage, 8192), make_hardware(8, CHIPS["H100"]))
+    assert host.loading == pytest.approx(4 * LLAMA_7B.parameters + 8 * 4 * LLAMA_7B.largest_parameter)
+
+
+def test_without_page_locked_memory_a_stage_gives_its_buffers_back() -> None:
+    hardware = make_hardware(8, CHIPS["H100"])
+    host = host_memory(LLAMA_7B, SetUp(2, 8192, offload=True), hardware)
+    assert host.kept == 0 and host.saving == 12 * LLAMA_7B.parameters
+    adapted = host_memory(LLAMA_7B, SetUp(2, 8192, adapter=16), hardware)
+    assert adapted.saving == 8 * LLAMA_7B.parameters and adapted.kept < GIB < adapted.resuming
 
 
 def test_the_disk() -> None:
