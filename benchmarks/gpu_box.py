@@ -29,7 +29,8 @@ PURE = {
 """Of any Python, or of its stable interface."""
 COMPILED = {"pydantic-core": "pydantic", "msgpack": "msgpack"}
 """One wheel for each of PYTHONS; pydantic goes with the core of its own release, so both come or none."""
-_UNLOCKED = {"liger-kernel": "0.8.5", "torchao": "0.18.0"}
+_OF_GPUS = ("liger-kernel", "torchao")
+"""Locked for GPU machines alone."""
 _ROOMS = ("benchmarks", "cluster", "data", "evaluation", "trainer", "tune")
 
 
@@ -52,7 +53,10 @@ def _plain(name: str) -> str:
 
 
 def _version(name: str) -> str:
-    return _UNLOCKED.get(name) or version(name)
+    """As the lock of GPU machines says, or as it is here."""
+    if name not in _OF_GPUS:
+        return version(name)
+    return (ROOT / "requirements/gpu.lock").read_text().split(f"\n{name}==")[1].split()[0]
 
 
 def _call(command: list[str]) -> None:

@@ -72,11 +72,11 @@ def calibration_of(rows: list[dict[str, float]], question: Question, work: Stage
     tokens = statistics.median(row["tokens"] for row in rows)
     memory = max(row["memory_gib"] for row in rows)
     name = hardware.chip.name if hardware.chip else "CPU"
+    load = work.load(hardware.num_gpus, question.file.row_tokens, question.static(hardware))
     if hardware.chip is None:
-        flops = tokens / hardware.num_gpus * question.shape.flops_per_token(work.attended)
+        flops = tokens / load.fill / hardware.num_gpus * question.shape.flops_per_token(work.attended)
         more = step_time_factor(question)
         return Calibration(name, hardware.num_gpus, step_s, 1.0, step_s / flops / more, memory)
-    load = work.load(hardware.num_gpus, question.file.row_tokens)
     load = replace(load, tokens=load.tokens * tokens * work.steps / work.tokens)  # these steps may be longer than the mean
     modelled = step_time(question.shape, question.file, load, replace(hardware, speed=1.0)).total
     return Calibration(name, hardware.num_gpus, step_s, modelled / step_s, None, memory)

@@ -1,6 +1,7 @@
 """Every way to run a workload on some hardware, priced: what fits, what is missing where it does not, what it takes; one recommended."""
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from cluster.chips import GIB, Hardware
 from cluster.memory import Disk, GpuMemory, HostMemory, SetUp, disk, gpu_memory, host_memory, trained_share
@@ -91,24 +92,32 @@ class Question:
     every_s: float | None = 600.0
     """Between checkpoints; None: none by the clock."""
     asked: Asked = field(default_factory=Asked)
+    shapes: Literal["auto", "static", "exact"] = "auto"
+    """trainer.shapes."""
+
+    def static(self, hardware: Hardware) -> bool:
+        """Whether the trainer pads rows to few lengths there (trainer/shapes.py)."""
+        return self.shapes == "static" or (self.shapes == "auto" and hardware.chip is not None)
 
 
 def offer(question: Question, set_up: SetUp, hardware: Hardware) -> Offer:
     """One set-up, priced."""
     shape, work = question.shape, question.workload
     gpu, host, on_disk = _memory(question, set_up, hardware)
-    loads = [stage.load(hardware.num_gpus, set_up.row_tokens) for stage in work.stages]
+    loads = [stage.load(hardware.num_gpus, set_up.row_tokens, question.static(hardware)) for stage in work.stages]
     took = None
     if hardware.chip is not None or hardware.seconds_per_flop is not None:
         steps = [stage.steps * step_time(shape, set_up, load, hardware).total for stage, load in zip(work.stages, loads, strict=True)]
         took = phases(shape, set_up, hardware, steps, question.every_s, question.asked, question.fp32)
     micro_steps = sum(stage.steps * load.micro_steps for stage, load in zip(work.stages, loads, strict=True))
     attended = sum(stage.attended * stage.tokens for stage in work.stages) / work.tokens
+    # A padded token hides communication as a real one does: of real ones it takes fewer.
+    fill = work.tokens / sum(stage.tokens / load.fill for stage, load in zip(work.stages, loads, strict=True))
     known = hardware.chip is not None
     return Offer(
         set_up, hardware, gpu, host, on_disk, _lacks(gpu, host, on_disk, hardware),
         work.tokens / hardware.num_gpus / micro_steps, work.tokens / hardware.num_gpus / work.steps,
-        break_even_tokens(shape, set_up, hardware, attended) if known else 0.0,
+        fill * break_even_tokens(shape, set_up, hardware, attended) if known else 0.0,
         took, work.tokens / took.training if took else None, set_up == question.file, bool(question.file.adapter),
     )  # fmt: skip
 

@@ -30,10 +30,12 @@ class StepLoad:
     """What one optimiser step asks of one rank."""
 
     tokens: float
-    """Of the fullest rank, in all its micro-steps: ranks wait for each other."""
+    """Of the fullest rank, in all its micro-steps, with what pads its rows: ranks wait for each other."""
     micro_steps: float
     attended: float
     """s̄ = Σl² / Σl."""
+    fill: float = 1.0
+    """Share of all ranks' tokens that is no padding."""
 
 
 @dataclass(frozen=True)

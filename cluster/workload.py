@@ -42,14 +42,14 @@ class StageWork:
         lengths = self.lengths[self.plan.items].astype(float)
         return float((lengths**2).sum() / lengths.sum())
 
-    def load(self, num_gpus: int, row_tokens: int) -> StepLoad:
-        """A step as the trainer packs it for so many ranks, averaged over steps at equal distances."""
+    def load(self, num_gpus: int, row_tokens: int, static: bool = False) -> StepLoad:
+        """A step as the trainer packs it for so many ranks, averaged over steps at equal distances; `static`: and pads its rows to few lengths (trainer.shapes)."""
         num_gpus = min(num_gpus, self._most_pieces(row_tokens))  # more of them have no work, and the fullest one has the same
-        if (num_gpus, row_tokens) not in self._loads:
-            packed = packing_fill(self.plan, self.lengths, num_gpus, row_tokens, _SAMPLED_STEPS)
-            fullest = self.tokens / self.steps / num_gpus * packed["busiest"]
-            self._loads[num_gpus, row_tokens] = StepLoad(fullest, packed["micro_steps"], self.attended)
-        return self._loads[num_gpus, row_tokens]
+        if (num_gpus, row_tokens) not in self._packed:
+            self._packed[num_gpus, row_tokens] = packing_fill(self.plan, self.lengths, num_gpus, row_tokens, _SAMPLED_STEPS)
+        packed = self._packed[num_gpus, row_tokens]
+        fullest = self.tokens / self.steps / num_gpus * packed["padded_busiest" if static else "busiest"]
+        return StepLoad(fullest, packed["micro_steps"], self.attended, packed["padded_fill"] if static else 1.0)
 
     def _most_pieces(self, row_tokens: int) -> int:
         if row_tokens not in self._pieces:
@@ -63,7 +63,7 @@ class StageWork:
         return {}
 
     @cached_property
-    def _loads(self) -> dict[tuple[int, int], StepLoad]:
+    def _packed(self) -> dict[tuple[int, int], dict[str, float]]:
         """Set-ups that differ in ranks and rows alone share their packing."""
         return {}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from data.arms import Arms, Node, find_step, first_difference
 from data.catalogue import Catalogue, catalogue_of, declared_catalogue
@@ -17,7 +18,7 @@ from data.packing import num_pieces, pack
 from data.plan import Plan, coverage
 from data.raw_rows import excerpt
 from data.records import Corpus, Document
-from data.static_rows import padded_share
+from data.static_rows import padded
 
 _SAMPLED_STEPS = 40
 
@@ -107,27 +108,33 @@ def packing_fill(plan: Plan, lengths: Items, world_size: int, capacity: int, sam
     """How full rows are and how even ranks, over at most `sampled` steps, taken at equal distances.
 
     fill: tokens in rows of `capacity`, filler not counted; padded_fill: in rows padded to a ladder of lengths, as on GPUs;
-    tokens_per_rank: of a step, on average; busiest: the fullest rank over the mean.
+    tokens_per_rank: of a step, on average; busiest: the fullest rank over the mean; padded_busiest: its padded tokens, filler
+    too, over the mean of real ones.
     """
     chosen = sampled_steps(plan, sampled)
     tokens, rows, busiest = 0, 0, []
-    sizes: list[int] = []
+    sizes: list[npt.NDArray[np.int64]] = []
+    means: list[float] = []
     for number in chosen:
         # Beyond a rank for every piece more ranks hold filler alone: packed for fewer, and counted for all.
         step = np.sort(lengths[plan.step(number)]).astype(np.int64, copy=False)  # what stands where does not depend on the order of items
         ranks, sizes_of_step = _packed(step.tobytes(), min(world_size, num_pieces(step, capacity)), capacity)
-        sizes += sizes_of_step
+        sizes.append(np.array(sizes_of_step).reshape(-1, len(ranks)))  # (micro-steps, ranks)
+        means.append(sum(ranks) / world_size)
         tokens += sum(ranks)
-        rows += len(sizes_of_step) // len(ranks) * world_size
-        busiest.append(max(ranks) * world_size / sum(ranks))
+        rows += len(sizes[-1]) * world_size
+        busiest.append(max(ranks) / means[-1])
+    lengthened = np.split(padded(np.concatenate([one.ravel() for one in sizes])), np.cumsum([one.size for one in sizes])[:-1])
+    fullest = [int(one.reshape(own.shape).sum(axis=0).max()) for one, own in zip(lengthened, sizes, strict=True)]
     return {
         "world_size": world_size,
         "row_tokens": capacity,
         "fill": round(tokens / (rows * capacity), 4),
-        "padded_fill": round(padded_share(sizes), 4),
+        "padded_fill": round(sum(int(one.sum()) for one in sizes) / sum(int(one.sum()) for one in lengthened), 4),
         "tokens_per_rank": round(tokens / len(chosen) / world_size),
         "micro_steps": round(rows / world_size / len(chosen), 2),
         "busiest": round(float(np.mean(busiest)), 3),
+        "padded_busiest": round(float(np.mean(np.divide(fullest, means))), 3),
     }
 
 

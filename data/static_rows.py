@@ -90,11 +90,10 @@ def fill(shapes: Shapes, plan: Plan, lengths: Items, world_size: int, capacity: 
     return sum(tokens) / sum(shapes.length(n) for n in tokens)
 
 
-def padded_share(tokens: list[int]) -> float:
-    """Real tokens of rows of so many, as a share of what a ladder of their own pads them to."""
-    rounded = _up(np.array(tokens), _LENGTH_MULTIPLE[False])
-    ladder = _ladder(rounded, sum(tokens), _MOST_LENGTHS[False])
-    return sum(tokens) / float(np.array(ladder)[np.searchsorted(ladder, tokens)].sum())
+def padded(tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Of rows of so many tokens: what a ladder of their own pads each to."""
+    ladder = np.array(_ladder(_up(tokens, _LENGTH_MULTIPLE[False]).ravel(), int(tokens.sum()), _MOST_LENGTHS[False]))
+    return ladder[np.searchsorted(ladder, tokens)]
 
 
 def best_row_tokens(stages: list[tuple[Plan, Items]], world_size: int, item: int, most: int) -> tuple[int, float]:

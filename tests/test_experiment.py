@@ -109,6 +109,20 @@ def test_rates_as_people_write_them(tmp_path: Path) -> None:
     assert parse_override("name=nan")[1] == "nan" and parse_override("name=infinity")[1] == "infinity"
 
 
+@pytest.mark.parametrize("written, meant", [("on", "on"), ("off", "off"), ("'on'", "on"), ("auto", "auto")])
+def test_on_and_off_as_people_write_them(tmp_path: Path, written: str, meant: str) -> None:
+    """YAML 1.1 makes true and false of them; settings that are true or false stay so, and fp8 knows no `on`."""
+    path = tmp_path / "x.yaml"
+    path.write_text(DEMO.read_text().replace("trainer:\n", f"trainer:\n  compile: {written}\n  fp8: off\n  gradient_checkpointing: on\n"))
+    for trainer in (
+        load_experiment(path).trainer,
+        load_experiment(DEMO, [f"trainer.compile={written}", "trainer.gradient_checkpointing=on"]).trainer,
+    ):
+        assert (trainer.compile, trainer.fp8, trainer.gradient_checkpointing) == (meant, "off", True)
+    with pytest.raises(ExperimentError, match="trainer.fp8: input should be 'off' or 'tensorwise'"):
+        load_experiment(DEMO, ["trainer.fp8=on"])
+
+
 def test_missing_file() -> None:
     with pytest.raises(ExperimentError, match="cannot be read"):
         load_experiment("nowhere.yaml")

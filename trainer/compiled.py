@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from console import UserError
 from trainer.layers import inner_layers
@@ -23,6 +24,9 @@ from trainer.layers import inner_layers
 BACKEND = "inductor"
 _MOST_GRAPHS = 64
 """Of one kind of layer in a process: lengths of rows, kinds of layers, which of their parameters are frozen, stages. torch's own 8 would be met by a ladder of four."""
+_MOST_OPERATIONS = 300
+"""Of a layer, where they are also more than its tokens: then it computes token after token (Mamba without its kernels), and its graph would be as long as the row, for each length anew. A
+Llama's layer has 76, Falcon-H1's with its scan in chunks 256; Mamba's in plain torch 13 a token."""
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 _ours: set[str] = set()
 """Values of it that were set here and not by the user."""
@@ -88,10 +92,14 @@ class CompiledLayers:
             tell(f"layers are not compiled: {self.why_not}")
             return
         _input_needs_gradient(module)
+        self._looked_at: dict[tuple[type, ...], int] = {}
         for number, (layer, uneven) in enumerate(zip(self.layers, _frozen_here_alone(self.layers), strict=True)):
-            layer.forward = self._forward(layer.forward, static, uneven, marks=cuda_graphs and number == 0)
+            kind = tuple(type(part) for part in layer.modules())
+            layer.forward = self._forward(layer.forward, kind, static, uneven, marks=cuda_graphs and number == 0)
 
-    def _forward(self, own: Callable[..., Any], static: bool, uneven: list[torch.nn.Parameter], marks: bool) -> Callable[..., Any]:
+    def _forward(
+        self, own: Callable[..., Any], kind: tuple[type, ...], static: bool, uneven: list[torch.nn.Parameter], marks: bool
+    ) -> Callable[..., Any]:
         """`uneven`: see _frozen_here_alone; `marks`: tells replayed graphs that a micro-step begins and what the last one wrote is not needed any more."""
         compiled = torch.compile(own, fullgraph=True, dynamic=not static, backend=BACKEND, options=self._options)  # type: ignore[call-overload, arg-type]
 
@@ -104,26 +112,56 @@ class CompiledLayers:
                 as_compiled = not self.why_not
             if not as_compiled or not torch.is_grad_enabled():
                 return own(*arguments, **keywords)
+            if reason := self._token_after_token(kind, own, arguments, keywords):
+                self._leave(reason)
+                as_compiled = False
+                return own(*arguments, **keywords)
             try:
                 if marks:
                     torch.compiler.cudagraph_mark_step_begin()
                 with _seen_as_trained(uneven):
                     return compiled(*arguments, **keywords)
             except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
-                self._leave(error)
+                first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or ["?"]
+                self._leave(" ".join([f"{type(error).__name__}:", first, *(more[:1] if first.endswith("raised:") else [])]))
                 as_compiled = False
             return own(*arguments, **keywords)
 
         return forward
 
-    def _leave(self, error: Exception) -> None:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        self.why_not = _cannot[self._key] = f"{type(error).__name__}: {lines[0] if lines else '?'}"[:300]
+    def _token_after_token(
+        self, kind: tuple[type, ...], own: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> str:
+        """Why a kind of layer is not for the compiler, found by running one as it is; "" where it is. Once, and again for rows that are twice as long."""
+        tokens = next(
+            int(x.shape[-2]) for x in (*arguments, *keywords.values()) if torch.is_tensor(x)
+        )  # hidden states come first: (1, T, hidden size)
+        if tokens < 2 * self._looked_at.get(kind, 0):
+            return ""
+        self._looked_at[kind] = tokens
+        with torch.no_grad(), torch.random.fork_rng(), _Operations() as operations:
+            own(*arguments, **keywords)
+        if operations.count <= max(_MOST_OPERATIONS, tokens):
+            return ""
+        return f"a layer computes token after token, {operations.count:,} operations for {tokens:,} tokens"
+
+    def _leave(self, reason: str) -> None:
+        self.why_not = _cannot[self._key] = reason[:300]
         self._tell(f"layers are not compiled: {self.why_not}")
 
     def close(self) -> None:
         for layer in self.layers:
             layer.__dict__.pop("forward", None)
+
+
+class _Operations(TorchDispatchMode):
+    """Counts what is dispatched."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 def _frozen_here_alone(layers: list[torch.nn.Module]) -> list[list[torch.nn.Parameter]]:

@@ -50,6 +50,7 @@ def main(out: Path, world_size: int, rank: int, cold: str = "") -> None:
     """ZeRO 0 to 3 in eager and with compiled layers, whose code lies in out/cache; every rank says how much of it was there already."""
     from tests.numerics import steps
     from trainer.engine import DeepSpeedEngine
+    from trainer.fragment_file import write_fragments
 
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(out / "cache")
     told: dict[str, Any] = {}
@@ -64,6 +65,7 @@ def main(out: Path, world_size: int, rank: int, cold: str = "") -> None:
             told[f"zero{zero_stage}-{kind}"] = {
                 "losses": [float(loss) for loss in losses], "norms": norms, "graphs": len(seen.new()), "why_not": layers.why_not if layers else "",
             }  # fmt: skip
+            write_fragments(out / f"{cold}zero{zero_stage}-{kind}", rank, engine.fragments())
             if layers:
                 layers.close()
             engine.close()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from data.rows import step_rows
 from tests.numerics import steps
 from trainer.loading import load_into
 from trainer.schedule import learning_rate
@@ -22,11 +21,13 @@ SOLO = -1
 SHAPES = {name: list(p.shape) for name, p in steps.made_model().named_parameters()}
 
 
-def run(engine, first: int, last: int, rank: int, world_size: int, draw: Draws = lambda row: None) -> list[str]:  # type: ignore[no-untyped-def]
-    """Losses of the whole steps, in hexadecimal."""
+def run(  # type: ignore[no-untyped-def]
+    engine, first: int, last: int, rank: int, world_size: int, draw: Draws = lambda row: None, static: bool = False
+) -> list[str]:
+    """Losses of the whole steps, in hexadecimal; `static`: rows padded to few shapes."""
     losses = []
     for step in range(first, last):
-        rows = step_rows(steps.made_plan(), steps.made_store(), step, rank, world_size, steps.CAPACITY, "example")
+        rows = steps.made_rows(step, rank, world_size, static)
         share, _ = optimiser_step(engine, rows, learning_rate(steps.STAGE, step, steps.NUM_STEPS), "by_item", draw=draw)
         total = share.double().reshape(1)
         torch.distributed.all_reduce(total)

@@ -9,7 +9,7 @@ import torch
 
 from data.config import Mix, Stage
 from data.plan import Plan
-from data.rows import step_rows
+from data.rows import Row, step_rows
 from data.static_rows import static_shapes
 from data.token_store import TokenStore
 from trainer.config import TrainerConfig
@@ -51,14 +51,20 @@ def made_model(attention: str = "by_item", tied: bool = False, **more: Any) -> t
     return AutoModelForCausalLM.from_config(config)
 
 
+def made_rows(step: int, rank: int, world_size: int, static: bool = False) -> list[Row]:
+    """`static`: padded to few shapes."""
+    rows = step_rows(made_plan(), made_store(), step, rank, world_size, CAPACITY, "example")
+    if not static:
+        return rows
+    shapes = static_shapes(made_plan(), made_store().lengths, world_size, CAPACITY, CAPACITY)
+    return [shapes.pad(row) for row in rows]
+
+
 def run_steps(engine: Engine, rank: int, world_size: int, static: bool = False) -> tuple[list[torch.Tensor], list[float]]:
     """This rank's loss shares and the global gradient norms; `static`: rows padded to few shapes."""
     losses, norms = [], []
     for step in range(NUM_STEPS):
-        rows = step_rows(made_plan(), made_store(), step, rank, world_size, CAPACITY, "example")
-        if static:
-            shapes = static_shapes(made_plan(), made_store().lengths, world_size, CAPACITY, CAPACITY)
-            rows = [shapes.pad(row) for row in rows]
+        rows = made_rows(step, rank, world_size, static)
         loss, norm = optimiser_step(engine, rows, learning_rate(STAGE, step, NUM_STEPS), "by_item")
         losses.append(loss)
         norms.append(norm)

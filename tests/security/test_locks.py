@@ -67,6 +67,15 @@ def test_parts_of_the_lock_keep_their_hashes(tmp_path: Path) -> None:
     assert not set(torch) & set(rest)
 
 
+def test_torchao_is_one_version_everywhere() -> None:
+    """Of trainer.fp8 on GPU machines, of what benchmarks measure against, and of the archive for a bare one."""
+    from benchmarks.gpu_box import _version
+
+    locked = re.findall(r"^torchao==([^ ;]+)", (REQUIREMENTS / "gpu.lock").read_text(), re.MULTILINE)
+    beside = re.findall(r"^torchao==(.+)$", (REQUIREMENTS / "peers.txt").read_text(), re.MULTILINE)
+    assert len(locked) == 1 and locked == beside == [_version("torchao")]
+
+
 def test_ray_is_new_enough() -> None:
     from cluster.guard import check_version
 
