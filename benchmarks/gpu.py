@@ -101,7 +101,7 @@ def matmul_tflops(tiny: bool) -> float:
         if not tiny:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    return round(2 * size**3 / median(seconds[5:]) / 1e12, 2)
+    return float(f"{2 * size**3 / median(seconds[5:]) / 1e12:.3g}")
 
 
 def arguments_of(name: str, doc: str | None, argv: list[str] | None) -> argparse.Namespace:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
-from tests.places import ROOT, without_ray_settings
+from tests.places import ROOT, THREADS, without_ray_settings
 
 __all__ = ["ROOT", "without_ray_settings"]
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 MainJob: TypeAlias = "tuple[Path, Watched]"
 pytest_plugins = ["tests.faults.table"]
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # two processes of tests share two cores, before torch is imported; OMP_NUM_THREADS=2 make test gives everything two
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # with two, more threads than cores would spin for each other
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 gives its workers what other tests leave: nearly nothing
 
@@ -39,7 +36,7 @@ RAY_FIXTURES = re.compile(r"\b(ray_cluster|main_job|machines|nodes|head): (str|M
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`make test` has two processes: what starts Ray runs in one of them, file after file, and every other file runs in one."""
+    """`make test` has three processes: what starts Ray runs in one of them, file after file, and every other file in one of them."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Lanes(LoadScopeScheduling):
@@ -61,7 +58,8 @@ def ray_cluster() -> Iterator[str]:
     """Address of the one Ray cluster of this run: 8 logical CPUs."""
     import ray
 
-    env_vars = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"], "DS_ACCELERATOR": "cpu"}
+    os.environ["OMP_NUM_THREADS"] = THREADS  # what workers of other drivers get is what the raylet has
+    env_vars = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": THREADS, "DS_ACCELERATOR": "cpu"}
     context = ray.init(
         address="local", num_cpus=8, include_dashboard=False, object_store_memory=300 * 2**20, runtime_env={"env_vars": env_vars}
     )

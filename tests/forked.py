@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
 from console import UserError
 from experiment import Experiment, load_experiment
 from tests import late_storage
+from tests.places import THREADS
 from trainer import drive, run
 from trainer.engine import DeepSpeedEngine  # noqa: F401
 from trainer.store import StageStore
@@ -98,7 +99,7 @@ def _group(world_size: int, work: Callable[[int], object], log: Callable[[int], 
         if "TESTS_STORAGE_LATE_S" in env:
             late_storage.install(float(env["TESTS_STORAGE_LATE_S"]))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        torch.set_num_threads(int(THREADS))
         torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
         work(rank)
         torch.distributed.destroy_process_group()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.places import ROOT
+from tests.places import ROOT, THREADS
 
 
 class Groups:
@@ -18,7 +18,7 @@ class Groups:
         self._start()
 
     def _start(self) -> None:
-        env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "DS_ACCELERATOR": "cpu"}
+        env = {**os.environ, "OMP_NUM_THREADS": THREADS, "DS_ACCELERATOR": "cpu"}
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.forked"],
             cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from tests import late_storage
-from tests.conftest import ROOT
 from tests.faults.conftest import events_of, oracle, write_experiment
 from tests.faults.promises import F1, F2, F3, F4, F5, F11, F13, F14, F15
 from tests.faults.test_without_ray import newest
+from tests.places import ROOT, THREADS
 from trainer.checkpoint import checkpoints
 
 Recovered = Callable[[float], None]
@@ -31,7 +31,7 @@ class Run:
         self.run = experiment.parent / experiment.stem / "small"
         self.log = Path(f"{experiment}.log")
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        environment |= {"DS_ACCELERATOR": "cpu", **({"RAY_ADDRESS": address} if address else {}), **env}
+        environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": THREADS, **({"RAY_ADDRESS": address} if address else {}), **env}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "trainer", str(experiment), "--no-exam", *overrides],
             cwd=ROOT, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=self.log.open("a"), start_new_session=True,
@@ -78,10 +78,22 @@ def longest_gap(run: Path) -> float:
     return max(gaps)
 
 
+@pytest.fixture(scope="module")
+def calm(request: pytest.FixtureRequest, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The oracle: what happens when nothing happens. With one thread Ray's workers give the bits of a group without Ray; with two, processes that
+    are forked share their work out otherwise than fresh ones, so then it is a run under Ray too."""
+    if THREADS == "1":
+        return dict(request.getfixturevalue("undisturbed"))
+    folder = tmp_path_factory.mktemp("calm")
+    run = Run(write_experiment(folder), address=ray_cluster)
+    assert run.wait() == 0, run.said()
+    return oracle(folder / "runs" / "small")
+
+
 @pytest.mark.slow
 @F1
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_sigkill_of_a_worker(ray_cluster: str, undisturbed: dict, tmp_path: Path, recovered: Recovered, seed: int) -> None:  # type: ignore[type-arg]
+def test_sigkill_of_a_worker(ray_cluster: str, calm: dict, tmp_path: Path, recovered: Recovered, seed: int) -> None:  # type: ignore[type-arg]
     rng = random.Random(seed)
     place, rank = rng.choice(["step.begin", "step.backward", "fragment.mid_file"]), str(rng.randint(0, 1))
     turn = rng.randint(2, 6) if place.startswith("fragment") else rng.randint(2, 90)
@@ -89,7 +101,7 @@ def test_sigkill_of_a_worker(ray_cluster: str, undisturbed: dict, tmp_path: Path
     run = Run(write_experiment(tmp_path), address=ray_cluster, **env)
     assert run.wait() == 0, run.said()
     assert "training failed" in run.said() and "going on from" in run.said()
-    assert oracle(run.run) == undisturbed
+    assert oracle(run.run) == calm
     recovered(longest_gap(run.run))
 
 
@@ -103,7 +115,7 @@ def test_out_of_memory_is_told_apart(ray_cluster: str, tmp_path: Path) -> None:
 
 
 @F15
-def test_sigterm_and_then_sigkill(ray_cluster: str, undisturbed: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
+def test_sigterm_and_then_sigkill(ray_cluster: str, calm: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
     """The run that goes on loses a worker (F1): every run of the suite sees Ray start a group again, without a run of its own for it."""
     experiment = write_experiment(tmp_path)
     run = Run(experiment, "trainer.checkpoint.every_steps=1000", address=ray_cluster, STUDYHALL_FAIL="step.begin=sleep:0.2")
@@ -117,7 +129,7 @@ def test_sigterm_and_then_sigkill(ray_cluster: str, undisturbed: dict, tmp_path:
     assert again.wait() == 0, again.said()
     assert f"going on from only 1/2: train_documents + test_documents, step {saved[1] + 1} of 60" in again.said()
     assert "training failed" in again.said()
-    assert oracle(run.run) == undisturbed
+    assert oracle(run.run) == calm
 
 
 @pytest.mark.slow
@@ -133,7 +145,7 @@ def test_ctrl_c_saves_too(ray_cluster: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @F5
-def test_a_stopped_worker(ray_cluster: str, undisturbed: dict, tmp_path: Path, recovered: Recovered) -> None:  # type: ignore[type-arg]
+def test_a_stopped_worker(ray_cluster: str, calm: dict, tmp_path: Path, recovered: Recovered) -> None:  # type: ignore[type-arg]
     run = Run(write_experiment(tmp_path), address=ray_cluster, STUDYHALL_FAIL="step.begin=sleep:0.1")
     run.wait_for_step(15)
     os.kill(run.beats()[1]["pid"], signal.SIGSTOP)
@@ -141,13 +153,13 @@ def test_a_stopped_worker(ray_cluster: str, undisturbed: dict, tmp_path: Path, r
     assert "killed for a restart" in run.said() and "rank" in run.said()
     stacks = [path.read_text() for path in sorted((run.run / "logs").glob("stacks-*.txt"))]
     assert len(stacks) == 2 and all("run_stage" in text for text in stacks), "both ranks must show where they stood"
-    assert oracle(run.run) == undisturbed
+    assert oracle(run.run) == calm
     recovered(longest_gap(run.run))
 
 
 @pytest.mark.slow
 @F4
-def test_the_driver_dies(undisturbed: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
+def test_the_driver_dies(calm: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
     """With a Ray of its own: its processes end with it, and the same command goes on."""
     experiment = write_experiment(tmp_path)
     run = Run(experiment, STUDYHALL_FAIL="step.begin=sleep:0.1")
@@ -163,7 +175,7 @@ def test_the_driver_dies(undisturbed: dict, tmp_path: Path) -> None:  # type: ig
     again = Run(experiment)
     assert again.wait() == 0, again.said()
     assert "going on from" in again.said()
-    assert oracle(run.run) == undisturbed
+    assert oracle(run.run) == calm
 
 
 def _alive(pid: int) -> bool:
@@ -176,7 +188,7 @@ def _alive(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @F14
-def test_ray_data_task_killed_in_a_small_object_store(undisturbed: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
+def test_ray_data_task_killed_in_a_small_object_store(calm: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
     """Three tasks die in the midst of their rows: the first of some process, and the second of two others (kill, retry, …)."""
     run = Run(
         write_experiment(tmp_path), STUDYHALL_OBJECT_STORE_MB="80",
@@ -186,7 +198,7 @@ def test_ray_data_task_killed_in_a_small_object_store(undisturbed: dict, tmp_pat
     killed = sorted(path.name for path in tmp_path.glob("once.*"))
     assert len(killed) >= 2, f"too few tasks were killed: {killed}"
     assert "training failed" not in run.said(), "Ray Data tries a task again without the group noticing"
-    assert oracle(run.run) == undisturbed
+    assert oracle(run.run) == calm
 
 
 @pytest.fixture
@@ -207,7 +219,7 @@ def nodes() -> Iterator[Any]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @F1
-def test_two_nodes_whose_storage_is_late(undisturbed: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[type-arg]
+def test_two_nodes_whose_storage_is_late(calm: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[type-arg]
     """Every process of driver and nodes sees others' files two seconds late; a worker is killed as well. Nothing is lost, and nothing is another's."""
     from ray.cluster_utils import Cluster
 
@@ -221,7 +233,7 @@ def test_two_nodes_whose_storage_is_late(undisturbed: dict, tmp_path: Path, monk
         assert run.wait(400) == 0, run.said()
     finally:
         cluster.shutdown()
-    assert "step 41 of 60" in run.said() and oracle(run.run) == undisturbed
+    assert "step 41 of 60" in run.said() and oracle(run.run) == calm
 
 
 def _elastic(cluster: Any, folder: Path) -> Run:
@@ -238,10 +250,10 @@ def _one_of(cluster: Any, run: Run) -> Any:
     return next(node for node in cluster.worker_nodes if node.node_id in used)
 
 
-def _same_but_for_rounding(run: Path, undisturbed: dict[str, Any]) -> None:
+def _same_but_for_rounding(run: Path, calm: dict[str, Any]) -> None:
     """The same items in every step; with another number of workers sums are rounded otherwise."""
     for key, (steps, _, plan, totals) in oracle(run).items():
-        theirs, _, their_plan, their_totals = undisturbed[key]
+        theirs, _, their_plan, their_totals = calm[key]
         assert (plan, totals) == (their_plan, their_totals)
         assert [(s, tokens) for s, _, _, tokens in steps] == [(s, tokens) for s, _, _, tokens in theirs]
 
@@ -249,21 +261,21 @@ def _same_but_for_rounding(run: Path, undisturbed: dict[str, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @F3
-def test_a_node_dies(nodes: Any, undisturbed: dict, tmp_path: Path, recovered: Recovered) -> None:  # type: ignore[type-arg]
+def test_a_node_dies(nodes: Any, calm: dict, tmp_path: Path, recovered: Recovered) -> None:  # type: ignore[type-arg]
     """Removed hard. [1, 2] goes on with the nodes that are left: two workers, or one where Ray has noticed already that there is less room."""
     run = _elastic(nodes, tmp_path)
     run.wait_for_step(15, limit_s=200)
     nodes.remove_node(_one_of(nodes, run), allow_graceful=False)
     assert run.wait(200) == 0, run.said()
     assert "2 workers of 1 to 2" in run.said() and "going on from" in run.said()
-    _same_but_for_rounding(run.run, undisturbed)
+    _same_but_for_rounding(run.run, calm)
     recovered(longest_gap(run.run))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @F15
-def test_a_preemption_notice(nodes: Any, undisturbed: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
+def test_a_preemption_notice(nodes: Any, calm: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
     """As a cloud's notice reaches Ray: the node is drained, with a minute left. Nothing is lost, for it is saved at once."""
     run = _elastic(nodes, tmp_path)
     run.wait_for_step(15, limit_s=200)
@@ -273,7 +285,7 @@ def test_a_preemption_notice(nodes: Any, undisturbed: dict, tmp_path: Path) -> N
     subprocess.run([ray, *drain, *why], check=True, timeout=60, capture_output=True)
     assert run.wait(200) == 0, run.said()
     assert "a node of this group is to be taken away" in run.said() and "training failed" not in run.said()
-    _same_but_for_rounding(run.run, undisturbed)
+    _same_but_for_rounding(run.run, calm)
 
 
 @pytest.mark.slow
