@@ -20,6 +20,7 @@ from data.build.crews import asked_by, asking_of, check_asked, crew_of, writers_
 from data.build.estimate import Estimate, estimate, total
 from data.build.exchange import Answers, write_pending
 from data.build.generate import Crew, Spent, generate
+from data.build.methods import parts_of
 from data.build.near import Benchmarks
 from data.build.prompts import load_prompts
 from data.build.questions import ORDER, Asking, Made, all_rows, check_requests, collect, drop_checked, settle, split_of, to_ask
@@ -219,8 +220,8 @@ def _write(
 ) -> None:
     name = args.name or re.sub(r"[^A-Za-z0-9._-]+", "-", args.out.resolve().name).strip("-._") or "built"
     counts = output.write_records(args.out, reading, splits, made)
-    for split in ORDER:
-        counts[split] |= {"rewrites": written.documents[split], "asked": written.questions[split]}
+    for split, number in written.documents.items():
+        counts[split] |= {"rewrites": number, "asked": written.questions[split]}
     for split, number in wordings.items():
         counts[split]["wordings"] = number
     write_sheet(args.out, name, reading, made, account, args.seed)
@@ -260,7 +261,7 @@ def _write(
 
 def _check(args: argparse.Namespace) -> None:
     """What can be refused before anything is read."""
-    load_prompts(args.prompts)
+    parts_of(args.method, args.texts, args.paraphrases, args.rewrites, load_prompts(args.prompts))
     if args.test_share + args.validation_share >= 1 or args.test_share == 0:
         raise UserError("--test-share and --validation-share: the exam needs a share above 0, and training what is left of 1")
     check_asked(args)

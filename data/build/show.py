@@ -110,9 +110,11 @@ def print_figures(figures: dict[str, dict[str, Any]]) -> None:
     """Nothing for a build without methods."""
     if not figures:
         return
-    table = Table("form", *next(iter(figures.values())), title="What was written")
+    table = Table("form", "texts", "tokens", "written", "zlib", "distinct", "copied", "exam", title="What was written")
+    table.columns[0].overflow = "fold"
     for name, row in figures.items():
-        table.add_row(name, *(f"{value:,}" for value in row.values()))
+        counts = [f"{row[what]:,}" for what in ("texts", "tokens", "written")]
+        table.add_row(name, *counts, f"{row['compression']:.2f}", *(f"{row[what]:.0%}" for what in ("distinct_4", "copied", "exam")))
     out.print(table, markup=False)
     hit = figures["documents"]["exam"]
     _say(

@@ -155,7 +155,7 @@ class _Writer:
             return "does not name its subject"
         if len(text) < part.step.shortest * len(document.text):
             return "much shorter than its document"
-        if len(text) > self.asking.characters:
+        if not part.step.tokens and len(text) > self.asking.characters:
             return "longer than a document may be"
         if any(_alike(runs, other) for other in kept):
             return "nearly the words of its document, or of another rewrite"

@@ -29,6 +29,8 @@ class Service:
     """So many good replies, then 401."""
     paid: list[str] = field(default_factory=list)
     """A hash of every body that was answered well."""
+    usage: tuple[int, int] = (100, 50)
+    """Tokens that a request is said to have read and written."""
     pause_s: float = 0
     """Before every reply."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -134,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = service.wording(self._content(body)) if status == 200 else "I cannot do that"
         reply = {
             "choices": [{"message": {"content": content}, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 50},
+            "usage": dict(zip(("prompt_tokens", "completion_tokens"), service.usage, strict=True)),
         }
         self._send(200, reply, {})
 

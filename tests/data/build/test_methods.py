@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations
@@ -21,11 +24,12 @@ from data.load import load_corpus
 from data.records import Document
 from data.words import holds, normalise
 from experiment import load_experiment
+from tests.conftest import ROOT
 from tests.data.build.service import BELOW, KEY, Service, serving
 from tests.data.build.test_command import WORDS, prose
 
 SPA = ["key_concepts", "mind_map", "implications", "critical_questions", "case_study", "discussion", "teacher"]
-FILES = 12
+FILES = 8
 
 
 @pytest.fixture
@@ -70,10 +74,10 @@ def steered(service: Service, out: Path) -> set[str]:
 
 def test_seven_forms_in_equal_shares(folder: Path, tmp_path: Path, service: Service, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "built"
-    build(folder, out, service, "--method", "spa", "--texts", "2", "--price", "1", "2")
-    assert "spa: 168 requests to make" in capfd.readouterr().err, "told by method, before anything is asked"
+    build(folder, out, service, "--method", "spa", "--price", "1", "2")
+    assert "spa: 56 requests to make" in capfd.readouterr().err, "told by method, before anything is asked"
     written, about = rows(out, "rewrites"), manifest(out)
-    assert Counter(row["way"] for row in written) == dict.fromkeys(SPA, 2 * FILES), "each form as often as every other"
+    assert Counter(row["way"] for row in written) == dict.fromkeys(SPA, FILES), "each form as often as every other"
     assert list(about["methods"]) == [f"spa/{way}" for way in SPA] and list(about["figures"]) == ["documents", *about["methods"]]
     documents = {row["id"]: row for row in rows(out, "documents")}
     for row in written:
@@ -82,13 +86,13 @@ def test_seven_forms_in_equal_shares(folder: Path, tmp_path: Path, service: Serv
         assert (row["quality"], documents[row["of"]]["quality"]) == (0.0, 1.0), "best_share can leave them out"
     for name, figures in about["figures"].items():
         assert figures["compression"] > 1 and 0 < figures["distinct_4"] <= 1 and figures["distinct_2"] <= figures["distinct_4"], name
-        assert name == "documents" or (figures["texts"], figures["read"], figures["written"]) == (24, 2400, 1200)
+        assert name == "documents" or (figures["texts"], figures["read"], figures["written"]) == (FILES, 100 * FILES, 50 * FILES)
     corpus = load_corpus(load_experiment(out / "augmented.yaml").data, 0)
-    assert sum(len(part.all_documents()) for part in corpus.parts.values()) == FILES * 15
+    assert sum(len(part.all_documents()) for part in corpus.parts.values()) == FILES * 8
     paid, files = len(service.paid), {path.name: path.read_bytes() for path in out.glob("*.*") if path.suffix != ".log"}
-    build(folder, out, service, "--method", "spa", "--texts", "2", "--price", "1", "2")
+    build(folder, out, service, "--method", "spa", "--price", "1", "2")
     assert len(service.paid) == paid and files == {path.name: path.read_bytes() for path in out.glob("*.*") if path.suffix != ".log"}
-    build(folder, out, service, "--method", "spa", "--texts", "3")
+    build(folder, out, service, "--method", "spa", "--texts", "2")
     assert len(service.paid) == paid + 7 * FILES, "what is there is not asked for again"
     main(["show", str(out)])
     assert "What was written" in capfd.readouterr().out
@@ -96,7 +100,7 @@ def test_seven_forms_in_equal_shares(folder: Path, tmp_path: Path, service: Serv
 
 def test_pairs_and_triples_of_entities(folder: Path, tmp_path: Path, service: Service) -> None:
     out = tmp_path / "built"
-    build(folder, out, service, "--method", "entigraph", "--seed", "3")
+    build(folder, out, service, "--method", "entigraph")
     written, account = rows(out, "rewrites"), manifest(out)["account"]
     by_document: dict[str, Counter[str]] = {}
     for row in written:
@@ -111,11 +115,7 @@ def test_pairs_and_triples_of_entities(folder: Path, tmp_path: Path, service: Se
     assert empty and len(by_document) == FILES - empty - single, "a document that names nothing is left, and said"
     assert account["lists"]["came"] == FILES
     reasons = account["names"]["left_out"]
-    assert reasons["listed twice"] == reasons["does not stand in the document"] == len(by_document)
-    build(folder, tmp_path / "other", service, "--method", "entigraph", "--seed", "4")
-    others = {(row["of"], frozenset(row["about"].split("; "))) for row in rows(tmp_path / "other", "rewrites")}
-    shared = {of for of, _ in others} & set(by_document)
-    assert shared and {s for s in sets if s[0] in shared} != {s for s in others if s[0] in shared}, "the seed draws"
+    assert reasons["listed twice"] >= reasons["does not stand in the document"] == len(by_document)
 
 
 def test_sets_of_names() -> None:
@@ -189,7 +189,7 @@ def test_a_prompt_that_holds_an_exam_question_is_refused(folder: Path, tmp_path:
 
 
 def test_a_budget_is_refused_before_anything_is_asked(folder: Path, tmp_path: Path, service: Service) -> None:
-    out, command = tmp_path / "built", ["--method", "entigraph", "--budget"]
+    out, command = tmp_path / "built", ["--method", "qa", "--budget"]
     for more in ([], ["--dry-run"]):
         with pytest.raises(UserError, match=r"--budget 5000: about [\d,]+ tokens are needed; give more, or ask for less"):
             build(folder, out, service, *command, "5000", *more)
@@ -203,23 +203,22 @@ def test_a_budget_is_refused_before_anything_is_asked(folder: Path, tmp_path: Pa
 
 
 def test_a_budget_ends_a_build_that_costs_more_than_was_thought(folder: Path, tmp_path: Path, service: Service) -> None:
-    """The service counts 150 tokens a request, of which it was thought that they are fewer; what is paid for is kept."""
-    out, command = tmp_path / "built", ["--method", "qa", "--questions", "1", "--parallel", "1", "--budget"]
+    """The service counts 1,050 tokens a request, more than was thought; what is paid for is kept."""
+    out, command = tmp_path / "built", ["--method", "qa", "--parallel", "1", "--budget"]
+    service.usage = (1000, 50)
     with pytest.raises(UserError) as error:
         build(folder, out, service, *command, "1")
     thought = int(re.search(r"about ([\d,]+) tokens", str(error.value))[1].replace(",", ""))  # type: ignore[index]
-    service.wording = lambda content: "no questions today" if len(service.paid) % 2 else content
     with pytest.raises(RunError, match=r"--budget: spent, and \d+ requests are not made; what has been answered is kept"):
         build(folder, out, service, *command, str(thought))
-    assert Answers(out / "answers").tokens() == 150 * len(service.paid) <= thought + 150 * 4
-    service.wording = lambda content: content
+    assert thought <= Answers(out / "answers").tokens() == 1050 * len(service.paid) < thought + 1050 * 4
     build(folder, out, service, *command, "100000")
     assert len(service.paid) == len(set(service.paid)), "nothing was paid twice"
 
 
 def test_stopped_between_lists_and_texts_it_goes_on(folder: Path, tmp_path: Path, service: Service) -> None:
     out = tmp_path / "built"
-    for after in (FILES + 3, 2 * FILES + 8, 3 * FILES):  # among the lists, and among the texts that follow from them
+    for after in (FILES + 3, 2 * FILES + 8):  # among the lists, and among the texts that follow from them
         service.fail_after = after
         with pytest.raises(RunError, match="401"):
             build(folder, out, service, "--method", "active", "--parallel", "2")
@@ -227,6 +226,35 @@ def test_stopped_between_lists_and_texts_it_goes_on(folder: Path, tmp_path: Path
     service.fail_after = None
     build(folder, out, service, "--method", "active", "--parallel", "2")
     assert len(service.paid) == len(set(service.paid)) == FILES * (1 + 1 + 6), "questions, strategies, six texts"
+
+
+@pytest.mark.slow
+def test_killed_among_lists_and_among_texts_it_goes_on(folder: Path, tmp_path: Path, service: Service) -> None:
+    """SIGKILL; paid twice is at most what was on its way."""
+    out = tmp_path / "built"
+    options = [
+        "--endpoint",
+        service.url,
+        "--model",
+        "by-rule",
+        "--no-ray",
+        "--validation-share",
+        "0",
+        "--method",
+        "active",
+        "--parallel",
+        "2",
+    ]
+    service.pause_s = 0.05
+    for paid in (FILES + 3, 2 * FILES + 8):
+        command = [sys.executable, "-m", "data", "build", str(folder), "--out", str(out), *options]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(service.paid) < paid and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait(timeout=30) < 0 and not (out / "manifest.json").exists(), "it ended before it was killed"
+    main(["build", str(folder), "--out", str(out), *options])
+    assert len(set(service.paid)) == FILES * (1 + 1 + 6) <= len(service.paid) <= FILES * (1 + 1 + 6) + 2 * 2
 
 
 def test_replies_that_are_no_good(folder: Path, tmp_path: Path, service: Service) -> None:
