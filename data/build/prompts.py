@@ -111,9 +111,8 @@ def schema(form: Form, most: int, bounded: bool) -> dict[str, Any]:
 
     if form == "same":
         return _object({"same": {"type": "string", "enum": ["yes", "no"]}})
-    if form in ("wordings", "list"):  # a document may name nothing
-        least = int(form == "wordings")
-        return _object({form: {"type": "array", "items": text(_LONGEST_QUESTION), "minItems": least, "maxItems": most}})
+    if form in ("wordings", "list"):
+        return _object({form: {"type": "array", "items": text(_LONGEST_QUESTION), "minItems": 1, "maxItems": most}})
     if form == "text":
         return _object({"text": {"type": "string", "minLength": 1}})
     properties: dict[str, Any] = {"question": text(_LONGEST_QUESTION)}
@@ -174,7 +173,8 @@ def read_text(text: str) -> str | Misread:
 
 
 def read_list(text: str, form: Literal["wordings", "list"]) -> list[str] | Misread:
-    """The entries of one answer to a template of that form, each on one line. A list of names may be empty, one of wordings not."""
+    """The entries of one answer to a template of that form, each on one line. A list of names may be empty (where a service
+    does not keep to the schema), one of wordings not."""
     try:
         value = _json_in(text, form)
     except JsonFault as fault:

@@ -25,6 +25,7 @@ from data.records import Document
 from data.words import normalise
 
 _LONGEST_NAME = 300
+EMPTY = "names nothing that can be used"
 _UNKNOWN = "?" * 20
 Written = str | list[str] | list[Asked]
 """A text, names, or questions: what a reply to a step of form text, list or open holds."""
@@ -142,7 +143,7 @@ def usable(task: Task, asking: Asking, answers: Answers, attempts: int) -> tuple
 def _read(task: Task, reply: Reply) -> Written | Misread:
     form = task.part.step.form
     if form == "list":
-        return read_list(reply["text"], "list")
+        return read_list(reply["text"], "list") or Misread(EMPTY)  # a weak model's easiest reply: it is asked again
     if form == "open":
         asked = [one for one in read_answer(reply["text"], form) if isinstance(one, Asked)]
         return asked or Misread("no list of questions")

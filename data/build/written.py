@@ -16,9 +16,10 @@ from data.build.filters import Source, Unique, names, supported
 from data.build.methods import SIZES
 from data.build.near import Benchmarks
 from data.build.parquet_file import record_file, write_rows
+from data.build.prompts import read_list
 from data.build.questions import ORDER, Asking, Made, rows_of, split_of
 from data.build.reading import Reading
-from data.build.rewrites import Task, examined, kept_names, list_task, tasks, usable
+from data.build.rewrites import EMPTY, Task, examined, kept_names, list_task, tasks, usable
 from data.build.splits import SplitName
 from data.records import Document
 from data.validate import excerpt
@@ -119,11 +120,11 @@ class _Writer:
         kept, left = kept_names(task, said)
         for reason, name in left:
             self.account.leave("names", task.document.id, reason, name)
-        self.account.use("names", len(kept))
         if kept:
+            self.account.use("names", len(kept))
             self.account.use("lists")
         else:
-            self.account.leave("lists", task.document.id, "names nothing that can be used", "; ".join(said)[:200], by_rule=False)
+            self.account.leave("lists", task.document.id, EMPTY, "; ".join(said)[:200], by_rule=False)
 
     def _missing(self, found: list[Task], document: Document) -> None:
         """Parts that a list is too short for."""
@@ -142,7 +143,9 @@ class _Writer:
         replies = [reply for key in keys if (reply := self.answers.get(key)) is not None]
         what = {"list": "lists", "open": "answers"}.get(task.part.step.form, "rewrites")
         said = why or (excerpt(replies[-1]["text"], 120) if replies else "")
-        self.account.leave(what, task.document.id, "the model declined" if why else "no usable reply", said, by_rule=False)  # type: ignore[arg-type]
+        empty = what == "lists" and replies and read_list(replies[-1]["text"], "list") == []
+        reason = "the model declined" if why else EMPTY if empty else "no usable reply"
+        self.account.leave(what, task.document.id, reason, said, by_rule=False)  # type: ignore[arg-type]
 
     def _paid(self, task: Task, figures: Figures) -> None:
         for attempt in range(self.asking.tries):

@@ -20,8 +20,8 @@ from data.build.exchange import Answers
 from data.build.figures import Exam, Figures, runs_of
 from data.build.methods import chosen, known_methods, load_method
 from data.build.parquet_file import read_rows
+from data.build.questions import collect
 from data.load import load_corpus
-from data.records import Document
 from data.words import holds, normalise
 from experiment import load_experiment
 from tests.conftest import ROOT
@@ -113,7 +113,12 @@ def test_pairs_and_triples_of_entities(folder: Path, tmp_path: Path, service: Se
     empty = account["lists"]["left_out"].get("names nothing that can be used", 0)
     single = account["rewrites"]["left_out"].get("too few names for pairs", 0)
     assert empty and len(by_document) == FILES - empty - single, "a document that names nothing is left, and said"
-    assert account["lists"]["came"] == FILES
+    lists = [
+        body["messages"][-1]["content"]
+        for body in service.bodies
+        if "list" in body["response_format"]["json_schema"]["schema"]["properties"]
+    ]
+    assert account["lists"]["came"] == FILES and len(lists) == FILES + empty, "an empty list is asked for once more"
     reasons = account["names"]["left_out"]
     assert reasons["listed twice"] >= reasons["does not stand in the document"] == len(by_document)
 
@@ -146,25 +151,18 @@ def test_all_methods_and_no_exam_question_in_a_prompt(
     corpus = load_corpus(load_experiment(out / "augmented.yaml").data, 0)
     assert {row["question"] for row in asked} <= {question.question for question in corpus.part("train").questions}
 
-    def unguarded(document: Document, splits: object) -> str:
-        return "train"
-
     assert not steered(service, out)
-    made = {"train": list(read_rows(out / "test_questions.parquet")), "test": [], "validation": []}
-    monkeypatch.setattr(rewrites, "split_of", unguarded)
-    with pytest.MonkeyPatch.context() as leaky:  # the twin: one that writes around the exam's questions is found out
-        leaky.setattr(rewrites, "examined", lambda _: Exam([]))
-        leaky.setattr("data.build.command.collect", _with_exam_as_train(made))
-        build(folder, tmp_path / "leaky", service, "--method", "rewrites")
+    exam_rows = list(read_rows(out / "test_questions.parquet"))  # the twin: one that writes around the exam's questions is found out
+    monkeypatch.setattr(rewrites, "split_of", lambda document, splits: "train")
+    monkeypatch.setattr("data.build.command.collect", _with_exam_as_train(exam_rows))
+    build(folder, tmp_path / "leaky", service, "--method", "rewrites")
     assert steered(service, out)
 
 
-def _with_exam_as_train(made: dict[str, Any]) -> Any:
-    from data.build.questions import collect
-
+def _with_exam_as_train(exam_rows: list[dict[str, Any]]) -> Any:
     def collected(*given: Any) -> Any:
         found = collect(*given)
-        found.rows["train"] += [dict(row) for row in made["train"]]
+        found.rows["train"] += exam_rows
         return found
 
     return collected
