@@ -110,11 +110,13 @@ def print_figures(figures: dict[str, dict[str, Any]]) -> None:
     """Nothing for a build without methods."""
     if not figures:
         return
-    table = Table("form", "texts", "tokens", "written", "zlib", "distinct", "copied", "exam", title="What was written")
-    table.columns[0].overflow = "fold"
+    table = Table("form", "texts", "tokens", "written", "zlib", "new", "copied", "exam", title="What was written")
+    table.columns[0].min_width = 18
     for name, row in figures.items():
         counts = [f"{row[what]:,}" for what in ("texts", "tokens", "written")]
-        table.add_row(name, *counts, f"{row['compression']:.2f}", *(f"{row[what]:.0%}" for what in ("distinct_4", "copied", "exam")))
+        table.add_row(
+            name.replace("/", " "), *counts, f"{row['compression']:.2f}", *(f"{row[what]:.0%}" for what in ("distinct_4", "copied", "exam"))
+        )
     out.print(table, markup=False)
     hit = figures["documents"]["exam"]
     _say(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data.build.account import Account
+from data.build.chunks import too_short
 from data.build.exchange import Answers, Request
 from data.build.figures import Figures, Runs, runs_of
 from data.build.filters import Source, Unique, names, supported
@@ -21,8 +22,8 @@ from data.build.questions import ORDER, Asking, Made, rows_of, split_of
 from data.build.reading import Reading
 from data.build.rewrites import EMPTY, Task, examined, kept_names, list_task, tasks, usable
 from data.build.splits import SplitName
+from data.raw_rows import excerpt
 from data.records import Document
-from data.validate import excerpt
 from data.words import holds, normalise
 
 _SAME = 0.9
@@ -158,6 +159,8 @@ class _Writer:
             return "does not name its subject"
         if len(text) < part.step.shortest * len(document.text):
             return "much shorter than its document"
+        if too_short(Document(document.id, text)):
+            return "too short to say anything"
         if not part.step.tokens and len(text) > self.asking.characters:
             return "longer than a document may be"
         if any(_alike(runs, other) for other in kept):
