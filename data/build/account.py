@@ -9,9 +9,9 @@ from typing import Any, Literal, TextIO, get_args
 
 from data.records import Refusal
 
-What = Literal["files", "rows", "documents", "answers", "questions", "rewrites", "wordings"]
-"""`rows`: of tables; `answers`: of the model, one a document, each holding several questions; `rewrites`: documents in other words;
-`wordings`: questions in other words."""
+What = Literal["files", "rows", "documents", "answers", "questions", "lists", "names", "rewrites", "wordings"]
+"""`rows`: of tables; `answers`: of the model, one a document, each holding several questions; `lists`: of a method's
+names (entities, strategies), one a document; `rewrites`: documents in other words; `wordings`: questions in other words."""
 
 LEFT_OUT = "left_out.jsonl"
 _DETAIL = re.compile(r" at |: | \(|; | of [\d,]+ |named '")

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from console import positive, whole
 from data.build.chunks import CHARACTERS
+from data.build.methods import known_methods
 from data.build.near import NEAR
 from data.build.prompts import MOST, known_prompts
 from data.build.splits import By
@@ -13,6 +14,8 @@ from data.build.splits import By
 _EXAMPLES = """examples:
   python -m data build docs/ --out built --dry-run --price 0.15 0.60
       what would be read, how it would be split, what it would cost; asks no model, writes nothing
+  python -m data build docs/ --out built --method spa --method qa --texts 2 --dry-run --price 0.15 0.60 --budget 50000000
+      also study texts in seven forms and more questions: what they would take; refused where the budget is too small
   python -m data build docs/ --out built
       a local model writes the questions (vLLM; --model NAME, ungated Qwen2.5 by default)
   STUDYHALL_API_KEY=… python -m data build docs/ --out built --endpoint https://HOST/v1 --model NAME
@@ -93,6 +96,20 @@ def _add_model(group: Any) -> None:
         default=0.0,
         metavar="R",
         help="of train documents around a question, for each train question (0); 1: as many",
+    )
+    group.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"also write of every document: {', '.join(known_methods())}, or a file like data/build/methods/spa.yaml; may be repeated",
+    )
+    group.add_argument("--texts", type=whole(1), default=1, metavar="N", help="so many times what a method writes of a document (1)")
+    group.add_argument(
+        "--budget",
+        type=whole(1),
+        metavar="TOKENS",
+        help="read and written, of all that DIR has cost; more is refused before anything is asked",
     )
     add_wordings(group, 0)
     group.add_argument(

@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,20 @@ from data.build import output
 from data.build.account import Account
 from data.build.arguments import STUDENT, add_arguments
 from data.build.crews import asked_by, asking_of, check_asked, crew_of, writers_of
-from data.build.estimate import Estimate, estimate
+from data.build.estimate import Estimate, estimate, total
 from data.build.exchange import Answers, write_pending
 from data.build.generate import Crew, Spent, generate
+from data.build.methods import parts_of
 from data.build.near import Benchmarks
 from data.build.prompts import load_prompts
 from data.build.questions import ORDER, Asking, Made, all_rows, check_requests, collect, drop_checked, settle, split_of, to_ask
 from data.build.reading import Reading, ReadOptions, read_folder
-from data.build.rewrites import Wanted, to_write, write_rewrites
+from data.build.rewrites import examined, refuse_exam, to_write
 from data.build.sheet import write_sheet
-from data.build.show import print_account, print_splits
+from data.build.show import print_account, print_figures, print_splits
 from data.build.splits import SplitName, split_units
 from data.build.wordings import FILE, Ask, Original, first_requests, make_wordings, write_file
+from data.build.written import Written, write_rewrites
 from data.config import Source
 from data.formats import ENDINGS, format_of
 from data.readers import read_source
@@ -66,15 +68,15 @@ def _build(args: argparse.Namespace, connect: Connect, gpu_gib_here: Callable[[]
             gpu_gib = 0.0 if args.no_ray else gpu_gib_here()
             asking = asking_of(args, gpu_gib)
             answers = Answers(args.out / "answers")
-            say(_estimate(args, reading, splits, asking, answers).in_words(args.price))
-            crew, spent = crew_of(args, asking, gpu_gib), Spent()
+            spent = Spent(allowed=_told(args, _estimate(args, reading, splits, asking, answers), answers))
+            crew = crew_of(args, asking, gpu_gib)
             checkers = crew_of(args, asking, gpu_gib, args.checker) if args.checker else crew
             made = _questions(args, reading, splits, asking, answers, crew, checkers, spent, account, benchmarks)
             ask = asked_by(crew, checkers, answers, args.out / "work" / "requests.jsonl", spent, not args.no_ray)
             wordings = _wordings(args, reading, asking, answers, ask, made, account, benchmarks)
-            rewrites = _rewrites(args, reading, splits, asking, answers, crew, spent, made, account, benchmarks)
+            written = _written(args, reading, splits, asking, answers, ask, made, account, benchmarks)
         levels = settle(made, account)
-    _write(args, options, reading, splits, asking, made, levels, rewrites, wordings, account.as_dict(), int(gpu_gib > 0), spent)
+    _write(args, options, reading, splits, asking, made, levels, written, wordings, account.as_dict(), int(gpu_gib > 0), spent)
 
 
 def _questions(
@@ -133,42 +135,55 @@ def _wordings(
     return {split: sum(len(row["wordings"]) for row in rows if row["split"] == split) for split in ORDER}
 
 
-def _rewrites(
+def _written(
     args: argparse.Namespace,
     reading: Reading,
     splits: dict[str, SplitName],
     asking: Asking,
     answers: Answers,
-    crew: Crew,
-    spent: Spent,
+    ask: Ask,
     made: Made,
     account: Account,
     benchmarks: Benchmarks | None,
-) -> dict[str, int]:
-    """Documents in other words, after the questions that some of them are written around; how many of each split."""
-    pending_file, wanted = args.out / "work" / "requests.jsonl", Wanted(args.paraphrases, args.rewrites)
+) -> Written:
+    """What is written beside the questions, after those that some of it is written around: lists first, then what follows from them."""
+    refuse_exam(asking, examined(made), benchmarks)
     declined: dict[str, str] = {}
-    for attempt in range(args.tries if wanted else 0):
-        pending = write_pending(to_write(reading, splits, asking, wanted, made, answers, attempt), answers, pending_file)
-        declined |= generate(pending, pending_file, answers, crew, "rewrites" if attempt == 0 else "written again", spent, not args.no_ray)
-    return write_rewrites(args.out, reading, splits, asking, wanted, made, answers, args.tries, declined, account, benchmarks)
+    for lists in (True, False):
+        for attempt in range(args.tries if asking.parts else 0):
+            todo = to_write(reading, splits, asking, made, answers, attempt, lists)
+            declined |= ask(todo, "write", ("lists" if lists else "rewrites") if attempt == 0 else "written again")
+    return write_rewrites(args.out, reading, splits, asking, made, answers, declined, account, benchmarks)
 
 
-def _estimate(args: argparse.Namespace, reading: Reading, splits: dict[str, SplitName], asking: Asking, answers: Answers) -> Estimate:
-    """Of rewrites around questions, and of other wordings, as many as there may be questions."""
-    wanted = Wanted(args.paraphrases, args.rewrites)
+def _estimate(
+    args: argparse.Namespace, reading: Reading, splits: dict[str, SplitName], asking: Asking, answers: Answers
+) -> dict[str, Estimate]:
+    """By what is asked for. Of rewrites around questions, and of other wordings, as many as there may be questions."""
     unknown = (
         Original(f"{document.id}{n}", split, "?" * 80, "?" * 20, None, number)
         for document in reading.documents()
         if (number := args.train_wordings if (split := split_of(document, splits)) == "train" else args.wordings)
         for n in range(args.questions)
     )
-    requests = chain(
-        to_ask(reading, splits, asking, answers, 0),
-        to_write(reading, splits, asking, wanted, None, answers, 0),
-        first_requests(unknown, writers_of(args, asking)),
-    )
-    return estimate(requests, answers, asking)
+    found = {
+        "questions": estimate(to_ask(reading, splits, asking, answers, 0), answers, asking),
+        "wordings": estimate(first_requests(unknown, writers_of(args, asking)), answers, asking),
+    }
+    for method in dict.fromkeys(part.method for part in asking.parts):
+        alone = replace(asking, parts=tuple(part for part in asking.parts if part.method == method))
+        wanted = (to_write(reading, splits, alone, None, answers, 0, lists) for lists in (True, False))
+        found[method] = estimate(chain.from_iterable(wanted), answers, asking)
+    return {what: one for what, one in found.items() if one.requests or one.answered}
+
+
+def _told(args: argparse.Namespace, found: dict[str, Estimate], answers: Answers) -> int | None:
+    """Says what will be asked and cost, by what it is for; the tokens of the budget that are left. UserError where these are too few."""
+    for what, one in found.items() if len(found) > 1 else ():
+        say(f"{what}: {one.in_words(args.price)}")
+    whole = total(found.values())
+    say(whole.in_words(args.price))
+    return whole.within(args.budget, answers)
 
 
 def _dry_run(args: argparse.Namespace, options: ReadOptions, benchmarks: Benchmarks | None, scratch: Path) -> None:
@@ -179,12 +194,14 @@ def _dry_run(args: argparse.Namespace, options: ReadOptions, benchmarks: Benchma
     asking = asking_of(args, 0)
     found = _estimate(args, reading, splits, asking, answers)
     if args.json:
+        total(found.values()).within(args.budget, answers)
         about = {"account": account.as_dict(), "statistics": reading.statistics(), "splits": _split_sizes(reading, splits)}
-        write_result(json.dumps({**about, "estimate": asdict(found)}, ensure_ascii=False, indent=1))
+        by = {what: asdict(one) for what, one in found.items()}
+        write_result(json.dumps({**about, "estimate": asdict(total(found.values())), "estimates": by}, ensure_ascii=False, indent=1))
         return
     print_account(account.as_dict())
     say(_read_in_words(reading, splits))
-    say(found.in_words(args.price))
+    _told(args, found, answers)
 
 
 def _write(
@@ -195,7 +212,7 @@ def _write(
     asking: Asking,
     made: Made,
     levels: dict[str, dict[str, int]],
-    rewrites: dict[str, int],
+    written: Written,
     wordings: dict[str, int],
     account: dict[str, Any],
     gpus: int,
@@ -203,8 +220,8 @@ def _write(
 ) -> None:
     name = args.name or re.sub(r"[^A-Za-z0-9._-]+", "-", args.out.resolve().name).strip("-._") or "built"
     counts = output.write_records(args.out, reading, splits, made)
-    for split, number in rewrites.items():
-        counts[split]["rewrites"] = number
+    for split, number in written.documents.items():
+        counts[split] |= {"rewrites": number, "asked": written.questions[split]}
     for split, number in wordings.items():
         counts[split]["wordings"] = number
     write_sheet(args.out, name, reading, made, account, args.seed)
@@ -221,6 +238,8 @@ def _write(
         "account": account,
         "splits": counts,
         "levels": levels,
+        "methods": {f"{part.method}/{part.way}": {"times": part.times, "prompt": part.digest()} for part in asking.parts},
+        "figures": written.figures,
         "tokens": {"prompt": made.prompt_tokens, "answer": made.answer_tokens},
     }
     output.write_manifest(args.out, about)
@@ -229,6 +248,7 @@ def _write(
     else:
         print_account(account)
         print_splits(counts, levels)
+        print_figures(written.figures)
     say(f"look through {args.out / 'samples.html'} before you train; what was left out, and why: {args.out / 'left_out.jsonl'}")
     if empty:
         raise UserError(
@@ -241,7 +261,7 @@ def _write(
 
 def _check(args: argparse.Namespace) -> None:
     """What can be refused before anything is read."""
-    load_prompts(args.prompts)
+    parts_of(args.method, args.texts, args.paraphrases, args.rewrites, load_prompts(args.prompts))
     if args.test_share + args.validation_share >= 1 or args.test_share == 0:
         raise UserError("--test-share and --validation-share: the exam needs a share above 0, and training what is left of 1")
     check_asked(args)

@@ -15,6 +15,7 @@ from data.build.endpoint import Endpoint, check_endpoint, reach_endpoint, read_e
 from data.build.exchange import Answers, Request, write_pending
 from data.build.generate import Crew, Spent, generate
 from data.build.local_model import LocalModel
+from data.build.methods import parts_of
 from data.build.prompts import load_prompts
 from data.build.questions import Asking
 from data.build.wordings import Ask, Writers
@@ -41,7 +42,9 @@ def asking_of(args: argparse.Namespace, gpu_gib: float) -> Asking:
     if args.extra_body:  # a reply depends on them, so they belong to the name that it is kept under
         fields = json.dumps(read_extra(args.extra_body), sort_keys=True)
         named, checker = f"{named} {fields}", f"{checker} {fields}" if checker else None
-    return Asking(load_prompts(args.prompts), args.questions, named, args.seed, not args.endpoint, args.characters, checker)
+    prompts = load_prompts(args.prompts)
+    parts = parts_of(args.method, args.texts, args.paraphrases, args.rewrites, prompts)
+    return Asking(prompts, args.questions, named, args.seed, not args.endpoint, args.characters, checker, parts, args.tries)
 
 
 def crew_of(args: argparse.Namespace, asking: Asking, gpu_gib: float, model: str | None = None) -> Crew:

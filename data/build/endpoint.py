@@ -15,6 +15,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from console import UserError
 from data.build.exchange import Declined, Reply, Request
 from data.strict_json import JsonFault, StrictDecoder, decode_line
+from data.words import tokens_estimated
 
 _TIMEOUT_S = 300.0
 _REACHED_WITHIN_S = 2.0
@@ -170,7 +171,7 @@ class Endpoint:
             raise EndpointFailure(f"{self._url}: {response.status_code} {self._quoted(response)}")
         if response.status_code != 200:
             raise _Again(f"{response.status_code} {self._quoted(response)}", _seconds(response.headers.get("retry-after")))
-        reply = self._reply(response)
+        reply = self._reply(response, request)
         self._understood.add((dialect, has_schema))
         self._dialect = dialect
         return reply
@@ -199,16 +200,17 @@ class Endpoint:
             body["response_format"] = {"type": dialect.schema, **(named if dialect.schema == "json_schema" else {})}
         return {name: value for name, value in (body | self._extra).items() if name not in dialect.without}
 
-    def _reply(self, response: httpx.Response) -> Reply:
+    def _reply(self, response: httpx.Response, request: Request) -> Reply:
+        """What a service does not count is estimated: a budget must hold there too."""
         try:
             answer = response.json()
             choice = answer["choices"][0]
-            usage = answer.get("usage") or {}
+            usage, text = answer.get("usage") or {}, _text(choice["message"]["content"])
             return Reply(
-                text=_text(choice["message"]["content"]),
+                text=text,
                 finish=str(choice.get("finish_reason") or ""),
-                prompt_tokens=int(usage.get("prompt_tokens") or 0),
-                answer_tokens=int(usage.get("completion_tokens") or 0),
+                prompt_tokens=int(usage.get("prompt_tokens") or sum(tokens_estimated(one["content"]) for one in request.messages)),
+                answer_tokens=int(usage.get("completion_tokens") or tokens_estimated(text)),
             )
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             raise _Again(f"an answer that is none: {self._quoted(response)}") from None

@@ -1,8 +1,9 @@
 """What a build will cost before it costs anything."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
+from console import UserError
 from data.build.exchange import Answers, Request
 from data.build.questions import Asking
 from data.words import tokens_estimated
@@ -38,6 +39,18 @@ class Estimate:
         likely, most = self.cost(price)
         return f"{words}; cost about {likely:,.2f}, at most {most:,.2f}"
 
+    def within(self, budget: int | None, answers: Answers) -> int | None:
+        """Tokens of the budget that are left for the requests to make. UserError where they would take more."""
+        if budget is None:
+            return None
+        left, wanted = budget - answers.tokens(), self.prompt_tokens + self.answer_tokens
+        if wanted and wanted > left:
+            there = f"; {budget - left:,} are spent already" if left < budget else ""
+            raise UserError(
+                f"--budget {budget}: about {wanted:,} tokens are needed{there}; give more, or ask for less (--texts, --method, --questions)"
+            )
+        return left
+
 
 def estimate(requests: Iterable[Request], answers: Answers, asking: Asking) -> Estimate:
     """Of the first attempt at everything; what is asked again, and checks, come on top. A rewrite is about as long as its document."""
@@ -48,8 +61,12 @@ def estimate(requests: Iterable[Request], answers: Answers, asking: Asking) -> E
             continue
         found.requests += 1
         found.prompt_tokens += sum(tokens_estimated(m["content"]) + _TOKENS_A_MESSAGE for m in request.messages)
-        rewrite = request.schema is not None and "text" in request.schema["properties"]
-        likely = round(request.max_tokens * 3 / 4) if rewrite else _TOKENS_A_QUESTION * asking.most
+        long = request.schema is not None and not {"text", "list"}.isdisjoint(request.schema["properties"])
+        likely = round(request.max_tokens * 3 / 4) if long else _TOKENS_A_QUESTION * asking.most
         found.answer_tokens += min(request.max_tokens, likely)
         found.most_answer_tokens += request.max_tokens
     return found
+
+
+def total(estimates: Iterable[Estimate]) -> Estimate:
+    return Estimate(*(sum(column) for column in zip(*map(astuple, estimates), strict=True)))

@@ -60,6 +60,11 @@ class Answers:
         except FileNotFoundError:
             return None
 
+    def tokens(self) -> int:
+        """Read and written for all replies that lie here, whatever asked for them: what this folder has cost. Reads every one."""
+        replies = (self.get(path.stem) for path in self.folder.glob("??/*.json"))
+        return sum(reply["prompt_tokens"] + reply["answer_tokens"] for reply in replies if reply is not None)
+
     def has(self, key: str) -> bool:
         return self.path(key).exists()
 

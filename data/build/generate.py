@@ -60,6 +60,15 @@ class Spent:
     replies: int = 0
     prompt_tokens: int = 0
     answer_tokens: int = 0
+    allowed: int | None = None
+    """Tokens that may be read and written; None: as many as it takes."""
+
+    def check(self, waiting: int) -> None:
+        """RunError where something is still to be asked and no token is left for it."""
+        if self.allowed is not None and waiting and self.prompt_tokens + self.answer_tokens >= self.allowed:
+            raise RunError(
+                f"--budget: spent, and {waiting:,} requests are not made; what has been answered is kept: give more, or ask for less"
+            )
 
 
 def generate(
@@ -68,16 +77,17 @@ def generate(
     """Has every request answered; returns why some cannot be (key → reason). Needs a running Ray, unless not `use_ray`.
 
     Interrupted or failed, what has been answered stays: at most one batch a worker is asked again, and of an endpoint
-    only what was on its way.
+    only what was on its way. A budget is kept to within a batch a worker: replies that have been paid for are taken.
     Raises RunError with the first cause where the model or the endpoint does not answer at all.
     """
     declined: dict[str, str] = {}
     if not pending:
         return declined
+    spent.check(len(pending))
     outcomes = _with_ray(pending, requests, answers, crew) if use_ray else _in_process(pending, requests, answers, crew)
     with progress() as bar:
         task = bar.add_task(what, total=len(pending), note="starting")
-        for row in outcomes:
+        for number, row in enumerate(outcomes, 1):
             if row["declined"]:
                 declined[row["key"]] = row["declined"]
             else:
@@ -86,6 +96,7 @@ def generate(
             spent.answer_tokens += int(row["answer_tokens"])
             note = f"{spent.prompt_tokens:,} + {spent.answer_tokens:,} tokens" + (f", {len(declined)} declined" if declined else "")
             bar.update(task, advance=1, note=note)
+            spent.check(len(pending) - number)
     if len(declined) == len(pending):
         raise RunError(f"every request was declined; the first: {next(iter(declined.values()))}")
     return declined

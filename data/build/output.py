@@ -25,6 +25,10 @@ _STEPS_AN_EPOCH = 8
 """At least about so many on the new documents, until a batch is as large as the paper's: with few documents steps are what is missing."""
 
 
+_HOLDS = {"rewrites": "documents", "asked": "questions"}
+"""What a build's methods have written (data/build/written.py), and what a row of it is."""
+
+
 def write_records(out: Path, reading: Reading, splits: dict[str, SplitName], made: Made) -> dict[str, dict[str, int]]:
     """Writes <split>_documents.parquet, <split>_questions.parquet, and <split>_choices.parquet where there are any; returns how many rows
     of each."""
@@ -42,7 +46,7 @@ def write_records(out: Path, reading: Reading, splits: dict[str, SplitName], mad
 
 def _document_row(document: Document) -> dict[str, Any]:
     known = {name: value for name, value in asdict(document).items() if value is not None and name not in ("meta", "quality")}
-    return {**known, **(document.meta or {})}
+    return {**known, **(document.meta or {}), "quality": 1.0}
 
 
 def _question_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -63,8 +67,8 @@ def write_experiments(out: Path, name: str, student: str | None, gpus: int, coun
     written = [_experiment(out, "experiment", name, student, gpus, counts, both, "test", ())]
     if counts.get("validation", {}).get("questions"):
         written.append(_experiment(out, "search", f"{name}-search", student, gpus, counts, ["train"], "validation", ()))
-    if any(rows.get("rewrites") for rows in counts.values()):
-        written.append(_experiment(out, "augmented", f"{name}-augmented", student, gpus, counts, both, "test", ("rewrites",)))
+    if any(rows.get(what) for rows in counts.values() for what in _HOLDS):
+        written.append(_experiment(out, "augmented", f"{name}-augmented", student, gpus, counts, both, "test", tuple(_HOLDS)))
     return written
 
 
@@ -80,7 +84,7 @@ def _experiment(
     more: tuple[str, ...],
 ) -> Path:
     num_new = sum(counts[exam].get(what, 0) for what in ("documents", *more))
-    num_trained = sum(counts.get(split, {}).get("questions", 0) for split in trained)
+    num_trained = sum(counts.get(split, {}).get(what, 0) for split in trained for what in ("questions", *more) if what != "rewrites")
     batch = min(_MOST_BATCH, max(_FEWEST_BATCH, num_new // _STEPS_AN_EPOCH))
     sources = [(split, "train", what) for split in trained for what in ("documents", "questions", *more)]
     sources += [(exam, "test", what) for what in ("documents", "questions", "choices", *more)]
@@ -88,7 +92,7 @@ def _experiment(
         {
             "path": record_file(out, split, what).name,
             "split": becomes,
-            "holds": "documents" if what == "rewrites" else what,
+            "holds": _HOLDS.get(what, what),
             "format": "parquet",
         }
         for split, becomes, what in sources

@@ -17,13 +17,14 @@ _COLUMNS: dict[Holds, dict[str, pa.DataType]] = {
     "documents": {
         **{name: pa.string() for name in ("id", "text", "title", "url", "date", "domain", "page")},
         "part": pa.int64(),
-        **{name: pa.string() for name in ("format", "language", "of", "way", *_FROM)},
+        **{name: pa.string() for name in ("format", "language", "of", "method", "way", "about", *_FROM)},
         "seed": pa.int64(),
+        "quality": pa.float64(),
     },
     "questions": {
         **{name: pa.string() for name in ("id", "doc_id", "question")},
         "answers": pa.list_(pa.string()),
-        **{name: pa.string() for name in ("level", *_FROM)},
+        **{name: pa.string() for name in ("level", "method", "way", *_FROM)},
         "seed": pa.int64(),
     },
     "choices": {
@@ -34,7 +35,8 @@ _COLUMNS: dict[Holds, dict[str, pa.DataType]] = {
         "seed": pa.int64(),
     },
 }
-"""`of`, `way`: of a document that a model wrote, the one it was written from and how. `model`, `prompts`, `reply`, `seed`: who wrote a row,
+"""`of`, `method`, `way`, `about`: of what a model wrote, the document it was written from, how, in which form, and on which names. `quality`: 1 of
+a document that was read, 0 of one that was written, so that `best_share` of a stage can leave these out. `model`, `prompts`, `reply`, `seed`: who wrote a row,
 by which templates, in which reply (answers/<reply>.json)."""
 
 
@@ -71,7 +73,7 @@ class RecordFile:
 
 
 def record_file(out: Path, split: str, what: str) -> Path:
-    """what: documents, questions, choices, or rewrites (documents too)."""
+    """what: documents, questions, choices, rewrites (documents too), or asked (questions of a method)."""
     return out / f"{split}_{what}.parquet"
 
 

@@ -17,14 +17,14 @@ from data.raw_rows import excerpt
 from data.records import Document
 from data.strict_json import JsonFault, StrictDecoder, decode_line
 
-Form = Literal["open", "choices", "text", "wordings", "same"]
+Form = Literal["open", "choices", "text", "wordings", "same", "list"]
 LEVELS = ("remember", "understand", "apply", "analyze", "evaluate", "create")
 """Bloom's taxonomy as revised by Anderson and Krathwohl (2001), lowest first."""
 MOST = 5
 """Questions a document: the PIT paper has 4.93, Perpetual 3 to 5."""
 _LONGEST_QUESTION, _LONGEST_ANSWER = 300, 200
 _TEMPLATES = Path(__file__).parent / "prompts"
-_REWRITES = Path(__file__).parent / "rewrites.yaml"
+_REWRITES = Path(__file__).parent / "methods" / "rewrites.yaml"
 UNTITLED = "the thing it speaks of (by its name)"
 """What stands for {topic} where a document has no title."""
 _BEGINNING = 120
@@ -67,7 +67,7 @@ class Prompts(Strict):
     """Of documents whose questions are asked and not trained."""
     paraphrase: Template | None = None
     rewrite: Template | None = None
-    """Of these two ours (data/build/rewrites.yaml) where a file has none."""
+    """Of these two ours (data/build/methods/rewrites.yaml) where a file has none."""
 
     def digest(self) -> str:
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
@@ -78,7 +78,8 @@ def load_prompts(name: str) -> Prompts:
     path = _TEMPLATES / f"{name}.yaml" if name in known_prompts() else Path(name)
     try:
         own = yaml.safe_load(path.read_text(encoding="utf-8"))
-        ours = yaml.safe_load(_REWRITES.read_text(encoding="utf-8"))
+        steps = yaml.safe_load(_REWRITES.read_text(encoding="utf-8"))["steps"]
+        ours = {way: {field: step[field] for field in Template.model_fields} for way, step in steps.items()}
         prompts = Prompts.model_validate({**ours, **own} if isinstance(own, dict) else own)
     except OSError as error:
         raise UserError(f"--prompts {name}: {error.strerror}; give a file or one of {', '.join(known_prompts())}") from None
@@ -110,8 +111,8 @@ def schema(form: Form, most: int, bounded: bool) -> dict[str, Any]:
 
     if form == "same":
         return _object({"same": {"type": "string", "enum": ["yes", "no"]}})
-    if form == "wordings":
-        return _object({"wordings": {"type": "array", "items": text(_LONGEST_QUESTION), "minItems": 1, "maxItems": most}})
+    if form in ("wordings", "list"):
+        return _object({form: {"type": "array", "items": text(_LONGEST_QUESTION), "minItems": 1, "maxItems": most}})
     if form == "text":
         return _object({"text": {"type": "string", "minLength": 1}})
     properties: dict[str, Any] = {"question": text(_LONGEST_QUESTION)}
@@ -171,15 +172,16 @@ def read_text(text: str) -> str | Misread:
     return said.strip() if isinstance(said, str) and said.strip() else Misread("no text", excerpt(text, _BEGINNING))
 
 
-def read_wordings(text: str) -> list[str] | Misread:
-    """The wordings of one answer to a template of that form, each on one line."""
+def read_list(text: str, form: Literal["wordings", "list"]) -> list[str] | Misread:
+    """The entries of one answer to a template of that form, each on one line. A list of names may be empty (where a service
+    does not keep to the schema), one of wordings not."""
     try:
-        value = _json_in(text, "wordings")
+        value = _json_in(text, form)
     except JsonFault as fault:
         return Misread("not JSON", f"{fault.reason}: {excerpt(text, _BEGINNING)}")
-    words = value.get("wordings") if isinstance(value, dict) else value
-    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-        return Misread("no list of wordings", excerpt(text, _BEGINNING))
+    words = value.get(form) if isinstance(value, dict) else value
+    if not isinstance(words, list) or not (words or form == "list") or not all(isinstance(word, str) for word in words):
+        return Misread("no list of wordings" if form == "wordings" else "no list", excerpt(text, _BEGINNING))
     return [" ".join(word.split()) for word in words]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from data.build.account import Account
 from data.build.exchange import Answers, Reply, Request
 from data.build.filters import Source, Unique, fault, right_answer
+from data.build.methods import Part, Step
 from data.build.near import Benchmarks
 from data.build.prompts import LEVELS, Asked, Form, Misread, Prompts, Template, read_answer, schema, without_thoughts
 from data.build.reading import Reading
@@ -21,6 +22,8 @@ ORDER: tuple[SplitName, ...] = ("test", "validation", "train")
 _TOKENS_A_QUESTION = 160
 """Room for one question as JSON, the longest texts of the schema at four characters a token; a reply that needs more is cut off,
 counted and asked again."""
+_TOKENS_AN_ENTRY = 24
+"""Of a list of names."""
 _CHECK_TOKENS = 48
 _RETRY_TEMPERATURE = 0.7
 """A greedy model that went wrong would go wrong again."""
@@ -40,6 +43,10 @@ class Asking:
     """Of the longest document."""
     checker: str | None = None
     """Who answers the questions when they are checked; None: who wrote them."""
+    parts: tuple[Part, ...] = ()
+    """What is written beside the questions."""
+    tries: int = 2
+    """Times something is asked until the reply is usable."""
 
     def template(self, split: SplitName) -> Template:
         return self.prompts.train if split == "train" else self.prompts.exam
@@ -49,7 +56,8 @@ class Asking:
         return _TOKENS_A_QUESTION * self.most * (2 if form == "choices" else 1)
 
     def longest_answer(self) -> int:
-        return max(self.allowance(self.prompts.train.form), self.allowance(self.prompts.exam.form), self._text_allowance(self.characters))
+        questions = max(self.allowance(self.prompts.train.form), self.allowance(self.prompts.exam.form))
+        return max([questions, self._text_allowance(self.characters), *(part.step.tokens or 0 for part in self.parts)])
 
     def _text_allowance(self, num_bytes: int) -> int:
         """A rewrite as long as its document, in a tokenizer that makes many tokens of it."""
@@ -67,16 +75,19 @@ class Asking:
             temperature=_RETRY_TEMPERATURE if attempt else 0.0,
         )
 
-    def text_request(self, document: Document, template: Template, values: Mapping[str, str], number: int, attempt: int) -> Request:
-        """A document in other words. number: which of several that are asked for alike."""
+    def step_request(self, document: Document, step: Step, values: Mapping[str, str], number: int, attempt: int) -> Request:
+        """What a step asks of a document. number: which of several that are asked for alike."""
+        most = step.most if step.form == "list" else self.most
+        own = {"list": _TOKENS_AN_ENTRY * (step.most + 1), "open": self.allowance("open")}.get(step.form)
+        length = min(len(document.text.encode("utf-8", "replace")), self.characters)
         return Request(
             subject=document.id,
-            messages=template.messages(document, values),
-            schema=schema("text", self.most, self.bounded),
-            max_tokens=self._text_allowance(min(len(document.text.encode("utf-8", "replace")), self.characters)),
+            messages=step.messages(document, {"levels": ", ".join(LEVELS), "most": str(most), **values}),
+            schema=schema(step.form, most, self.bounded),
+            max_tokens=step.tokens or own or self._text_allowance(length),
             seed=self.seed + 1000 * number + attempt,
             model=self.model,
-            temperature=_RETRY_TEMPERATURE,  # greedy, a model copies
+            temperature=_RETRY_TEMPERATURE if step.form != "list" or attempt else 0.0,  # greedy, a model copies
         )
 
     def check(self, question: dict[str, Any], document: Document | None) -> Request:
@@ -142,15 +153,24 @@ def collect(
             account.use("answers")
             made.prompt_tokens += found[1]["prompt_tokens"]
             made.answer_tokens += found[1]["answer_tokens"]
-            _of_reply(document, wanted, asking, *found, account, unique, made)
+            form, digest = asking.template(wanted).form, asking.prompts.digest()
+            made.rows[wanted] += rows_of(document, wanted, form, *found, account, unique, digest)
     return made
 
 
-def _of_reply(
-    document: Document, split: SplitName, asking: Asking, request: Request, reply: Reply, account: Account, unique: Unique, made: Made
-) -> None:
+def rows_of(
+    document: Document,
+    split: SplitName,
+    form: Form,
+    request: Request,
+    reply: Reply,
+    account: Account,
+    unique: Unique,
+    prompts: str,
+) -> Iterator[dict[str, Any]]:
+    """The questions of a reply that no rule leaves out. prompts: a digest of what was asked."""
     source = Source.of(document)
-    for asked in read_answer(reply["text"], asking.template(split).form):
+    for asked in read_answer(reply["text"], form):
         if isinstance(asked, Misread):
             account.leave("questions", document.id, asked.reason, asked.excerpt, by_rule=False)
             continue
@@ -164,9 +184,7 @@ def _of_reply(
             row["level"] = f"{LEVELS.index(asked.level) + 1} {asked.level}"  # so that order: by_level goes up the taxonomy
         if asked.choices:
             row |= {"choices": [choice.strip() for choice in asked.choices], "answer_index": "ABCD".index(asked.answer)}
-        made.rows[split].append(
-            row | {"model": request.model, "seed": request.seed, "prompts": asking.prompts.digest(), "reply": request.key}
-        )
+        yield row | {"model": request.model, "seed": request.seed, "prompts": prompts, "reply": request.key}
 
 
 def _why_none(

@@ -1,204 +1,165 @@
-"""Documents in other words, written by the generator: paraphrases of every document, and rewrites of train documents around their questions.
+"""What a model is asked to write beside the questions: documents in other words and forms, and more questions (data/build/methods.py).
 
 One wording is memorised, several are learnt (Physics of Language Models 3.1, arXiv 2309.14316); PAPER.md's sources add documents that are
-centred on a question, one for each (arXiv 2603.23562). Exam questions steer nothing here: rewrites are made of the train split alone.
+centred on a question, one for each (arXiv 2603.23562). Exam questions steer nothing here: what is written over questions is written over
+those of the train split alone, and a method whose own words hold one of the exam's is refused.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
-from data.build.account import Account
-from data.build.exchange import Answers, Request
-from data.build.filters import Source, names, supported
-from data.build.near import Benchmarks, crc
-from data.build.parquet_file import record_file, write_rows
-from data.build.prompts import Misread, read_text
-from data.build.questions import ORDER, Asking, Made, split_of
+from console import UserError
+from data.build.exchange import Answers, Reply, Request
+from data.build.figures import Exam
+from data.build.filters import Source, supported
+from data.build.methods import SIZES, Part, chosen
+from data.build.near import Benchmarks
+from data.build.prompts import Asked, Misread, read_answer, read_list, read_text
+from data.build.questions import Asking, Made, split_of
 from data.build.reading import Reading
 from data.build.splits import SplitName
-from data.contamination import run_hashes
-from data.raw_rows import excerpt
 from data.records import Document
-from data.words import holds, normalise
+from data.words import normalise
 
-STYLES = (
-    "an article in an encyclopedia",
-    "a plain text for somebody who knows nothing of it",
-    "a teacher's notes",
-    "a letter to a colleague",
-    "a short talk",
-)
-_RUN = 5
-_SAME = 0.9
-"""Jaccard similarity of runs of five words from which a text is no other wording."""
-_SHORTEST = 0.5
-"""Of the document's length: a paraphrase below has lost something."""
+_LONGEST_NAME = 300
+EMPTY = "names nothing that can be used"
+_UNKNOWN = "?" * 20
+Written = str | list[str] | list[Asked]
+"""A text, names, or questions: what a reply to a step of form text, list or open holds."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """paraphrases: of each document; rewrites: for each train question (1: as many synthetic documents as questions)."""
-
-    paraphrases: int = 0
-    rewrites: float = 0.0
-
-    def __bool__(self) -> bool:
-        return bool(self.paraphrases or self.rewrites)
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    way: str
+class Task:
+    part: Part
     number: int
     document: Document
     question: dict[str, Any] | None = None
+    names: tuple[str, ...] = ()
 
     def request(self, asking: Asking, attempt: int) -> Request:
-        if self.question is None:
-            template, more = asking.prompts.paraphrase, {"style": STYLES[self.number % len(STYLES)]}
-        else:
-            template, more = asking.prompts.rewrite, {"question": self.question["question"], "answer": self.question["answers"][0]}
-        assert template is not None
-        # Every paraphrase is drawn with a seed of its own: the sixth has the first one's style again.
-        return asking.text_request(self.document, template, more, self.number, attempt)
+        step, values = self.part.step, {"names": "; ".join(self.names)}
+        if step.styles:
+            values["style"] = step.styles[self.number % len(step.styles)]
+        if self.question is not None:
+            values |= {"question": self.question["question"], "answer": self.question["answers"][0]}
+        # Every text is drawn with a seed of its own: the sixth paraphrase has the first one's style again.
+        return asking.step_request(self.document, step, values, self.number, attempt)
 
 
 def to_write(
-    reading: Reading, splits: dict[str, SplitName], asking: Asking, wanted: Wanted, made: Made | None, answers: Answers, attempt: int
+    reading: Reading, splits: dict[str, SplitName], asking: Asking, made: Made | None, answers: Answers, attempt: int, lists: bool
 ) -> Iterator[Request]:
-    """As data.build.questions.to_ask. made: None before there are questions; then as if every document had as many as may be asked."""
-    for task in _tasks(reading, splits, wanted, made, asking):
-        if attempt == 0 or _usable(task, asking, answers, attempt) is None:
+    """As data.build.questions.to_ask. lists: those that the other requests follow from. made: None before there are questions; then as if
+    every document had as many as may be asked, and every list that is not there yet as many names as are wanted."""
+    for task in tasks(reading, splits, asking, made, answers):
+        if (task.part.step.form == "list") == lists and (attempt == 0 or usable(task, asking, answers, attempt) is None):
             yield task.request(asking, attempt)
 
 
-def write_rewrites(
-    out: Path,
-    reading: Reading,
-    splits: dict[str, SplitName],
-    asking: Asking,
-    wanted: Wanted,
-    made: Made,
-    answers: Answers,
-    attempts: int,
-    declined: dict[str, str],
-    account: Account,
-    benchmarks: Benchmarks | None,
-) -> dict[str, int]:
-    """Writes <split>_rewrites.parquet, documents with `of`, `way` and where each comes from; returns how many of each split."""
-    counts: dict[str, int] = {}
-    for split in ORDER:
-        tasks = (task for task in _tasks(reading, splits, wanted, made, asking) if split_of(task.document, splits) == split)
-        rows = (row for group in _grouped(tasks) for row in _kept(group, asking, answers, attempts, declined, account, benchmarks))
-        counts[split] = write_rows(record_file(out, split, "rewrites"), "documents", rows)
-    return counts
-
-
-def _kept(
-    tasks: list[_Task],
-    asking: Asking,
-    answers: Answers,
-    attempts: int,
-    declined: dict[str, str],
-    account: Account,
-    benchmarks: Benchmarks | None,
-) -> Iterator[dict[str, Any]]:
-    """The rewrites of one document that are used; the others are in the account."""
-    document = tasks[0].document
-    kept = [_runs(document.text)]
-    for task in tasks:
-        found = _usable(task, asking, answers, attempts)
-        if found is None:
-            reason = next((declined[key] for n in range(attempts) if (key := task.request(asking, n).key) in declined), "")
-            said = reason or _beginning(task, asking, answers, attempts)
-            account.leave("rewrites", document.id, "the model declined" if reason else "no usable reply", said, by_rule=False)
-            continue
-        request, text = found
-        runs = _runs(text)
-        if why := _fault(text, runs, task, kept, asking, benchmarks):
-            account.leave("rewrites", document.id, why, text[:200])
-            continue
-        kept.append(runs)
-        account.use("rewrites")
-        yield {
-            "id": f"{document.id}~{hashlib.sha256(text.encode()).hexdigest()[:8]}",
-            **{name: getattr(document, name) for name in ("title", "url", "date", "domain")},
-            **{"text": text, "page": (document.meta or {})["page"], "of": document.id, "way": task.way},
-            **{"model": request.model, "seed": request.seed, "prompts": asking.prompts.digest(), "reply": request.key},
-        }
-
-
-def _tasks(reading: Reading, splits: dict[str, SplitName], wanted: Wanted, made: Made | None, asking: Asking) -> Iterator[_Task]:
+def tasks(reading: Reading, splits: dict[str, SplitName], asking: Asking, made: Made | None, answers: Answers) -> Iterator[Task]:
+    """By document, and of each in the order of the steps."""
     asked: dict[str, list[dict[str, Any]]] = {}
     for row in made.rows["train"] if made is not None else ():
         asked.setdefault(row["doc_id"], []).append(row)
-    unknown = [{"id": str(n), "question": "?" * 80, "answers": ["?" * 20]} for n in range(asking.most)]
+    unknown = [{"id": str(n), "question": "?" * 80, "answers": [_UNKNOWN]} for n in range(asking.most)]
     for document in reading.documents():
-        for number in range(wanted.paraphrases):
-            yield _Task("paraphrase", number, document)
-        if wanted.rewrites and split_of(document, splits) == "train":
-            for row in asked.get(document.id, ()) if made is not None else unknown:
-                for number in range(_times(wanted.rewrites, f"{document.id} {row['id']}")):
-                    yield _Task("rewrite", number, document, row)
+        trained = split_of(document, splits) == "train"
+        questions = (asked.get(document.id, ()) if made is not None else unknown) if trained else ()
+        for part in asking.parts:
+            yield from _of_part(part, document, questions, asking, answers, guess=made is None)
 
 
-def _times(rewrites: float, name: str) -> int:
+def _of_part(
+    part: Part, document: Document, questions: Sequence[dict[str, Any]], asking: Asking, answers: Answers, guess: bool
+) -> Iterator[Task]:
+    if part.step.over == "questions":
+        for row in questions:
+            for number in range(_times(part.times, f"{document.id} {row['id']}")):
+                yield Task(part, number, document, row)
+    elif part.step.form == "list":
+        yield Task(part, 0, document)
+    elif part.step.over in SIZES:
+        for number, names in islice(_turns(list_task(part, document, asking), part, asking, answers, guess), int(part.times)):
+            yield Task(part, number, document, names=names)
+    else:
+        yield from (Task(part, number, document) for number in range(int(part.times)))
+
+
+def list_task(part: Part, document: Document, asking: Asking) -> Task:
+    """That a part's names come from."""
+    return Task(next(p for p in asking.parts if (p.method, p.way) == (part.method, part.step.of)), 0, document)
+
+
+def _turns(source: Task, part: Part, asking: Asking, answers: Answers, guess: bool) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """(round, names): all sets of them once, then all again with another seed; nothing where the list is too short for one."""
+    found = usable(source, asking, answers, asking.tries)
+    size = SIZES[part.step.over]
+    if found is None and guess:
+        yield from ((0, (_UNKNOWN,) * size) for _ in range(int(part.times)))
+        return
+    sets = chosen(kept_names(source, found[2] if found else [])[0], part.step.over, asking.seed, source.document.id)
+    yield from ((number, names) for number in range(int(part.times)) for names in sets)
+
+
+def kept_names(task: Task, names: Any) -> tuple[list[str], list[tuple[str, str]]]:
+    """The names of a list that are used, and (reason, name) of the others."""
+    kept: dict[str, str] = {}
+    left: list[tuple[str, str]] = []
+    source = Source.of(task.document)
+    for name in names:
+        said = normalise(name)
+        if not said or len(name) > _LONGEST_NAME:
+            left.append(("empty or too long", name[:_LONGEST_NAME]))
+        elif said in kept:
+            left.append(("listed twice", name))
+        elif task.part.step.in_document and not supported(name, source):
+            left.append(("does not stand in the document", name))
+        elif len(kept) == task.part.step.most:
+            left.append(("more than were asked for", name))
+        else:
+            kept[said] = name
+    return list(kept.values()), left
+
+
+def _times(times: float, name: str) -> int:
     """1.5: once, and by a hash of the name for half of them twice."""
     share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32
-    return int(rewrites) + (share < rewrites % 1)
+    return int(times) + (share < times % 1)
 
 
-def _grouped(tasks: Iterable[_Task]) -> Iterator[list[_Task]]:
-    """By document; a document's tasks follow each other."""
-    group: list[_Task] = []
-    for task in tasks:
-        if group and group[0].document.id != task.document.id:
-            yield group
-            group = []
-        group.append(task)
-    if group:
-        yield group
-
-
-def _usable(task: _Task, asking: Asking, answers: Answers, attempts: int) -> tuple[Request, str] | None:
-    """The first reply that is whole and JSON of the right shape."""
+def usable(task: Task, asking: Asking, answers: Answers, attempts: int) -> tuple[Request, Reply, Written] | None:
+    """The first reply that is whole and JSON of the right shape, with what it holds."""
     for attempt in range(attempts):
         request = task.request(asking, attempt)
         reply = answers.get(request.key)
-        if reply is not None and reply["finish"] != "length" and not isinstance(text := read_text(reply["text"]), Misread):
-            return request, text
+        if reply is not None and reply["finish"] != "length" and not isinstance(found := _read(task, reply), Misread):
+            return request, reply, found
     return None
 
 
-def _beginning(task: _Task, asking: Asking, answers: Answers, attempts: int) -> str:
-    """Of the last reply."""
-    replies = [answers.get(task.request(asking, attempt).key) for attempt in range(attempts)]
-    return next((excerpt(reply["text"], 120) for reply in reversed(replies) if reply is not None), "")
+def _read(task: Task, reply: Reply) -> Written | Misread:
+    form = task.part.step.form
+    if form == "list":
+        return read_list(reply["text"], "list") or Misread(EMPTY)  # a weak model's easiest reply: it is asked again
+    if form == "open":
+        asked = [one for one in read_answer(reply["text"], form) if isinstance(one, Asked)]
+        return asked or Misread("no list of questions")
+    return read_text(reply["text"])
 
 
-def _runs(text: str) -> frozenset[int]:
-    return frozenset(run_hashes(text, _RUN, crc).tolist())
+def examined(made: Made) -> Exam:
+    """The questions of the exam, and of validation, which curricula are chosen on."""
+    return Exam(row["question"] for split in ("test", "validation") for row in made.rows[split])  # type: ignore[index]
 
 
-def _fault(
-    text: str, runs: frozenset[int], task: _Task, kept: list[frozenset[int]], asking: Asking, benchmarks: Benchmarks | None
-) -> str | None:
-    document = task.document
-    if document.title and not names(document.title, text):
-        return "does not name its subject"
-    if task.question is None and len(text) < _SHORTEST * len(document.text):
-        return "much shorter than its document"
-    if len(text) > asking.characters:
-        return "longer than a document may be"
-    if any(len(runs & other) > _SAME * len(runs | other) for other in kept):
-        return "nearly the words of its document, or of another rewrite"
-    if task.question is not None and not supported(task.question["answers"][0], Source.of(Document(document.id, text, document.title))):
-        return "the answer does not stand in it"
-    if task.question is not None and holds(normalise(text), normalise(task.question["question"])):
-        return "holds the question"
-    if benchmarks is not None and benchmarks.holds(text):
-        return "shares a run of 13 words with a benchmark"
-    return None
+def refuse_exam(asking: Asking, exam: Exam, benchmarks: Benchmarks | None) -> None:
+    """UserError for a method whose own words hold a question of the exam: nothing that is examined may steer a writer."""
+    for part in asking.parts:
+        for text in (part.step.system, part.step.user, *part.step.styles):
+            held = exam.held(text)
+            if held or (benchmarks is not None and benchmarks.holds(text)):
+                which = f"a question of the exam ({held[0]!r})" if held else "a question of a benchmark"
+                raise UserError(f"--method {part.method}: the prompt of {part.way} holds {which}; take it out")

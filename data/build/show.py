@@ -11,6 +11,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from rich.table import Table
 
 from console import UserError, out, whole, write_result
+from data.build.figures import RUN
 from data.build.output import FORMAT, MANIFEST
 from data.build.parquet_file import read_rows, record_file
 from data.build.questions import ORDER
@@ -34,6 +35,7 @@ def _show(args: argparse.Namespace) -> None:
         return
     print_account(about["account"])
     print_splits(about["splits"], about["levels"])
+    print_figures(about.get("figures", {}))
     lengths = about["statistics"]["length"]
     _say(
         f"documents: {', '.join(f'{name} {value:,}' for name, value in lengths.items())} characters; {_counted(about['statistics'], 'formats')}"
@@ -96,12 +98,30 @@ def print_account(account: dict[str, Any]) -> None:
 
 
 def print_splits(counts: dict[str, dict[str, int]], levels: dict[str, dict[str, int]]) -> None:
-    table = Table("split", "documents", "rewrites", "questions", "levels", title="Splits")
+    table = Table("split", "documents", "rewrites", "questions", "asked", "levels", title="Splits")
     for split in ORDER:
         shown = ", ".join(f"{level} {number:,}" for level, number in levels[split].items())
-        numbers = [f"{counts[split].get(what, 0):,}" for what in ("documents", "rewrites", "questions")]
+        numbers = [f"{counts[split].get(what, 0):,}" for what in ("documents", "rewrites", "questions", "asked")]
         table.add_row(split, *numbers, shown)
     out.print(table, markup=False)
+
+
+def print_figures(figures: dict[str, dict[str, Any]]) -> None:
+    """Nothing for a build without methods."""
+    if not figures:
+        return
+    table = Table("form", "texts", "tokens", "written", "zlib", "new", "copied", "exam", title="What was written")
+    table.columns[0].min_width = 18
+    for name, row in figures.items():
+        counts = [f"{row[what]:,}" for what in ("texts", "tokens", "written")]
+        table.add_row(
+            name.replace("/", " "), *counts, f"{row['compression']:.2f}", *(f"{row[what]:.0%}" for what in ("distinct_4", "copied", "exam"))
+        )
+    out.print(table, markup=False)
+    hit = figures["documents"]["exam"]
+    _say(
+        f"exam: share of the exam questions' runs of {RUN} words that stand in a text (in the documents themselves {hit:.0%}); no text holds a question"
+    )
 
 
 def _counted(statistics: dict[str, Any], what: str) -> str:

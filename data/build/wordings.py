@@ -13,7 +13,7 @@ from data.build.account import Account
 from data.build.exchange import Answers, Reply, Request
 from data.build.filters import names, speaks_of_the_text
 from data.build.near import Benchmarks
-from data.build.prompts import Misread, Template, read_same, read_wordings, schema
+from data.build.prompts import Misread, Template, read_list, read_same, schema
 from data.words import holds, normalise
 
 FILE = "wordings.jsonl"
@@ -131,7 +131,7 @@ def _written(original: Original, writers: Writers, answers: Answers, attempts: i
     for attempt in range(attempts):
         request = writers.to_write(original, attempt)
         reply = answers.get(request.key)
-        if reply is not None and not isinstance(words := read_wordings(reply["text"]), Misread):
+        if reply is not None and not isinstance(words := read_list(reply["text"], "wordings"), Misread):
             return request, words
     return None
 

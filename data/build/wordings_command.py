@@ -27,6 +27,8 @@ DataOf = Callable[[str, list[str]], tuple[DataConfig, int]]
 _NUMBER = 4
 _CHARACTERS = 1000
 """Of a question with its answer: no longer one is expected."""
+_NOTHING_ELSE = {"prompts": "pit", "characters": _CHARACTERS, "seed": 0, "method": [], "texts": 1, "paraphrases": 0, "rewrites": 0}
+"""Of a build's options, which a rewording has not."""
 _EXAMPLES = """examples:
   python -m data wordings experiments/wiki2023_qwen_7b.yaml data.root=DIR --out DIR/wordings
       a local model (vLLM; --model NAME) writes four other wordings of every exam question, and checks that they ask the same
@@ -54,7 +56,7 @@ def add_rewordings(commands: Any, data_of: DataOf, connect: Connect, gpu_gib_her
     wordings.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     add_wordings(wordings, _NUMBER)
     add_asker(wordings.add_argument_group("who writes"))
-    wordings.set_defaults(run=lambda args: _reword(args, data_of, connect, gpu_gib_here), prompts="pit", characters=_CHARACTERS, seed=0)
+    wordings.set_defaults(run=lambda args: _reword(args, data_of, connect, gpu_gib_here), **_NOTHING_ELSE)
 
 
 def _reword(args: argparse.Namespace, data_of: DataOf, connect: Connect, gpu_gib_here: Callable[[], float]) -> None:

@@ -5,6 +5,7 @@ import json
 import random
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ class Service:
     """So many good replies, then 401."""
     paid: list[str] = field(default_factory=list)
     """A hash of every body that was answered well."""
+    usage: tuple[int, int] = (100, 50)
+    """Tokens that a request is said to have read and written."""
     pause_s: float = 0
     """Before every reply."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -36,7 +39,7 @@ class Service:
 def questions_about(prompt: str, choices: bool) -> list[dict[str, Any]]:
     """Two good questions about the last words of a document, one without its subject, one without an answer, and the first once more."""
     topic = prompt.split("about the subject ", 1)[1].split(", generate", 1)[0] if "about the subject " in prompt else ""
-    topic = topic or prompt.split("raw text about ", 1)[1].split(", produce", 1)[0]
+    topic = topic or (prompt.split("raw text about ", 1)[1].split(", produce", 1)[0] if "raw text about " in prompt else _subject(prompt))
     words = prompt.rstrip().split()
     tail = [" ".join(words[-6:-3]), " ".join(words[-3:])]
     made: list[dict[str, Any]] = [
@@ -46,12 +49,39 @@ def questions_about(prompt: str, choices: bool) -> list[dict[str, Any]]:
         {"question": f"When was {topic} first sold, and to whom?", "answer": "Information missing", "level": "apply"},
     ]
     made.append(dict(made[0]))
+    if prompt.startswith(BELOW):
+        text = prompt.partition("Document:\n")[2].split()
+        made.append({"question": f"From its third word on, how does what is known of {topic} begin?", "answer": " ".join(text[2:5])})
     if choices:
         for n, one in enumerate(made):
             options = [f"wrong {n} {i}" for i in range(3)]
             options.insert(n % 4, one["answer"])
             one |= {"choices": options, "answer": "ABCD"[n % 4]}
     return made
+
+
+BELOW = "Below is a document about "
+
+
+def _subject(prompt: str) -> str:
+    """Of a method's prompt."""
+    return prompt.removeprefix(BELOW).partition(". ")[0]
+
+
+def listed(prompt: str) -> list[str]:
+    """Ways to study; or words of a document, one twice and one that does not stand there. Of every fourth document nothing, of every ninth one."""
+    if "ways to study" in prompt:
+        return [f"Make a list of kind {n}." for n in range(8)]
+    document = prompt.partition("Document:\n")[2]
+    kind, words = zlib.crc32(document.encode()), document.split()[4:]
+    return [] if kind % 4 == 0 else words[:1] if kind % 9 == 0 else [*words[:6], words[0].upper(), "Atlantis"]
+
+
+def studied(prompt: str, seed: int) -> str:
+    """A document's words in an order of the prompt and the seed, and what the prompt says of its form."""
+    words = prompt.partition("Document:\n")[2].split()
+    random.Random(f"{prompt} {seed}").shuffle(words)
+    return f"{_subject(prompt)}: {' '.join(words)}"
 
 
 def reworded(prompt: str) -> list[str]:
@@ -106,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = service.wording(self._content(body)) if status == 200 else "I cannot do that"
         reply = {
             "choices": [{"message": {"content": content}, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 50},
+            "usage": dict(zip(("prompt_tokens", "completion_tokens"), service.usage, strict=True)),
         }
         self._send(200, reply, {})
 
@@ -123,8 +153,10 @@ class _Handler(BaseHTTPRequestHandler):
             return json.dumps({"wordings": reworded(prompt)})
         if "same" in schema["properties"]:
             return json.dumps({"same": "no" if "fell" in prompt.partition("2. ")[2] else "yes"})
+        if "list" in schema["properties"]:
+            return json.dumps({"list": listed(prompt)})
         if "text" in schema["properties"]:
-            return json.dumps({"text": in_other_words(prompt)})
+            return json.dumps({"text": studied(prompt, body["seed"]) if prompt.startswith(BELOW) else in_other_words(prompt)})
         return json.dumps({"questions": questions_about(prompt, "choices" in schema["properties"]["questions"]["items"]["properties"])})
 
     def _send(self, status: int, value: dict[str, Any], headers: dict[str, str]) -> None:

@@ -40,6 +40,12 @@ def test_what_is_sent(service: Service) -> None:
     assert body["response_format"]["json_schema"]["strict"] is True and body["messages"] == request().messages
 
 
+def test_tokens_that_a_service_does_not_count_are_estimated(service: Service) -> None:
+    service.usage = (0, 0)
+    ((_, reply),) = endpoint(service).ask([request()])
+    assert not isinstance(reply, Declined) and 15 < reply["prompt_tokens"] < 40 and reply["answer_tokens"] > 40
+
+
 def test_too_fast_and_broken_are_tried_again(service: Service) -> None:
     service.statuses = [429, 503, 500]
     replies = list(endpoint(service).ask([request(n) for n in range(4)]))
