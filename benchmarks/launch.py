@@ -2,7 +2,8 @@
 
 Ours: `python -m trainer` on a small made world and a model folder, two CPU workers, a run folder of its own each time: records, tokens, plan, Ray,
 streams, weights, engine, first step. Peer: a bare TorchTrainer in a process of its own, whose two workers import the same modules, load the
-same model folder into the same DeepSpeed engine, and take one step on random tokens. A B A B, median of 5 (--rounds).
+same model folder into the same DeepSpeed engine, and take one step on random tokens. A B A B, median of 5 (--rounds). Prints where the seconds of both are: ours by what the
+command says and by rank 0's heartbeat (to half a second), the peer's by its own clock.
 Goal: at most 1.1 times. Writes benchmarks/results/launch.json.
 """
 
@@ -20,8 +21,20 @@ from statistics import median
 from typing import Any
 
 from benchmarks.result_file import write_result_file
-from console import RunError, door, progress
+from console import RunError, door, progress, say
 
+Phases = dict[str, float]
+"""What comes to its end → seconds since the one before."""
+LINES = {"reading records": "driver's imports", "starting Ray": "records, tokens, plan", "Ray 2": "Ray's start, what is left of it"}
+"""What the command says → what is over then."""
+BEATS = {
+    "start": "workers' start and imports",
+    "load": "waiting for the first job",
+    "data": "weights, engine, isolation",
+    "step": "first rows of Ray Data",
+}
+"""Rank 0's phase → what is over when it begins."""
+FIRST_STEP = "first step"
 ROOT = Path(__file__).resolve().parent.parent
 GOAL, LIMIT_S = 1.1, 300
 EXPERIMENT = """\
@@ -50,14 +63,20 @@ def made_model(folder: Path) -> Path:
     return folder
 
 
-def until_first_step(command: list[str], written: Any) -> float:
-    """Seconds from the start of the command to the time that written() names; the command is then asked to end."""
+def until_first_step(command: list[str], log: Path, look: Any) -> Phases:
+    """Phases from the start of the command to its first step, whose end look(times) notes as FIRST_STEP; the command is then asked to end.
+
+    `times`: what is over → when. `log`: gets what the command says.
+    """
+    times: dict[str, float] = {}
     started = time.time()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    with log.open("w") as said:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)
     try:
         while time.time() - started < LIMIT_S:
-            if (at := written()) is not None:
-                return float(at) - started
+            look(times)
+            if FIRST_STEP in times:
+                return phases(started, times)
             if process.poll() not in (None, 0):
                 raise RunError(f"{' '.join(command[1:4])} ended with code {process.returncode}")
             time.sleep(0.05)
@@ -72,26 +91,44 @@ def until_first_step(command: list[str], written: Any) -> float:
             process.wait()
 
 
-def ours(folder: Path, model: Path) -> float:
+def phases(started: float, times: dict[str, float]) -> Phases:
+    """What is over in the order of time; a phase that was too short to be seen is in the next one."""
+    found, before = {}, started
+    for name, at in sorted(times.items(), key=lambda entry: entry[1]):
+        found[name], before = at - before, at
+    return found
+
+
+def ours(folder: Path, model: Path) -> Phases:
     (folder / "launch.yaml").write_text(EXPERIMENT.replace("MODEL", str(model)))
     command = [sys.executable, "-m", "trainer", str(folder / "launch.yaml"), f"runs={folder}", "--no-exam"]
 
-    def first_line() -> float | None:
+    log, beat = folder / "said.txt", folder / "launch/heartbeats/rank-00000.json"
+
+    def look(times: dict[str, float]) -> None:
+        lines = log.read_text().splitlines()
+        for text in (text for text in LINES if any(text in line for line in lines)):
+            times.setdefault(LINES[text], time.time())
+        with suppress(OSError, ValueError):
+            now = json.loads(beat.read_text())
+            if now["phase"] in BEATS:  # as long ago as it says
+                times.setdefault(BEATS[now["phase"]], beat.stat().st_mtime - now["for_s"])
         for path in folder.glob("launch/stages/*/metrics.jsonl"):
             if (text := path.read_text()) and text.endswith("\n"):
-                return float(json.loads(text.splitlines()[0])["time"])
-        return None
+                times[FIRST_STEP] = float(json.loads(text.splitlines()[0])["time"])
+                for late in [name for name, at in times.items() if at > times[FIRST_STEP]]:
+                    del times[late]
 
-    return until_first_step(command, first_line)
+    return until_first_step(command, log, look)
 
 
-def bare(folder: Path, model: Path) -> float:
+def bare(folder: Path, model: Path) -> Phases:
     out = folder / "stepped"
     command = [sys.executable, "-m", "benchmarks.launch", "--bare", str(out), "--model", str(model)]
-    return until_first_step(command, lambda: float(out.read_text()) if out.exists() else None)
+    return until_first_step(command, folder / "said.txt", lambda times: times.update(json.loads(out.read_text()) if out.exists() else {}))
 
 
-def bare_worker(config: dict[str, str]) -> None:
+def bare_worker(config: dict[str, Any]) -> None:
     os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
     import torch
 
@@ -102,14 +139,16 @@ def bare_worker(config: dict[str, str]) -> None:
     from trainer.config import TrainerConfig
     from trainer.engine import DeepSpeedEngine
 
+    times = {**config["times"], BEATS["start"]: time.time()}
     model = AutoModelForCausalLM.from_pretrained(config["model"], dtype=torch.float32, trust_remote_code=False)
     engine = DeepSpeedEngine(model, TrainerConfig(), "fp32", torch.device("cpu"))
+    times[BEATS["data"]] = time.time()
     ids = torch.randint(3, model.config.vocab_size, (1, 256))
     engine.backward(engine.forward(input_ids=ids, labels=ids).loss)
     engine.step(1e-3)
     if torch.distributed.get_rank() == 0:
         draft = Path(config["out"] + ".draft")
-        draft.write_text(str(time.time()))
+        draft.write_text(json.dumps({**times, FIRST_STEP: time.time()}))
         draft.replace(config["out"])
 
 
@@ -119,14 +158,40 @@ def bare_main(out: str, model: str) -> None:
 
     from cluster.connect import connected
 
+    imported = time.time()
     with connected(4):
         TorchTrainer(
             bare_worker,
-            train_loop_config={"out": out, "model": model},
+            train_loop_config={
+                "out": out,
+                "model": model,
+                "times": {LINES["reading records"]: imported, LINES["Ray 2"]: time.time()},
+            },
             torch_config=TorchConfig(backend="gloo"),
             scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
             run_config=ray.train.RunConfig(name="bare", storage_path=str(Path(out).parent / "ray")),
         ).fit()
+
+
+def where_they_are(found: dict[str, list[Phases]]) -> dict[str, dict[str, float]]:
+    """{phase: {"ours": seconds, "bare": seconds}}, medians over the rounds; a phase that one of them has not is not there."""
+    names = dict.fromkeys([*LINES.values(), *BEATS.values(), FIRST_STEP])
+    middle = {
+        phase: {
+            who: round(median(one.get(phase, 0.0) for one in rounds), 1)
+            for who, rounds in found.items()
+            if any(phase in one for one in rounds)
+        }
+        for phase in names
+    }
+    return {phase: of for phase, of in middle.items() if of}
+
+
+def table(where: dict[str, dict[str, float]]) -> list[str]:
+    lines = [f"{'where the seconds are':<34}{'ours':>8}{'bare':>8}"]
+    for phase, of in where.items():
+        lines.append(f"{phase:<34}" + "".join(f"{of[who]:8.1f}" if who in of else f"{'–':>8}" for who in ("ours", "bare")))
+    return lines
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -137,20 +202,25 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.bare:
         return bare_main(arguments.bare, arguments.model)
-    seconds: dict[str, list[float]] = {"ours": [], "bare": []}
+    found: dict[str, list[Phases]] = {"ours": [], "bare": []}
     with progress() as bar, tempfile.TemporaryDirectory() as models:
         model = made_model(Path(models) / "model")
         task = bar.add_task("launch", total=2 * arguments.rounds)
         for _ in range(arguments.rounds):
             for name, launch in (("ours", ours), ("bare", bare)):
                 with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-                    seconds[name].append(launch(Path(place), model))
+                    found[name].append(launch(Path(place), model))
                 bar.advance(task)
+    seconds = {name: [sum(one.values()) for one in rounds] for name, rounds in found.items()}
+    where = where_they_are(found)
+    for line in table(where):
+        say(line)
     ratio = median(a / b for a, b in zip(seconds["ours"], seconds["bare"], strict=True))
     figures = {
         "ratio": round(ratio, 3),
         "seconds": {name: round(median(of), 1) for name, of in seconds.items()},
         "rounds": {name: [round(s, 1) for s in of] for name, of in seconds.items()},
+        "where": where,
     }
     write_result_file("launch", figures, {"ratio": f"<= {GOAL}"}, ratio <= GOAL)
 

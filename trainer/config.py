@@ -121,6 +121,9 @@ class TrainerConfig(Strict):
     """Restarts in a row, without a new checkpoint between them, before the run gives up."""
     wait_for_nodes_s: Annotated[float, Field(ge=0)] = 600.0
     """How long a (re)start waits for CPUs or GPUs that a cluster has lost."""
+    local_copies: str | None = None
+    """Folder on a disk of each node (trainer/local_copies.py): what training starts from, a model or another run's stage, is copied there once and read there. For
+    storage that is shared and slow; empty: read where it lies, by shares."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     watch: WatchConfig = WatchConfig()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from console import RunError, duration, err, progress, say
+from data.contents import MEMORY
 from data.durable import await_file
 from data.rows import Row, rank_rows, reading_of
 from data.templates import wording_of
@@ -34,7 +35,7 @@ def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, w
     `workers`: least and most; every (re)start takes as many as the cluster has room for.
     """
     store = StageStore(folder)
-    settings = replace(worker_settings(folder, prepared, trainer, seed, use_gpu), laid_out=lay_out_models(folder, prepared))
+    settings = with_models(worker_settings(folder, prepared, trainer, seed, use_gpu), folder, starting_models(folder, prepared))
     group = Group(folder, settings, prepared.tokens_folder, workers)
     events = Events(folder)
     (folder / "progress.json").unlink(missing_ok=True)
@@ -61,15 +62,27 @@ def train(folder: Path, prepared: Prepared, trainer: TrainerConfig, seed: int, w
     assert all(store.manifest(job.key) for job in prepared.jobs)
 
 
-def lay_out_models(folder: Path, prepared: Prepared) -> dict[str, str]:
-    """Mixtures whose files hold experts one by one, as the network has them: once, before ranks read their shares. WorkerSettings.laid_out."""
-    from trainer.families import lay_out
-
+def starting_models(folder: Path, prepared: Prepared) -> list[str]:
+    """Folders of the models that stages still start from."""
     starts = [job for job in pending(folder, prepared) if job.parent is None]
     given = prepared.parent is not None and prepared.parent.stage is not None
-    models = dict.fromkeys(job.model_folder or ("" if given else prepared.model_folder) for job in starts)
-    written = {model: lay_out(Path(model), folder.resolve()) for model in models if model}
-    return {model: str(place) for model, place in written.items() if place}
+    return [model for model in dict.fromkeys(job.model_folder or ("" if given else prepared.model_folder) for job in starts) if model]
+
+
+def with_models(settings: WorkerSettings, run_folder: Path, models: list[str]) -> WorkerSettings:
+    """The settings with what ranks must know of these models: where mixtures whose files hold experts one by one lie as the network has them, which are written now, and
+    the files' hashes, where they are copied."""
+    from trainer.families import lay_out
+    from trainer.local_copies import hashes_of
+
+    run_folder = run_folder.resolve()
+    written = {model: place for model in models if (place := lay_out(Path(model), run_folder))}
+    laid_out = settings.laid_out | {model: str(place) for model, place in written.items()}
+    if not settings.trainer.local_copies:
+        return replace(settings, laid_out=laid_out)
+    read = [laid_out.get(model, model) for model in models]
+    hashes = {place: hashes_of(Path(place), run_folder / MEMORY) for place in read}
+    return replace(settings, laid_out=laid_out, hashes=settings.hashes | hashes)
 
 
 class Group:
@@ -223,7 +236,7 @@ def train_without_ray(folder: Path, prepared: Prepared, trainer: TrainerConfig, 
         (folder / "progress.json").unlink(missing_ok=True)
         with mirror, progress() as bar, stop_on_signals(folder) as request, _followed(tell, _Shown(folder, prepared, bar, points).progress):
             settings = worker_settings(folder, prepared, trainer, seed, torch.cuda.is_available())
-            settings = replace(settings, laid_out=lay_out_models(folder, prepared))
+            settings = with_models(settings, folder, starting_models(folder, prepared))
             train_jobs(settings, todo, rows_without_ray(prepared, seed), points)
             raise_if_stopped(request)
     finally:

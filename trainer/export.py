@@ -20,8 +20,9 @@ from trainer.buffers import With
 from trainer.checkpoint import Checkpoint
 from trainer.families import file_layout, folder_buffers, folder_weights
 from trainer.fragment_file import Fragment, sha256_of
-from trainer.fragments import Fragments, open_together
+from trainer.fragments import CorruptFile, Fragments, open_together
 from trainer.group import rank_and_size
+from trainer.local_copies import nearby
 from trainer.model_shards import write_model
 from trainer.shares import Spread
 from trainer.store import StageStore, sync, write_json
@@ -127,9 +128,13 @@ def parent_weights(settings: WorkerSettings, parent: str | None, store: StageSto
 
     `together`: by all ranks, which check the files first; CorruptFile where one is damaged.
     """
+    copies = settings.trainer.local_copies
     if parent is None and settings.parent_stage is None:
-        written = settings.laid_out.get(settings.model_folder)
-        return folder_weights(Path(settings.model_folder), await_file(Path(written) / "manifest.json").parent if written else None)
+        model, written = settings.model_folder, settings.laid_out.get(settings.model_folder)
+        if written:
+            await_file(Path(written) / "manifest.json")
+        near = nearby(Path(written or model), settings.hashes.get(written or model, {}), copies)
+        return folder_weights(Path(model), near) if written else folder_weights(near)
     if parent is None:
         folder = Path(settings.parent_stage or "")
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -138,8 +143,16 @@ def parent_weights(settings: WorkerSettings, parent: str | None, store: StageSto
     assert manifest is not None, f"stage {parent} is not committed, so nothing can start from it"
     discard = partial(store.uncommit, parent) if parent else lambda: None  # another run's is not ours to mend
     listed = {Path(name).name: facts for name, facts in manifest.get("files", {}).items() if name.startswith("weights/")}
-    fragments = open_together(folder / "weights", manifest["world_size"], manifest["shapes"], listed, discard) if together else None
-    return FragmentWeights(folder / "weights", manifest["shapes"], manifest["world_size"], fragments=fragments)
+    weights = folder / "weights"
+    if parent is None:
+        weights = nearby(weights, {name: facts["sha256"] for name, facts in listed.items()}, copies)
+    try:
+        fragments = open_together(weights, manifest["world_size"], manifest["shapes"], listed, discard) if together else None
+    except CorruptFile:
+        if weights != folder / "weights":  # on every node: the next start copies again
+            shutil.rmtree(weights, ignore_errors=True)
+        raise
+    return FragmentWeights(weights, manifest["shapes"], manifest["world_size"], fragments=fragments)
 
 
 def saved_weights(saved: Checkpoint, kind: str = "weight", fragments: Fragments | None = None) -> FragmentWeights:

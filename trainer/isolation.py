@@ -16,6 +16,8 @@ _ROUNDING = 1e-5
 """Of the largest logit. Other items' tokens change nothing, not even rounding, but where experts share matrix products."""
 _EXPERTS_ROUNDING = {"fp32": 1e-5, "bf16": 2e-2}
 """Routing of other items changes the shapes of the experts' products, and with them the order of sums."""
+_LARGEST_LOGIT = 1e6
+"""A model that computes anything stays below 1e3."""
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -25,6 +27,10 @@ class Leaks(RunError):
 
 class NotCausal(RunError):
     """The model is no language model that reads from left to right and counts from 0, so a row's loss is not what it seems."""
+
+
+class Exploded(RunError):
+    """Weights that a stage goes on from compute nothing any more; scores beyond a mask's numbers would look like a model that sees what is behind."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,10 @@ def _refuse_what_is_not_causal(engine: Engine, attention: str, vocab_size: int, 
     other = np.concatenate([tokens[:11], (tokens[11:] + 1) % vocab_size])
     alone = np.array([0, 20], dtype=np.int32)
     logits, behind = (_drawn_alike(engine, _inputs(engine, attention, ids, alone)) for ids in (tokens, other))
+    if (largest := _over_ranks(_largest(logits))) > _LARGEST_LOGIT:
+        raise Exploded(
+            f"model: its logits are as large as {largest:.2g}, so its weights have exploded in the steps before ({about}); lower the rate"
+        )
     uncounted = {name: value for name, value in _inputs(engine, attention, tokens, alone).items() if name != "position_ids"}
     if _over_ranks(apart(behind[:11], logits[:11], routed)) > bound:
         raise NotCausal(
@@ -88,6 +98,10 @@ def _refuse_what_is_not_causal(engine: Engine, attention: str, vocab_size: int, 
         )
     if _over_ranks(apart(_drawn_alike(engine, uncounted), logits, routed)) > bound:
         raise NotCausal(f"model: it does not count its positions from 0 ({about}): not supported")
+
+
+def _largest(logits: torch.Tensor) -> float:
+    return float(logits.abs().max()) if bool(torch.isfinite(logits).all()) else float("inf")
 
 
 def _drawn_alike(engine: Engine, inputs: dict[str, Any]) -> torch.Tensor:

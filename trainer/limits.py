@@ -25,6 +25,8 @@ class Limits:
         self._trainer = settings.trainer
         self._num_ranks = num_ranks
         self._to_load = _to_load(settings, store, job, first_step) / num_ranks
+        if settings.trainer.local_copies and not job.parent:  # the whole by one process of a node
+            self._to_load *= num_ranks
         self._to_save = 0.0
 
     def know(self, shapes: dict[str, list[int]]) -> list[str]:

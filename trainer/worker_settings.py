@@ -21,6 +21,8 @@ class WorkerSettings:
     """Folder of a committed stage of another run whose fp32 weights the first stages start from, instead of the model folder's."""
     laid_out: dict[str, str] = field(default_factory=dict)
     """Model folders whose files are laid out otherwise than the network → where they have been written as it has them (trainer/converted.py)."""
+    hashes: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Folders that models are read from → the SHA-256 of each file, where trainer.local_copies needs them."""
     pause_after: dict[str, int] = field(default_factory=dict)
     """Of a stage (by key) so many steps are trained, saved as a checkpoint, and no stage after it: where a search looks at a trial."""
     paused_to: str | None = None

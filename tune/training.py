@@ -13,7 +13,7 @@ from pathlib import Path
 
 from console import StoppedByRequest, say
 from trainer.checkpoint import checkpoints
-from trainer.drive import Group, begin_alone, rows_without_ray
+from trainer.drive import Group, begin_alone, rows_without_ray, with_models
 from trainer.heartbeat import stop_file
 from trainer.prepare import Job
 from trainer.run import Prepared
@@ -81,7 +81,8 @@ class Training:
     def _train(self, job: Job, limit: int) -> None:
         before, started = self._totals(job), time.monotonic()
         pause = {job.key: limit} if limit < job.num_steps else {}
-        self.settings = replace(self.settings, laid_out={**self.settings.laid_out, **self._lay_out(job)})
+        if job.parent is None and self.settings.parent_stage is None:  # a mixture is written by the trial that comes first
+            self.settings = with_models(self.settings, self._run_folder, [job.model_folder or self.settings.model_folder])
         settings = replace(self.settings, pause_after=pause, paused_to=str(self._paused))
         request, events = StopRequest(), Events(self._place)
         group = Group(self._place, settings, self._prepared.tokens_folder, self._workers) if self._workers else None
@@ -122,16 +123,6 @@ class Training:
             self.seconds += time.monotonic() - started
             self.steps += after[0] - before[0]
             self.tokens += after[1] - before[1]
-
-    def _lay_out(self, job: Job) -> dict[str, str]:
-        """A mixture as the network has it: the trial that comes first writes it."""
-        from trainer.families import lay_out
-
-        if job.parent is not None or self.settings.parent_stage is not None:
-            return {}
-        model = job.model_folder or self.settings.model_folder
-        written = lay_out(Path(model), self._run_folder.resolve())
-        return {model: str(written)} if written else {}
 
     def _stop_asked(self) -> bool:
         return stop_file(self._run_folder / "search").exists()

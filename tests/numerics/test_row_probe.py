@@ -10,7 +10,7 @@ import transformers
 from console import UserError
 from trainer.attention import attention_inputs, leak
 from trainer.families import attention_for, rows_mix
-from trainer.isolation import Leaks, NotCausal, decide
+from trainer.isolation import Exploded, Leaks, NotCausal, decide
 from trainer.plain import PlainEngine
 from trainer.row_probe import displacement, not_moved, probe_rows
 
@@ -138,10 +138,13 @@ def test_what_reads_both_ways_or_counts_otherwise_is_refused(packing: Any) -> No
     """BERT as it comes from the hub; RoBERTa as a decoder, whose positions begin at 2. The twin: BERT as a decoder is trained."""
     small = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
-    def decided(kind: str, **settings: Any) -> Any:
+    def decided(kind: str, times: float = 1.0, **settings: Any) -> Any:
         torch.manual_seed(0)
         config = getattr(transformers, kind)(**small, **settings)
         engine: Any = PlainEngine(transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager"), (0.9, 0.95), 0.1, 0.0)
+        with torch.no_grad():
+            for parameter in engine.module.parameters():
+                parameter.mul_(times)
         return decide(engine, packing, "eager", config, "fp32", 64, 32)
 
     with pytest.raises(NotCausal, match="its tokens see those behind them"):
@@ -149,3 +152,6 @@ def test_what_reads_both_ways_or_counts_otherwise_is_refused(packing: Any) -> No
     with pytest.raises(NotCausal, match="does not count its positions from 0"):
         decided("RobertaConfig", is_decoder=True)
     assert decided("BertConfig", is_decoder=True)
+    for times in (1e20, float("nan")):
+        with pytest.raises(Exploded, match="lower the rate"):
+            decided("LlamaConfig", times)
