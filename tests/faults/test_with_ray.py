@@ -114,6 +114,7 @@ def test_out_of_memory_is_told_apart(ray_cluster: str, tmp_path: Path) -> None:
     assert "failed 2 times in a row" in last and "out of memory" in last and str(2**40) in last and "lower trainer.row_tokens" in last
 
 
+@pytest.mark.timeout(600)  # four starts of Ray's group
 @F15
 def test_sigterm_and_then_sigkill(ray_cluster: str, calm: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
     """The run that goes on loses a worker (F1): every run of the suite sees Ray start a group again, without a run of its own for it."""
