@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,8 @@ def _fork(work: Callable[[], object], log: Path) -> int:
 
 def _group(world_size: int, work: Callable[[int], object], log: Callable[[int], Path], env: dict[str, str], limit_s: float) -> list[int]:
     """Exit codes of `work(rank)` in the processes of a gloo group."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    listener = socket.create_server(("127.0.0.1", 0))  # rank 0 serves on it: a port that were only asked for could be another's by then
+    port = listener.getsockname()[1]
 
     def in_group(rank: int) -> None:
         os.environ.update(env)
@@ -100,11 +100,17 @@ def _group(world_size: int, work: Callable[[int], object], log: Callable[[int], 
             late_storage.install(float(env["TESTS_STORAGE_LATE_S"]))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
         torch.set_num_threads(int(THREADS))
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+        listens = listener.detach()
+        if rank:
+            os.close(listens)
+        limit = timedelta(seconds=300)
+        store = torch.distributed.TCPStore("127.0.0.1", port, world_size, not rank, limit, master_listen_fd=None if rank else listens)
+        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
         work(rank)
         torch.distributed.destroy_process_group()
 
     pids = [_fork(lambda rank=rank: in_group(rank), log(rank)) for rank in range(world_size)]  # type: ignore[misc]
+    listener.close()
     codes: dict[int, int] = {}
     deadline = time.monotonic() + limit_s
     while len(codes) < len(pids):
