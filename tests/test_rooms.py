@@ -151,3 +151,8 @@ def test_nothing_names_a_machine() -> None:
     ]
     found = [f"{name}: {match[0]}" for name in texts if (match := places.search((ROOT / name).read_text(errors="replace")))]
     assert not found
+
+
+def test_every_finding_has_its_line() -> None:
+    page = (ROOT / "findings/README.md").read_text()
+    assert [path.name for path in (ROOT / "findings").glob("*.sh") if f"| `{path.name}` |" not in page] == []
