@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from console import UserError
-from data.build.prompts import Prompts, Template
+from data.build.prompts import Prompts, Template, said_of
 from data.config import Strict
 
 _METHODS = Path(__file__).parent / "methods"
@@ -75,15 +75,8 @@ def known_methods() -> list[str]:
 def load_method(name: str) -> Method:
     """One of ours, or a file. Raises UserError with its path."""
     path = _METHODS / f"{name}.yaml" if name in known_methods() else Path(name)
-    try:
+    with said_of(path, f"--method {name}", known_methods()):
         method = Method.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"--method {name}: {error.strerror}; give a file or one of {', '.join(known_methods())}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
     listed: set[str] = set()
     for way, step in method.steps.items():
         if why := _fault(step, listed):

@@ -73,21 +73,28 @@ class Prompts(Strict):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
-def load_prompts(name: str) -> Prompts:
-    """A template of ours ("pit", "perpetual") or a file. Raises UserError with its path."""
-    path = _TEMPLATES / f"{name}.yaml" if name in known_prompts() else Path(name)
+@contextlib.contextmanager
+def said_of(path: Path, option: str, known: list[str]) -> Iterator[None]:
+    """Raises UserError where a file of prompts cannot be read, is not YAML or does not fit; `option`: how it was asked for."""
     try:
-        own = yaml.safe_load(path.read_text(encoding="utf-8"))
-        steps = yaml.safe_load(_REWRITES.read_text(encoding="utf-8"))["steps"]
-        ours = {way: {field: step[field] for field in Template.model_fields} for way, step in steps.items()}
-        prompts = Prompts.model_validate({**ours, **own} if isinstance(own, dict) else own)
+        yield
     except OSError as error:
-        raise UserError(f"--prompts {name}: {error.strerror}; give a file or one of {', '.join(known_prompts())}") from None
+        raise UserError(f"{option}: {error.strerror}; give a file or one of {', '.join(known)}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+
+
+def load_prompts(name: str) -> Prompts:
+    """A template of ours ("pit", "perpetual") or a file. Raises UserError with its path."""
+    path = _TEMPLATES / f"{name}.yaml" if name in known_prompts() else Path(name)
+    with said_of(path, f"--prompts {name}", known_prompts()):
+        own = yaml.safe_load(path.read_text(encoding="utf-8"))
+        steps = yaml.safe_load(_REWRITES.read_text(encoding="utf-8"))["steps"]
+        ours = {way: {field: step[field] for field in Template.model_fields} for way, step in steps.items()}
+        prompts = Prompts.model_validate({**ours, **own} if isinstance(own, dict) else own)
     for use in ("train", "exam", "paraphrase", "rewrite"):
         template = getattr(prompts, use)
         if "{text}" not in template.user:

@@ -5,7 +5,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from data.build.parquet_file import read_rows
 from data.load import load_corpus
 from experiment import load_experiment
 from tests.conftest import ROOT
-from tests.data.build.service import KEY, Service, serving
+from tests.data.build.service import KEY, Service
 
 WORDS = [
     "".join(random.Random(n).choices("bcdfgklmnprst", k=1) + random.Random(n + 999).choices("aeiou", k=1)) + f"r{chr(97 + n % 26)}"
@@ -55,13 +54,6 @@ def make_folder(root: Path, files: int = 30) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "folder")
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    monkeypatch.setenv("STUDYHALL_API_KEY", KEY)
-    with serving() as running:
-        yield running
 
 
 def build(folder: Path, out: Path, service: Service, *more: str) -> None:

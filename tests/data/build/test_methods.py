@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,18 +24,11 @@ from data.load import load_corpus
 from data.words import holds, normalise
 from experiment import load_experiment
 from tests.conftest import ROOT
-from tests.data.build.service import BELOW, KEY, Service, serving
+from tests.data.build.service import BELOW, Service
 from tests.data.build.test_command import WORDS, prose
 
 SPA = ["key_concepts", "mind_map", "implications", "critical_questions", "case_study", "discussion", "teacher"]
 FILES = 8
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    monkeypatch.setenv("STUDYHALL_API_KEY", KEY)
-    with serving() as running:
-        yield running
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Questions in other words, written by a service: what is kept, what is left out and why, and what a second run costs."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -14,16 +14,9 @@ from data.build.near import Benchmarks
 from data.build.wordings import Original, Writers, fault, make_wordings
 from data.load import load_corpus
 from experiment import load_experiment
-from tests.data.build.service import KEY, Service, reworded, serving
+from tests.data.build.service import Service, reworded
 
 FILMS = [("Opening", "When did Opening Night of Ada 2 begin in Rome?", "in May"), ("Sky", "Who directed The Wide Sky?", "Bo Berg")]
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    monkeypatch.setenv("STUDYHALL_API_KEY", KEY)
-    with serving() as running:
-        yield running
 
 
 @pytest.fixture
