@@ -13,11 +13,11 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from console import UserError
-from data.adapters import Adapter
-from data.arm_config import Arm, Dials, Merge, percent
-from data.changes import RECORDS, run_and_arm
 from data.config import DataConfig, Stage, Strict
-from data.curriculum import PRESETS, preset_stages
+from data.corpus.changes import RECORDS, run_and_arm
+from data.curriculum.arm_config import Arm, Dials, Merge, percent
+from data.curriculum.presets import PRESETS, preset_stages
+from data.ground.adapters import Adapter
 from evaluation.config import ExamConfig
 from experiment_yaml import (
     ExperimentError,
@@ -66,7 +66,7 @@ class Experiment(Strict):
     """What the presets of all arms use unless an arm says otherwise."""
     base: list[Stage] = []
     """Stages before every arm, trained once. Or, as a text, the run to start from: `base: runs/NAME:ARM` (`runs/NAME` where it has one
-    arm); then only what differs from that run's documents is new, and the rest is the replay split (data/changes.py)."""
+    arm); then only what differs from that run's documents is new, and the rest is the replay split (data/corpus/changes.py)."""
     base_run: str | None = None
     """Where `base` is a text. Not to be written itself."""
     arms: Annotated[dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Arm], Field(min_length=1)]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from console import UserError
 from data.readers import check_there
-from evaluation.question_files import read_questions
+from evaluation.asking.question_files import read_questions
 from experiment import Experiment
-from trainer.model_check import check_folder_tokens, check_model_folder, check_named
+from trainer.network.model_check import check_folder_tokens, check_model_folder, check_named
 
 
 def check_files(experiment: Experiment, networks: bool = False) -> None:
@@ -23,7 +23,7 @@ def check_files(experiment: Experiment, networks: bool = False) -> None:
         check_named(place, model)
     for _, model in named if networks else ():
         if model.name and Path(model.name).is_dir():
-            from trainer.text_model import check_text_model
+            from trainer.jobs.text_model import check_text_model
 
             check_model_folder(Path(model.name), model.resize_embeddings)
             check_text_model(Path(model.name))

@@ -3,7 +3,7 @@
 benchmarks/published_speeds.csv holds what others have measured, one training run a row: llm-foundry (scripts/train/benchmarking/README.md),
 torchtitan (docs/performance.md of 2024), fms-fsdp (README.md). Of llm-foundry's H100 and A100 80 GB rows six each are fitted, by one number
 a chip (the share of the peak that matrix products reach); all others are held out, as are the other projects and the A100 40 GB. Goal: every
-row within 15 %. Writes benchmarks/results/cost_model.json. Needs no GPU; cluster/chips.py must hold what it fits (tests/cluster/test_speed.py).
+row within 15 %. Writes benchmarks/results/cost_model.json. Needs no GPU; cluster/cost/chips.py must hold what it fits (tests/cluster/test_speed.py).
 """
 
 import csv
@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.result_file import write_result_file
-from cluster.chips import CHIPS, Hardware, make_hardware
-from cluster.memory import SetUp
-from cluster.model_shape import ModelShape
-from cluster.speed import StepLoad, step_time
+from cluster.cost.chips import CHIPS, Hardware, make_hardware
+from cluster.cost.memory import SetUp
+from cluster.cost.model_shape import ModelShape
+from cluster.cost.speed import StepLoad, step_time
 
 GOAL = 0.15
 ROWS = Path(__file__).with_name("published_speeds.csv")

@@ -22,9 +22,9 @@ from typing import Any
 
 from benchmarks.fuzz_inputs import ENDING, EXPERIMENT, GOOD_FILES, HOLDS, MAKERS, TABLES, edited, parts_of
 from console import UserError
-from data.build.chunks import cut
 from data.build.confined import Confined
-from data.build.extract import extract
+from data.build.documents.extract import extract
+from data.build.making.chunks import cut
 from data.build.pages import read_pages
 from data.build.walk import find_files
 from data.config import DataConfig

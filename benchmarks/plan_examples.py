@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.result_file import write_result_file
-from cluster.chips import make_hardware, parse_gpus
+from cluster.cost.chips import make_hardware, parse_gpus
 from cluster.plan import question_of, refuse_hopeless
 from cluster.plan_text import offer_dict
 from cluster.setups import advise

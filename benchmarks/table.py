@@ -51,7 +51,7 @@ _HEADLINES: dict[str, Callable[[dict[str, Any]], str]] = {
 def modules() -> dict[str, str]:
     """Name → docstring of every module that can be run and has a result file; nothing is imported."""
     found = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py"), key=lambda path: path.name):
         doc = ast.get_docstring(ast.parse(path.read_text())) or ""
         if f"python -m benchmarks.{path.stem}" in doc and f"results/{path.stem}.json" in doc:
             found[path.stem] = doc

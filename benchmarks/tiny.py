@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.plan import Plan
-from data.token_store import TokenStore
+from data.curriculum.plan import Plan
+from data.rows.token_store import TokenStore
 
 VOCABULARY = 2048
 
@@ -53,7 +53,7 @@ def plan_of(num_items: int, batch: int) -> Plan:
 
 
 def save_store(store: TokenStore, folder: Any) -> None:
-    """As write_store leaves it, for the streams of data/stream.py."""
+    """As write_store leaves it, for the streams of data/rows/stream.py."""
     folder.mkdir(parents=True)
     items = len(store.lengths)
     store.tokens.tofile(folder / "tokens.bin")

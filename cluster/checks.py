@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import probe
-from cluster.chips import GIB
+from cluster.cost.chips import GIB
 from console import error_line
 
 _TASK_S = 120.0
@@ -229,7 +229,7 @@ _WRITERS = 8
 
 
 def storage_speed(nodes: Nodes, folder: Path) -> tuple[dict[str, float] | None, Line]:
-    """What one process and all nodes together (eight threads each) write and read a second, the slower of the two; for the planner (cluster/phases.py)."""
+    """What one process and all nodes together (eight threads each) write and read a second, the slower of the two; for the planner (cluster/cost/phases.py)."""
     place = folder.resolve() / f".preflight-{secrets.token_hex(4)}"
     place.mkdir(parents=True)
     try:

@@ -1,8 +1,8 @@
 """One machine without a cluster: the trainer's settings where they fit its GPUs, else what the plan finds, said aloud."""
 
-from cluster.chips import GIB, Hardware
+from cluster.cost.chips import GIB, Hardware
+from cluster.cost.memory import SetUp
 from cluster.local import local_hardware
-from cluster.memory import SetUp
 from cluster.plan import question_of, refuse_hopeless
 from cluster.setups import Offer, Question, advise, best, offer
 from console import UserError

@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 
 from cluster import probe
-from cluster.chips import GIB, Hardware, chip_of_device, make_hardware
+from cluster.cost.chips import GIB, Hardware, chip_of_device, make_hardware
 from console import UserError
 
 

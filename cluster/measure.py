@@ -13,9 +13,9 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.chips import Hardware
+from cluster.cost.chips import Hardware
+from cluster.cost.speed import step_time
 from cluster.setups import Question
-from cluster.speed import step_time
 from cluster.workload import StageWork
 from console import RunError, say
 from experiment import Experiment
@@ -84,7 +84,7 @@ def calibration_of(rows: list[dict[str, float]], question: Question, work: Stage
 
 def step_time_factor(question: Question) -> float:
     """How much longer the file's set-up computes than one without recomputation."""
-    from cluster.speed import RECOMPUTE
+    from cluster.cost.speed import RECOMPUTE
 
     return 1 + RECOMPUTE * question.file.recompute
 

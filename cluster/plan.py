@@ -5,12 +5,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.chips import Hardware, make_hardware, parse_gpus
+from cluster.cost.chips import Hardware, make_hardware, parse_gpus
+from cluster.cost.memory import SetUp
+from cluster.cost.model_shape import shape_of
+from cluster.cost.phases import Asked, with_storage
 from cluster.local import local_hardware
 from cluster.measure import calibrated, measure
-from cluster.memory import SetUp
-from cluster.model_shape import shape_of
-from cluster.phases import Asked, with_storage
 from cluster.plan_text import as_dict, in_lines
 from cluster.setups import Advice, Offer, Question, advise
 from cluster.workload import workload_of
@@ -23,7 +23,7 @@ _EXAMPLES = """examples:
   python -m cluster plan experiments/bios_cpu.yaml --measure
       trains three steps for real on the hardware at hand, and plans with the speed that it saw
 
-All times are modelled: training by cluster/speed.py (held against published rows by python -m benchmarks.cost_model), the rest by cluster/phases.py,
+All times are modelled: training by cluster/cost/speed.py (held against published rows by python -m benchmarks.cost_model), the rest by cluster/cost/phases.py,
 at the storage's rate. The wait for machines comes on top. exit code: 0 something fits, 2 nothing does, or bad input"""
 
 

@@ -4,8 +4,8 @@ from dataclasses import asdict, fields
 from textwrap import wrap
 from typing import Any
 
-from cluster.chips import GIB, Hardware
-from cluster.phases import Phases, storage_rate
+from cluster.cost.chips import GIB, Hardware
+from cluster.cost.phases import Phases, storage_rate
 from cluster.setups import USABLE, Advice, Offer, Question
 
 _WIDTH = 80

@@ -12,14 +12,14 @@ from typing import Any
 
 from cluster import checks
 from cluster.checks import Line, Nodes
-from cluster.chips import Hardware, chip_of_device, make_hardware
 from cluster.connect import connected, gpus_here
-from cluster.phases import FILE as STORAGE
+from cluster.cost.chips import Hardware, chip_of_device, make_hardware
+from cluster.cost.phases import FILE as STORAGE
 from cluster.plan import question_of
 from cluster.setups import Offer, offer
 from console import EXIT_BAD_INPUT, RunError, UserError, chatter_to, write_result
-from data.durable import write_json
-from data.plan_report import read_records
+from data.ground.durable import write_json
+from data.planning.plan_report import read_records
 from experiment import Experiment, load_experiment, located
 from trainer.config import ModelConfig
 
@@ -144,7 +144,7 @@ def _memory(experiment: Experiment, nodes: Nodes, workers: int, use_gpu: bool) -
 
 
 def _model_and_data(experiment: Experiment, nodes: Nodes) -> Iterator[Line]:
-    from trainer.model_source import describe_model
+    from trainer.jobs.model_source import describe_model
 
     model = experiment.model
     try:
@@ -174,8 +174,8 @@ def _model_and_data(experiment: Experiment, nodes: Nodes) -> Iterator[Line]:
 
 def _model_folder(model: ModelConfig, nodes: Nodes) -> Line:
     from cluster import probe
-    from trainer.model_check import check_model_folder
-    from trainer.text_model import check_text_model
+    from trainer.jobs.text_model import check_text_model
+    from trainer.network.model_check import check_model_folder
 
     folder = Path(model.name or "")
     try:
@@ -196,10 +196,10 @@ def _data(experiment: Experiment, model_folder: Path | None) -> Line:
         return Line("data", False, "data.root is not given, so there is nothing to train on")
     if model_folder is None:
         return Line("data", True, f"{origin}; the tokenizer is made from them")
-    from data.begins import begin
-    from data.token_store import record_batches
+    from data.rows.token_store import record_batches
     from data.tokens import Encoder, load_tokenizer
-    from trainer.text_config import positions, text_config
+    from data.wording.begins import begin
+    from trainer.network.text_config import positions, text_config
 
     tokenizer = load_tokenizer(str(model_folder))
     known = getattr(text_config(model_folder), "vocab_size", len(tokenizer))

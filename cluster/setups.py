@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from cluster.chips import GIB, Hardware
-from cluster.memory import Disk, GpuMemory, HostMemory, SetUp, disk, gpu_memory, host_memory, trained_share
-from cluster.model_shape import ModelShape
-from cluster.phases import Asked, Phases, phases
-from cluster.speed import break_even_tokens, step_time
+from cluster.cost.chips import GIB, Hardware
+from cluster.cost.memory import Disk, GpuMemory, HostMemory, SetUp, disk, gpu_memory, host_memory, trained_share
+from cluster.cost.model_shape import ModelShape
+from cluster.cost.phases import Asked, Phases, phases
+from cluster.cost.speed import break_even_tokens, step_time
 from cluster.workload import Workload
 
 _ROW_TOKENS = (2048, 4096, 8192, 16384)
@@ -96,7 +96,7 @@ class Question:
     """trainer.shapes."""
 
     def static(self, hardware: Hardware) -> bool:
-        """Whether the trainer pads rows to few lengths there (trainer/shapes.py)."""
+        """Whether the trainer pads rows to few lengths there (trainer/jobs/shapes.py)."""
         return self.shapes == "static" or (self.shapes == "auto" and hardware.chip is not None)
 
 

@@ -6,14 +6,14 @@ from functools import cached_property
 
 import numpy as np
 
-from cluster.speed import StepLoad
+from cluster.cost.speed import StepLoad
 from console import UserError
-from data.arms import Node, stage_graph
-from data.orders import Items
-from data.packing import num_pieces
-from data.plan import Plan
-from data.plan_command import Planned, plan_arms
-from data.plan_report import packing_fill, sampled_steps
+from data.curriculum.arms import Node, stage_graph
+from data.curriculum.orders import Items
+from data.curriculum.plan import Plan
+from data.planning.plan_command import Planned, plan_arms
+from data.planning.plan_report import packing_fill, sampled_steps
+from data.rows.packing import num_pieces
 from experiment import Experiment
 
 _SAMPLED_STEPS = 8  # packed of each stage, for every number of ranks and length of rows

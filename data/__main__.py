@@ -13,10 +13,10 @@ from data.build.command import add_build
 from data.build.show import add_show
 from data.build.wordings_command import add_rewordings
 from data.config import DataConfig, Source
-from data.formats import SAVED_AS, Format, format_of
-from data.golds import unreachable
+from data.corpus.golds import unreachable
+from data.ground.formats import SAVED_AS, Format, format_of
 from data.load import load_corpus
-from data.plan_command import Planned, add_plan, plan_arms
+from data.planning.plan_command import Planned, add_plan, plan_arms
 from data.records import Corpus, Intake, OverlapReport, Part
 from experiment import load_experiment, located
 from experiment_files import check_files, check_tokens

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data.adapters import Adapter
-from data.formats import Format, format_of
+from data.ground.adapters import Adapter
+from data.ground.formats import Format, format_of
 
 Split = Literal["train", "test", "replay"]
 # What a mixture may name. test_questions is absent on purpose: the exam is never trained on.
@@ -51,7 +51,7 @@ class Source(Strict):
     hub_split: str | None = None
     """Of a hub data set or a saved one: which of its splits is read, e.g. `validation`; default: the one that is called like `split`."""
     stream: bool = False
-    """For corpora larger than memory: documents of train or replay are read in passes and not held (data/streamed.py)."""
+    """For corpora larger than memory: documents of train or replay are read in passes and not held (data/corpus/streamed.py)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -78,7 +78,7 @@ class Bios(Strict):
     copies: Annotated[int, Field(ge=1, le=20)] = 1
     """Biographies of each person, each with its own wording; the questions are linked to the first."""
     forms: Annotated[int, Field(ge=0, le=7)] = 0
-    """The facts of each test person also in so many other forms of text (data/bios_forms.py): what a writer makes of new documents.
+    """The facts of each test person also in so many other forms of text (data/corpus/bios_forms.py): what a writer makes of new documents.
     Biographies have the quality 1, forms 0, so that `best_share` of a stage can leave them out."""
     permute: bool = True
     """Each biography has its sentences in an order of its own; else all have one order. People and facts are the same either way."""
@@ -177,7 +177,7 @@ class Anchor(Strict):
 class Stage(Strict):
     """A mixture in an order, trained with one optimiser and one schedule.
 
-    A field that is added here with a default leaves every existing plan and stage key as it is (tests/data/test_stage_settings.py).
+    A field that is added here with a default leaves every existing plan and stage key as it is (tests/data/curriculum/test_stage_settings.py).
     """
 
     mix: Mix
@@ -240,12 +240,12 @@ class Stage(Strict):
     """Share of its questions that stand behind their document, drawn anew each time one is trained; the document is read, not learnt. A model that
     was never asked so cannot be a teacher; a question that always stands so teaches nothing that is asked without (arXiv 2505.01812)."""
     freeze_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of each block's matrices and norms that stays as it is (half fine-tuning, arXiv 2404.18466: 0.5); trainer/freeze.py."""
+    """Share of each block's matrices and norms that stays as it is (half fine-tuning, arXiv 2404.18466: 0.5); trainer/step/freeze.py."""
     freeze_round: Annotated[int, Field(ge=0)] | None = None
     """Two stages of one round freeze the same; empty: the stage's number in its arm, so that each stage is a round."""
     adapter: Adapter | None = None
     """Train LoRA or another adapter of peft instead of the weights, and merge it when the stage ends; `full`: all weights, whatever the arm
-    or trainer.adapter say (data/adapters.py)."""
+    or trainer.adapter say (data/ground/adapters.py)."""
     teach: Teach | None = None
     """Train questions, or documents, by what a teacher with their document in view would say."""
     anchor: Anchor | None = None

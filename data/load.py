@@ -11,8 +11,8 @@ The rules, in their order (each row that one leaves out is counted in its Intake
 6. Answers that equal one of drop_answers after normalisation, or begin with it ("Information not provided in the
    paragraph."), are dropped; a question with none left is left out by rule.
 7. Documents beyond data.sample, and the questions on them, are left out by rule.
-8. Documents and questions that stand in training and in the exam: data/overlap.py.
-Documents of sources with `stream: true` (data/streamed.py) come under the same rules; where another split uses their id, it is theirs
+8. Documents and questions that stand in training and in the exam: data/corpus/overlap.py.
+Documents of sources with `stream: true` (data/corpus/streamed.py) come under the same rules; where another split uses their id, it is theirs
 that gets the split in front.
 Rows left out by rule are no bad rows: they neither fail the load nor count towards bad_rows_limit.
 """
@@ -24,13 +24,13 @@ from pathlib import Path
 
 from console import UserError, say
 from data.config import Bios, DataConfig
-from data.overlap import Item, apply_policy, kind_of
-from data.raw_rows import Row
+from data.corpus.overlap import Item, apply_policy, kind_of
+from data.corpus.rules import Entry, Streamed, check_documents, clean_answers, leave_out_repeats, link, name_questions, sample
+from data.corpus.streamed import read_streamed, text_key
+from data.corpus.wordings import with_wordings
 from data.readers import check_source, read_source
 from data.records import ChoiceQuestion, Corpus, Document, Intake, Part, Record, Refusal, Split
-from data.rules import Entry, Streamed, check_documents, clean_answers, leave_out_repeats, link, name_questions, sample
-from data.streamed import read_streamed, text_key
-from data.wordings import with_wordings
+from data.sources.raw_rows import Row
 
 
 def load_corpus(config: DataConfig, seed: int, quarantine: Path | None = None) -> Corpus:
@@ -103,7 +103,7 @@ def _read_sources(config: DataConfig) -> tuple[list[Intake], list[Entry], Stream
 
 
 def _read_bios(config: Bios, seed: int) -> tuple[list[Intake], list[Entry]]:
-    from data.bios import make_bios
+    from data.corpus.bios import make_bios
 
     made = make_bios(config, seed)
     intake = Intake("bios")

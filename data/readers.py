@@ -19,15 +19,15 @@ import pyarrow as pa  # type: ignore[import-untyped]
 
 from console import UserError
 from data.config import DataConfig, Source
-from data.formats import SAVED_AS
-from data.nested import list_rows, nested_rows
-from data.opened import Damaged, open_rows
-from data.raw_rows import BadRow, Fault, Raw, Row, excerpt, refusal
+from data.ground.formats import SAVED_AS
+from data.ground.opened import Damaged, open_rows
+from data.ground.strict_json import MAX_ROW_BYTES, JsonFault, StrictDecoder, bounded_lines, decode_line
 from data.records import Record, Refusal
-from data.sheets import xlsx_rows
-from data.strict_json import MAX_ROW_BYTES, JsonFault, StrictDecoder, bounded_lines, decode_line
-from data.tables import arrow_file_has_extension_types, arrow_rows, csv_rows, parquet_columns, parquet_rows
-from data.validate import FIELDS, Holds, RowReader, header_fault, used_columns
+from data.sources.nested import list_rows, nested_rows
+from data.sources.raw_rows import BadRow, Fault, Raw, Row, excerpt, refusal
+from data.sources.sheets import xlsx_rows
+from data.sources.tables import arrow_file_has_extension_types, arrow_rows, csv_rows, parquet_columns, parquet_rows
+from data.sources.validate import FIELDS, Holds, RowReader, header_fault, used_columns
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _NESTED = ("interleaved", "wiki_pages")

@@ -34,7 +34,7 @@ class Question:
     domain: str | None = None
     quality: float | None = field(default=None, repr=False, compare=False)
     wordings: tuple[str, ...] = field(default=(), repr=False, compare=False)
-    """Other words for the same question: of the exam to ask it in, of training to train it in (data/wordings.py)."""
+    """Other words for the same question: of the exam to ask it in, of training to train it in (data/corpus/wordings.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Refusal:
 
 
 class ManyDocuments(Protocol):
-    """Documents of a split that are not held: each iteration reads them anew (data/streamed.py)."""
+    """Documents of a split that are not held: each iteration reads them anew (data/corpus/streamed.py)."""
 
     def __len__(self) -> int: ...
 
@@ -78,7 +78,7 @@ class ManyDocuments(Protocol):
     def id_of(self, position: int) -> str: ...
 
     def text_hashes(self) -> Iterator[str]:
-        """Of each document, as data/changes.py hashes a text."""
+        """Of each document, as data/corpus/changes.py hashes a text."""
 
     @property
     def sha256(self) -> str:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from console import UserError
-from data.begins import as_trained, start_ids
-from data.chat import ChatEncoder
 from data.records import Document, Question
-from data.templates import PLAIN, Wording, document_prefix, document_text, question_prompt, question_text
+from data.wording.begins import as_trained, start_ids
+from data.wording.chat import ChatEncoder
+from data.wording.templates import PLAIN, Wording, document_prefix, document_text, question_prompt, question_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,7 +45,7 @@ class Encoder:
     """Tokens of documents, questions and exam prompts, all in one place so that exam and training agree.
 
     Text is encoded as plain text: "</s>" inside a document becomes ordinary tokens, never the control token.
-    Before every text stands what the tokenizer itself puts there (data/begins.py); where that is nothing (Qwen, GPT-2), nothing.
+    Before every text stands what the tokenizer itself puts there (data/wording/begins.py); where that is nothing (Qwen, GPT-2), nothing.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", wording: Wording = PLAIN) -> None:

@@ -10,33 +10,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console import RunError, UserError, chatter_to, door, out, say, write_result
-from data.framing import framing_of
+from data.corpus.validation import without_validation
 from data.load import load_corpus
 from data.records import Corpus
-from data.validation import without_validation
-from evaluation import ask, sinks
-from evaluation.alike import read_alike
-from evaluation.blocks import markdown_blocks
-from evaluation.changes import changes_markdown, changes_report, rounds_markdown, rounds_report, with_changes
+from data.rows.framing import framing_of
+from evaluation.asking.question_files import read_questions
 from evaluation.config import ExamConfig
 from evaluation.exam import Exam, build_exam
-from evaluation.extras import Extras
-from evaluation.merged import merged
-from evaluation.model_card import model_card
-from evaluation.page import page
-from evaluation.question_files import read_questions
-from evaluation.reading import Asked, reading_command
-from evaluation.render import baseline_lines, markdown, summary, terminal_table
-from evaluation.report import build_report
+from evaluation.examining import ask
+from evaluation.examining.extras import Extras
+from evaluation.examining.reading import Asked, reading_command
+from evaluation.examining.trained import collect
+from evaluation.report import sinks
+from evaluation.report.alike import read_alike
+from evaluation.report.blocks import markdown_blocks
+from evaluation.report.changes import changes_markdown, changes_report, rounds_markdown, rounds_report, with_changes
+from evaluation.report.merged import merged
+from evaluation.report.model_card import model_card
+from evaluation.report.page import page
+from evaluation.report.render import baseline_lines, markdown, summary, terminal_table
+from evaluation.report.report import build_report
+from evaluation.report.seeds import main as seeds_command
+from evaluation.report.sound import unsound
 from evaluation.score_files import TrainedArm, is_scored, read_arms, score_stem, stage_totals, trained_stages
-from evaluation.seeds import main as seeds_command
-from evaluation.sound import unsound
-from evaluation.trained import collect
 from experiment import Experiment, load_experiment
 
 if TYPE_CHECKING:
-    from evaluation.examine import Knowledge
-    from evaluation.options import EngineOptions
+    from evaluation.engines.options import EngineOptions
+    from evaluation.examining.examine import Knowledge
 
 DESCRIPTION = """\
 Examine the trained arms of an experiment and compare them.
@@ -161,8 +162,8 @@ def _examine(
     names = ", ".join(one.name for one, _ in todo)
     say(f"to examine: {names}; {len(todo[0][1].questions)} questions and {len(todo[0][1].documents)} documents each; details: {log}")
     with chatter_to(log):
-        from evaluation.examine import examine
-        from evaluation.gpus import spread
+        from evaluation.engines.gpus import spread
+        from evaluation.examining.examine import examine
 
         knowledge = _look_up(todo, corpus, folder, config)
         with _connected(config, insecure) as options:
@@ -172,7 +173,7 @@ def _examine(
 
 def _look_up(todo: list[tuple[TrainedArm, Exam]], corpus: Corpus, folder: Path, config: ExamConfig) -> "Knowledge | None":
     """Passages for the test questions, once for all arms; None where no arm needs them."""
-    from evaluation.examine import look_up
+    from evaluation.examining.examine import look_up
 
     if not any(exam.needs_retrieval() for _, exam in todo):
         return None
@@ -184,7 +185,7 @@ def _look_up(todo: list[tuple[TrainedArm, Exam]], corpus: Corpus, folder: Path, 
 def _connected(config: ExamConfig, insecure: bool = False) -> "Iterator[EngineOptions]":
     """A running Ray with what the engine needs, and the engine's options."""
     from cluster.connect import connected, gpus_here
-    from evaluation.examine import engine_options
+    from evaluation.examining.examine import engine_options
 
     with connected(cpus_needed=1, gpus_needed=config.gpus or 0, insecure=insecure):
         yield engine_options(config, gpus_here())

@@ -47,7 +47,7 @@ class ConversationConfig(Strict):
     """A few fixed requests, answered before and after: does the model still converse?"""
 
     prompts: Annotated[int, Field(ge=0)] = 0
-    """So many of evaluation/conversation_prompts.txt; 0: none."""
+    """So many of evaluation/examining/conversation_prompts.txt; 0: none."""
     answer_tokens: Annotated[int, Field(ge=1)] = 200
 
 

@@ -8,7 +8,7 @@ from data.config import Split, Strict
 from evaluation.benchmarks_config import BenchmarksConfig, ChoicesConfig, ConversationConfig, SinksConfig
 
 Mode = Literal["closed", "few_shot", "open", "retrieval", "conflict"]
-"""How a question is asked (evaluation/prompts.py): alone; after solved train questions; after its own document; after passages
+"""How a question is asked (evaluation/asking/prompts.py): alone; after solved train questions; after its own document; after passages
 that were found for it; after its own document in which another answer stands."""
 
 

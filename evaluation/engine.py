@@ -11,12 +11,12 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from console import RunError, error_line, raised_in, say
-from evaluation.agreement import Saying, agree, apart, moved
+from evaluation.engines.agreement import Saying, agree, apart, moved
+from evaluation.engines.lengths import answer_by_length, likelihoods_by_length
+from evaluation.engines.network import Network, network, read_network
+from evaluation.engines.options import Answer, EngineOptions
 from evaluation.examiner import Examiner
 from evaluation.generate import Generator
-from evaluation.lengths import answer_by_length, likelihoods_by_length
-from evaluation.network import Network, network, read_network
-from evaluation.options import Answer, EngineOptions
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Engine:
     """An examiner that is replaced when it crashes, hangs, or keeps old weights. Needs a running Ray; use it as a context manager.
 
     Each checkpoint may cost one replacement; a second failure raises EngineFailure with the cause. The first engine of each network is
-    compared with transformers, and so is the first swap of weights that moved anything (evaluation/agreement.py).
+    compared with transformers, and so is the first swap of weights that moved anything (evaluation/engines/agreement.py).
     """
 
     def __init__(self, options: EngineOptions, examiner: type | None = None) -> None:

@@ -1,6 +1,6 @@
 """The exam: which questions and documents are asked, and in which tokens; evaluation/sitting.py asks them.
 
-All test questions, alone and in the other modes of evaluation/prompts.py; a sample of train questions (memorised?), of replay
+All test questions, alone and in the other modes of evaluation/asking/prompts.py; a sample of train questions (memorised?), of replay
 questions and of a retention file (forgotten?); the loss of test documents (read?). Greedy decoding, the same for every arm and
 mode, in the wording that the arm was trained in (PIT, arXiv 2402.12847, §2.3). An answer ends where the model ends it or with its first line.
 """
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from console import UserError
-from data.contents import MEMORY, contents
+from data.ground.contents import MEMORY, contents
+from data.ground.words import holds, normalise
 from data.records import Corpus, Document, Question
-from data.templates import document_text, question_prompt, question_text
-from data.words import holds, normalise
-from evaluation.choices import open_questions
+from data.wording.templates import document_text, question_prompt, question_text
+from evaluation.asking.choices import open_questions
+from evaluation.asking.prompts import Found, Look, Prompt, Reading, Tokens, make_looks, make_prompt
 from evaluation.config import ExamConfig, RetrievalConfig
-from evaluation.prompts import Found, Look, Prompt, Reading, Tokens, make_looks, make_prompt
-from evaluation.scores import Numbers, exact_match
+from evaluation.scoring.scores import Numbers, exact_match
 
 SetName = Literal["test", "train", "replay", "retention", "wordings"]
 SETS: tuple[SetName, ...] = ("test", "train", "replay", "retention", "wordings")
@@ -96,7 +96,7 @@ def build_exam(
 ) -> Exam:
     """Chooses what is asked, the test questions in these modes. Raises UserError where there is nothing to ask.
 
-    `run_folder`: where the contents of an embedder's folder are remembered (data/contents.py).
+    `run_folder`: where the contents of an embedder's folder are remembered (data/ground/contents.py).
     """
     test = corpus.part("test")
     if test.choices and not test.questions:  # multiple choice alone: the same questions are asked openly as well
@@ -206,7 +206,7 @@ class Paper:
     """Of each document."""
     max_model_len: int
     short: int | None = None
-    """evaluation.network.Network.short: what is asked of one engine and what of another."""
+    """evaluation.engines.network.Network.short: what is asked of one engine and what of another."""
 
 
 def tokenise(

@@ -1,4 +1,4 @@
-"""One vLLM engine in one process. Beside data/build/local_model.py the only file that imports vllm."""
+"""One vLLM engine in one process. Beside data/build/asking/local_model.py the only file that imports vllm."""
 
 import logging
 import math
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from console import error_line
-from evaluation.agreement import Saying, probes
-from evaluation.gpus import await_free_gpus
-from evaluation.network import network, read_network
-from evaluation.options import Answer, EngineOptions
+from evaluation.engines.agreement import Saying, probes
+from evaluation.engines.gpus import await_free_gpus
+from evaluation.engines.network import network, read_network
+from evaluation.engines.options import Answer, EngineOptions
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class Examiner:
     """Greedy decoding, so the same weights give the same answers."""
 
     one_rope = True
-    """An engine has the factors of its max_model_len for all sequences (evaluation/lengths.py)."""
+    """An engine has the factors of its max_model_len for all sequences (evaluation/engines/lengths.py)."""
 
     def __init__(self, path: str, revision: str | None, max_model_len: int, options: EngineOptions) -> None:
         # One process: vLLM's own child would outlive a killed actor, and on CPUs its threads fight for the same cores.

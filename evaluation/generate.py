@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from evaluation.gpus import await_free_gpus
-from evaluation.lengths import answer_by_length
-from evaluation.network import network, read_network
+from evaluation.engines.gpus import await_free_gpus
+from evaluation.engines.lengths import answer_by_length
+from evaluation.engines.network import network, read_network
 
 if TYPE_CHECKING:
-    from evaluation.options import Answer, EngineOptions
+    from evaluation.engines.options import Answer, EngineOptions
 
 _LOGITS_AT_ONCE = 50_000_000
 """Elements of (rows, tokens, vocabulary) in one call: 200 MB of fp32."""

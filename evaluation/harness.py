@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from console import UserError, error_line, progress, raised_in, say
-from data.contents import MEMORY, contents
+from data.ground.contents import MEMORY, contents
 from data.records import ChoiceQuestion, Corpus
-from evaluation.choices import FORMS, Asked, ask, findings, judge, predictions
+from evaluation.asking.choices import FORMS, Asked, ask, findings, judge, predictions
 from evaluation.config import ExamConfig
+from evaluation.engines.network import Network, read_network
 from evaluation.exam import sample
-from evaluation.network import Network, read_network
 from evaluation.score_files import TrainedArm, under_new_name
-from evaluation.statistics import Interval, paired_difference
+from evaluation.scoring.statistics import Interval, paired_difference
 
 HARNESS_FORMAT = 1
 """Raised by hand whenever prompting or the files change."""

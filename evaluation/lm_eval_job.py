@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from console import error_line
-from data.begins import start_ids
 from data.tokens import load_tokenizer
+from data.wording.begins import start_ids
 
 
 def main(argv: list[str]) -> int:

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from console import UserError
-from data.contents import MEMORY, names_and_contents
-from data.framing import template_of_stage
+from data.ground.contents import MEMORY, names_and_contents
+from data.rows.framing import template_of_stage
 
 SCORE_FORMAT = 3
 """Raised by hand whenever scoring, prompting or the files change."""
@@ -75,7 +75,7 @@ class TrainedArm:
 
     @property
     def template(self) -> str:
-        """How the exam words its questions to this arm (data.templates.exam_template)."""
+        """How the exam words its questions to this arm (data.wording.templates.exam_template)."""
         return str(self.entry.get("template", "pit"))
 
     @property
@@ -151,7 +151,7 @@ def _trained_arm(folder: Path, name: str, entry: dict[str, Any]) -> TrainedArm:
     manifest = folder / "stages" / stage / "manifest.json" if stage else None
     if manifest is not None and manifest.is_file():
         weights = json.loads(manifest.read_text(encoding="utf-8"))["weights_sha256"]
-    elif "weights_sha256" in entry:  # put together from trained arms (trainer/merge.py)
+    elif "weights_sha256" in entry:  # put together from trained arms (trainer/merging/merge.py)
         weights = entry["weights_sha256"]
     elif local.is_dir():
         files = [f for f in sorted(local.iterdir()) if f.suffix in (".safetensors", ".json")]

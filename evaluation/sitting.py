@@ -6,11 +6,11 @@ from itertools import islice
 from math import inf
 from typing import Any, Protocol
 
-from data.templates import document_text
+from data.wording.templates import document_text
+from evaluation.asking.prompts import Look, Prompt, answer_third
+from evaluation.engines.lengths import neighbours
 from evaluation.exam import Exam, Paper
-from evaluation.lengths import neighbours
-from evaluation.prompts import Look, Prompt, answer_third
-from evaluation.scores import exact_match, score_answer
+from evaluation.scoring.scores import exact_match, score_answer
 
 _PROMPTS_PER_CALL = 256
 _SEQUENCES_PER_CALL = 64

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
-from tests.places import ROOT, THREADS, without_ray_settings
+from tests.helpers.places import ROOT, THREADS, without_ray_settings
 
 __all__ = ["ROOT", "without_ray_settings"]
 
 if TYPE_CHECKING:
-    from tests.groups import Groups
-    from tests.watched import Watched
+    from tests.helpers.groups import Groups
+    from tests.helpers.watched import Watched
 
 MainJob: TypeAlias = "tuple[Path, Watched]"
 pytest_plugins = ["tests.faults.table"]
@@ -87,7 +87,7 @@ exam: {{resamples: 200, answer_tokens: 8}}
 @pytest.fixture(scope="session")
 def main_job() -> Iterator["MainJob"]:
     """(its folder, what it said): `python -m trainer small.yaml`, trained and examined as by a user, once a session."""
-    from tests.watched import watch
+    from tests.helpers.watched import watch
 
     with tempfile.TemporaryDirectory(prefix="sc", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -97,7 +97,7 @@ def main_job() -> Iterator["MainJob"]:
 
 @pytest.fixture(scope="session")
 def groups() -> Iterator["Groups"]:
-    from tests.groups import Groups
+    from tests.helpers.groups import Groups
 
     server = Groups()
     yield server

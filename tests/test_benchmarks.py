@@ -10,7 +10,7 @@ import pytest
 from benchmarks.result_file import FOLDER
 from benchmarks.table import ONE_GPU, TWO_CORES, modules, row, write_page
 from tests.conftest import ROOT
-from tests.groups import Groups
+from tests.helpers.groups import Groups
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -56,7 +56,7 @@ def test_unknown_name_is_bad_input() -> None:
 
 def test_ranks_read_and_write_their_share(groups: Groups, tmp_path: Path) -> None:
     """benchmarks.scale_load and .scale_export on two ranks: the goals of 64 hold but for what headers weigh in a small model."""
-    groups.call("tests.scale_counts", tmp_path, 2)
+    groups.call("tests.helpers.scale_counts", tmp_path, 2)
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         load, leave = found["load"], found["leave"]
@@ -65,14 +65,14 @@ def test_ranks_read_and_write_their_share(groups: Groups, tmp_path: Path) -> Non
 
 
 def test_nothing_of_a_stage_outlives_it(groups: Groups, tmp_path: Path) -> None:
-    groups.call("tests.scale_counts", tmp_path, 1)
+    groups.call("tests.helpers.scale_counts", tmp_path, 1)
     for found in json.loads((tmp_path / "0.json").read_text()).values():
         assert found["alive"] == 0 and found["held"] > 20, found
 
 
 def test_steps_are_measured_and_counted_on_a_tiny_model(groups: Groups, tmp_path: Path) -> None:
     """This build's part of real_step and step_shape; the whole commands are among the slow tests."""
-    found = json.loads((groups.call("tests.numerics.benchmark_steps", tmp_path, 1) / "found.json").read_text())
+    found = json.loads((groups.call("tests.numerics.ranks.benchmark_steps", tmp_path, 1) / "found.json").read_text())
     assert len(set(found["rows"])) == 2, "rows differ"
     ours, other = found["losses"]["ours"], found["losses"]["ours_by_deepspeed"]
     assert ours == pytest.approx(other, rel=1e-5) and ours[0] != ours[1]  # fp32 sums in another order

@@ -66,7 +66,7 @@ def test_export_is_what_was_trained(first_run, folder: Path) -> None:  # type: i
     """hf/ loads in transformers and holds the committed fp32 fragments of both ranks, to the bit."""
     from transformers import AutoModelForCausalLM
 
-    from trainer.weights import FragmentWeights
+    from trainer.store.weights import FragmentWeights
 
     for manifest_path in (folder / "runs/small/stages").glob("*/manifest.json"):
         manifest = json.loads(manifest_path.read_text())
@@ -118,7 +118,7 @@ def test_a_second_driver_is_refused(first_run, folder: Path) -> None:  # type: i
 
 def test_one_process_without_ray_trains_the_same(first_run, folder: Path) -> None:  # type: ignore[no-untyped-def]
     """One process and two ZeRO workers: the same stage keys, the same losses and weights up to fp32 rounding."""
-    from trainer.weights import FragmentWeights
+    from trainer.store.weights import FragmentWeights
 
     _, run = first_run
     done = run("--no-ray", "--no-exam", f"runs={folder / 'alone'}", "arms={standard: {preset: standard}}")

@@ -4,6 +4,7 @@ import ast
 import re
 import socket
 import subprocess
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -18,17 +19,110 @@ ALLOWED = {
     "cluster": {"data", "trainer", "experiment"},
 }
 DOORS = {"experiment", "experiment_files", "cluster"}  # a __main__ may use these as well
-SETTINGS = re.compile(r"console|experiment_yaml|(data|trainer|evaluation|tune)\.config|data\.(adapters|arm_config|changes|curriculum)")
+SETTINGS = re.compile(
+    r"console|experiment_yaml|(data|trainer|evaluation|tune)\.config|data\.(ground\.adapters|curriculum\.(arm_config|presets)|corpus\.changes)"
+)
 """What experiment.py stands on: it is read before anything heavy, and looks at no file but its own."""
 MOST_LINES = 350
-TABLES = {"tests/data/bad_input.py"}  # of cases: a line each
+TABLES = {"tests/data/sources/bad_input.py"}  # of cases: a line each
+
+
+# Rooms within rooms, from top to bottom: a folder ("rows/") or files of the room itself. What stands lower imports nothing of what stands higher;
+# files of one line do not import each other. What each folder is for: docs/architecture.md.
+FLOORS = {
+    "data": [
+        "__main__",
+        "build/",
+        "planning/",
+        "rows/",
+        "curriculum/",
+        "tokens",
+        "load",
+        "corpus/",
+        "readers",
+        "sources/",
+        "wording/",
+        "records",
+        "config",
+        "ground/",
+    ],
+    "data.build": [
+        "command wordings_command",
+        "show sheet crews estimate",
+        "output arguments",
+        "making/",
+        "parquet_file",
+        "asking/",
+        "pages",
+        "walk confined",
+        "documents/",
+    ],
+    "trainer": [
+        "__main__",
+        "dry_run convert residual_command",
+        "drive",
+        "run ray_group",
+        "worker",
+        "cpus",
+        "step/",
+        "schedule",
+        "export/",
+        "watch/",
+        "jobs/",
+        "adapter/",
+        "merging/",
+        "network/",
+        "store/",
+        "kernels/",
+        "config",
+    ],
+    "evaluation": [
+        "__main__",
+        "examining/",
+        "harness lm_eval_job",
+        "report/",
+        "score_files",
+        "engine",
+        "examiner",
+        "generate",
+        "sitting",
+        "exam",
+        "asking/",
+        "engines/",
+        "scoring/",
+        "config",
+        "benchmarks_config",
+    ],
+    "tune": [
+        "__main__",
+        "finish dry_run",
+        "search",
+        "trial exam_desk keeping",
+        "training planner",
+        "report/",
+        "deciding/",
+        "config",
+    ],
+    "cluster": [
+        "__main__",
+        "jobs preflight fallback",
+        "plan",
+        "checks connect local measure plan_text",
+        "setups",
+        "workload",
+        "guard probe",
+        "cost/",
+    ],
+}
+MOST_FILES = 15
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
     """Name → file of everything below the rooms and tests, and of the files beside them."""
     tops = sorted(ROOMS | {"tests"})
     found = [*root.glob("*.py"), *(path for top in tops for path in (root / top).rglob("*.py"))]
-    return {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in found}
+    names = {path: ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for path in found}
+    return {re.sub(r"^benchmarks\.\w+\.", "benchmarks.", name): path for path, name in names.items()}  # its sections are in no name
 
 
 def imported_by(path: Path, known: frozenset[str] = frozenset()) -> set[str]:
@@ -156,3 +250,47 @@ def test_nothing_names_a_machine() -> None:
 def test_every_finding_has_its_line() -> None:
     page = (ROOT / "findings/README.md").read_text()
     assert [path.name for path in (ROOT / "findings").glob("*.sh") if f"| `{path.name}` |" not in page] == []
+
+
+def floor_of(name: str, room: str) -> tuple[int, str] | None:
+    """(number from the top, folder or file) of a module in its room."""
+    for number, entries in enumerate(FLOORS[room]):
+        for entry in entries.split():
+            whole = f"{room}.{entry.rstrip('/')}"
+            if name == whole or (entry.endswith("/") and name.startswith(f"{whole}.")):
+                return number, whole
+    return None
+
+
+def upward(of: dict[str, set[str]]) -> list[str]:
+    """Imports within a room that do not go down, and modules that have no floor."""
+    wrong = []
+    for room in FLOORS:
+        inside = {name: floor_of(name, room) for name in of if name.startswith(f"{room}.")}
+        wrong += [f"{name} has no floor" for name, floor in inside.items() if floor is None]
+        for name, floor in inside.items():
+            for other in of[name] & inside.keys():
+                below = inside[other]
+                if floor and below and floor[1] != below[1] and floor[0] >= below[0]:
+                    wrong.append(f"{name} imports {other}")
+    return wrong
+
+
+def test_floors_import_downward_only() -> None:
+    assert upward(graph()) == []
+
+
+def test_the_check_sees_an_import_upward_and_a_module_without_a_floor() -> None:
+    of = {"tune.search": set(), "tune.deciding.space": {"tune.search"}, "tune.attic.box": set()}
+    assert upward(of) == ["tune.attic.box has no floor", "tune.deciding.space imports tune.search"]
+
+
+def test_no_folder_is_a_hall() -> None:
+    number = Counter(path.parent for path in modules().values() if path.name != "__init__.py")
+    assert {str(folder.relative_to(ROOT)): files for folder, files in number.items() if files > MOST_FILES} == {}
+
+
+def test_every_folder_has_its_line() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    folders = [entry for floors in FLOORS.values() for line in floors for entry in line.split() if entry.endswith("/")]
+    assert [folder for folder in folders if f"\n  {folder} " not in page] == []

@@ -11,7 +11,7 @@ import pytest
 from data.load import load_corpus
 from data.records import Question
 from evaluation.exam import build_exam, tokenise
-from evaluation.report import build_report
+from evaluation.report.report import build_report
 from evaluation.score_files import Score, TrainedArm
 from evaluation.sitting import sit
 from experiment import load_experiment
@@ -156,8 +156,8 @@ def test_from_folder_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_twin_an_answer_of_another_document_is_lost(tmp_path: Path) -> None:
     """In no script does a rule let through what stands nowhere in the document."""
-    from data.build.filters import Source, fault
-    from data.build.prompts import Asked
+    from data.build.asking.prompts import Asked
+    from data.build.making.filters import Source, fault
     from data.records import Document
 
     for lamp in lamps():

@@ -64,11 +64,11 @@ def main(argv: list[str] | None) -> int:
     if given[:1] == ["gc"]:
         return _gc(given[1:])
     if given[:1] == ["hf"]:
-        from trainer.remake import remake_command
+        from trainer.export.remake import remake_command
 
         return remake_command(given[1:])
     if given[:1] == ["residual"]:
-        from trainer.residual.command import residual_command
+        from trainer.residual_command import residual_command
 
         return residual_command(given[1:])
     if given[:1] == ["model"]:
@@ -110,7 +110,7 @@ def _final(experiment: Experiment, arguments: argparse.Namespace) -> int:
     """The curriculum that was chosen by an exam, on everything; what it is worth is what the exam said of it."""
     if arguments.update:
         raise UserError("--final and --update do not go together")
-    from trainer.retention import best_arms
+    from trainer.jobs.retention import best_arms
 
     arm = arguments.final or next(iter(best_arms(experiment.folder, 1) - {"base"}), "")
     if not arm:
@@ -143,12 +143,12 @@ def _gc(argv: list[str]) -> int:
     folder = experiment.folder
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such run")
-    from trainer.retention import collect
+    from trainer.jobs.retention import collect
     from trainer.run import locked
 
     place, drop = experiment.trainer.checkpoint.mirror, []
     if place:
-        from trainer.mirror import Mirror
+        from trainer.store.mirror import Mirror
 
         drop = [Mirror(place, folder).drop]
     with locked(folder):
@@ -174,7 +174,7 @@ def _dry_run(experiment: Experiment, as_json: bool) -> None:
     planned = dry_run(
         experiment.data, experiment.model, experiment.curricula(), experiment.seed, experiment.base_records, experiment.exam.answer_tokens
     )
-    from trainer.fits import check_planned  # imports transformers: seconds that bad records need not wait for
+    from trainer.step.fits import check_planned  # imports transformers: seconds that bad records need not wait for
 
     own = experiment.starts()
     arms = experiment.curricula()
@@ -257,7 +257,7 @@ def _train(experiment: Experiment, no_ray: bool, insecure: bool, as_written: boo
                 finally:  # arms that are complete can be examined, whatever became of the others
                     run.write_arms(experiment.folder, experiment.name, prepared, experiment.model)
             if merges := experiment.merges():
-                from trainer.merge import merge_arms
+                from trainer.merging.merge import merge_arms
 
                 merge_arms(experiment.folder, merges, prepared.models, experiment.seed)
 

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from data.adapters import Adapter
-from data.begins import Begins
 from data.config import Strict
+from data.ground.adapters import Adapter
+from data.wording.begins import Begins
 
 
 class TinyModel(Strict):
@@ -60,14 +60,14 @@ class CheckpointConfig(Strict):
 
 
 class WatchConfig(Strict):
-    """What counts as hung; see trainer/watchdog.py."""
+    """What counts as hung; see trainer/watch/watchdog.py."""
 
     step_s: Annotated[float, Field(gt=0)] = 30.0
     """A step may take 3 × the median and this, and five minutes more where layers are compiled."""
     start_s: Annotated[float, Field(gt=0)] = 1800.0
     """Imports, each of the first three steps (kernels are compiled in them), and loading weights beside what their bytes take."""
     save_s: Annotated[float, Field(gt=0)] = 600.0
-    """A save, and a stage's end with its export, beside what their bytes take: four times as long as at the rate that storage has shown (trainer/storage.py)."""
+    """A save, and a stage's end with its export, beside what their bytes take: four times as long as at the rate that storage has shown (trainer/store/storage.py)."""
     replicas_every_steps: Annotated[int, Field(ge=0)] = 100
     """Steps between comparisons of what every rank holds alike; 0: never."""
 
@@ -90,7 +90,7 @@ class TrainerConfig(Strict):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time, far less memory."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the model's layers by torch (trainer/compiled.py). auto: on GPUs where a C compiler is; never on CPUs. What cannot be compiled trains as it is, and a line says why."""
+    """Compile the model's layers by torch (trainer/kernels/compiled.py). auto: on GPUs where a C compiler is; never on CPUs. What cannot be compiled trains as it is, and a line says why."""
     cuda_graphs: bool = False
     """Record the compiled layers' kernels once and replay them: for small models, whose kernels are shorter than their launches. bf16 under ZeRO-1 alone; not measured yet."""
     fp8: Literal["off", "tensorwise"] = "off"
@@ -103,7 +103,7 @@ class TrainerConfig(Strict):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """On matrices and embeddings, not on norms and biases."""
     attention: Literal["auto", "by_item", "varlen", "padded_sdpa", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """How packed items are kept apart (trainer/attention.py). auto: on GPUs in bf16 flash_attention_2 where it can be imported, else varlen, torch's own kernel
+    """How packed items are kept apart (trainer/kernels/attention.py). auto: on GPUs in bf16 flash_attention_2 where it can be imported, else varlen, torch's own kernel
     for packed rows; on CPUs by_item; transformers' own where a family computes more than that."""
     shapes: Literal["auto", "static", "exact"] = "auto"
     """static: rows are padded to a ladder of a few lengths, so that kernels and compiled code meet the same shapes at every step; pads carry no weight. exact: as
@@ -122,7 +122,7 @@ class TrainerConfig(Strict):
     wait_for_nodes_s: Annotated[float, Field(ge=0)] = 600.0
     """How long a (re)start waits for CPUs or GPUs that a cluster has lost."""
     local_copies: str | None = None
-    """Folder on a disk of each node (trainer/local_copies.py): what training starts from, a model or another run's stage, is copied there once and read there. For
+    """Folder on a disk of each node (trainer/store/local_copies.py): what training starts from, a model or another run's stage, is copied there once and read there. For
     storage that is shared and slow; empty: read where it lies, by shares."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     watch: WatchConfig = WatchConfig()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from console import UserError, say
-from data.begins import begin
+from data.wording.begins import begin
 
 _ABOUT = """\
 Makes an ordinary model folder (safetensors, tokenizer, chat template, generation config, licence) of a GGUF file, for model.name.

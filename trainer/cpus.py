@@ -1,6 +1,6 @@
 """Logical CPUs of a worker group; light, so that a driver can ask before it imports Ray and torch."""
 
-from data.rows import STREAM_CPUS
+from data.rows.flat_rows import STREAM_CPUS
 
 WORKER_CPUS = 1
 

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from console import RunError, duration, err, progress, say
-from data.contents import MEMORY
-from data.durable import await_file
-from data.rows import Row, rank_rows, reading_of
-from data.templates import wording_of
+from data.ground.contents import MEMORY
+from data.ground.durable import await_file
+from data.rows.flat_rows import Row, rank_rows, reading_of
+from data.wording.templates import wording_of
 from trainer.config import TrainerConfig
-from trainer.heartbeat import heartbeat_folder, stop_file
-from trainer.mirror import Mirror
-from trainer.prepare import Job
+from trainer.jobs.prepare import Job
+from trainer.jobs.worker_settings import WorkerSettings
 from trainer.run import Prepared, pending, plan_of
-from trainer.store import StageStore
-from trainer.supervise import raise_if_stopped, resume_points, stop_on_signals, supervise
-from trainer.watchdog import Events, Watchdog
-from trainer.worker_settings import WorkerSettings
+from trainer.store.mirror import Mirror
+from trainer.store.stages import StageStore
+from trainer.watch.heartbeat import heartbeat_folder, stop_file
+from trainer.watch.supervise import raise_if_stopped, resume_points, stop_on_signals, supervise
+from trainer.watch.watchdog import Events, Watchdog
 
 _TELL_EVERY_S = 60.0
 
@@ -72,8 +72,8 @@ def starting_models(folder: Path, prepared: Prepared) -> list[str]:
 def with_models(settings: WorkerSettings, run_folder: Path, models: list[str]) -> WorkerSettings:
     """The settings with what ranks must know of these models: where mixtures whose files hold experts one by one lie as the network has them, which are written now, and
     the files' hashes, where they are copied."""
-    from trainer.families import lay_out
-    from trainer.local_copies import hashes_of
+    from trainer.network.families import lay_out
+    from trainer.store.local_copies import hashes_of
 
     run_folder = run_folder.resolve()
     written = {model: place for model in models if (place := lay_out(Path(model), run_folder))}
@@ -99,9 +99,9 @@ class Group:
         self._watchdog = Watchdog(folder, self._kill)
 
     def attempt(self, todo: list[Job], points: dict[str, int]) -> None:
-        """One try at these jobs from these steps on: trainer/supervise.py calls it again."""
-        from trainer.beat_board import Board
+        """One try at these jobs from these steps on: trainer/watch/supervise.py calls it again."""
         from trainer.ray_group import room, train_on_ray
+        from trainer.watch.beat_board import Board
 
         shutil.rmtree(heartbeat_folder(self._folder), ignore_errors=True)
         self.close()

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from data.arm_config import Merge
-from data.arms import compile_arms
 from data.config import DataConfig, Stage
-from data.golds import unreachable, unreachable_in_words
-from data.lengths import count_lengths
-from data.plan_report import arms_report, read_what_is_new
+from data.corpus.golds import unreachable, unreachable_in_words
+from data.curriculum.arm_config import Merge
+from data.curriculum.arms import compile_arms
+from data.planning.lengths import count_lengths
+from data.planning.plan_report import arms_report, read_what_is_new
 from trainer.config import ModelConfig
-from trainer.model_check import check_folder_tokens
+from trainer.network.model_check import check_folder_tokens
 
 
 def dry_run(

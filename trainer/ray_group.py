@@ -13,12 +13,12 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from data.rows import STREAM_CPUS, Row, reading_of
-from data.stream import RankShares, StreamSpec, iterate, step_spans
-from trainer.beat_board import Board, Line
+from data.rows.flat_rows import STREAM_CPUS, Row, reading_of
+from data.rows.stream import RankShares, StreamSpec, iterate, step_spans
 from trainer.cpus import WORKER_CPUS
-from trainer.prepare import Job
-from trainer.stacks import write_stacks
+from trainer.jobs.prepare import Job
+from trainer.watch.beat_board import Board, Line
+from trainer.watch.stacks import write_stacks
 
 ROWS_TIMEOUT_S = 300.0
 _NOTICE_S = 60.0  # for Ray to notice that a node is gone; its own limit is below that
@@ -28,7 +28,7 @@ _COLLECTIVE_TIMEOUT_S = 6 * 3600  # ranks wait while rank 0 writes hf/: 140 GB a
 def train_on_ray(
     settings: Any, jobs: list[Job], resume: dict[str, int], tokens_folder: str, num_workers: int, use_gpu: bool, board: Board | None = None
 ) -> None:
-    """Trains the jobs in one worker group (settings: trainer.worker.WorkerSettings), once: trainer/supervise.py tries again.
+    """Trains the jobs in one worker group (settings: trainer.worker.WorkerSettings), once: trainer/watch/supervise.py tries again.
     `board`: where they tell their heartbeats.
 
     Raises ray.train.TrainingFailedError.
@@ -55,7 +55,7 @@ def _fit(
             one_item=one_item,
         )
         for job in jobs
-        for one_item in (False, True)  # workers find out which (trainer/isolation.py); the other is never read, and so never made
+        for one_item in (False, True)  # workers find out which (trainer/step/isolation.py); the other is never read, and so never made
     }
     trainer = TorchTrainer(
         _worker_main,

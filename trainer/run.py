@@ -9,38 +9,38 @@ from pathlib import Path
 from typing import Any
 
 from console import UserError, progress, say
-from data.arms import compile_arms, wordings
-from data.catalogue import Catalogue, catalogue_of
-from data.changes import EARLIER, RECORDS, Changes, changes_since, fit_stages, read_earlier, untrained, write_records
 from data.config import DataConfig, Stage
-from data.contents import MEMORY
-from data.framing import begins_otherwise, template_of
-from data.lessons import Teaching
+from data.corpus.changes import EARLIER, RECORDS, Changes, changes_since, fit_stages, read_earlier, untrained, write_records
+from data.curriculum.arms import compile_arms, wordings
+from data.curriculum.catalogue import Catalogue, catalogue_of
+from data.curriculum.plan import Plan
+from data.ground.contents import MEMORY
 from data.load import load_corpus
-from data.plan import Plan
 from data.records import Corpus
-from data.templates import PASSAGES, exam_template, wording_of
-from data.token_store import TokenStore, store_key, write_store, write_wordings
+from data.rows.framing import begins_otherwise, template_of
+from data.rows.lessons import Teaching
+from data.rows.token_store import TokenStore, store_key, write_store, write_wordings
 from data.tokens import Encoder, load_tokenizer
-from trainer.begun import begun_as
+from data.wording.templates import PASSAGES, exam_template, wording_of
 from trainer.config import ModelConfig, TrainerConfig
-from trainer.fits import check_stages
-from trainer.graph import graph_lines
-from trainer.known_as import FILE as KNOWN_AS
-from trainer.known_as import Names
-from trainer.mirror import Mirror
-from trainer.model_check import check_model_folder
-from trainer.model_source import describe_model, resolve_model
-from trainer.model_tensors import check_tokens, embedding_rows
-from trainer.old_stages import is_rounded, set_aside_rounded, warn_of_rounded_parent
-from trainer.parent import Parent, check_same_model, find_parent
-from trainer.prepare import Job, auto_row_tokens, check_lengths, initial_identity, make_jobs
-from trainer.sources import name_of, refuse_another_experiment, refuse_changed_data
-from trainer.starts import find_models
-from trainer.store import StageStore, write_json
-from trainer.text_config import positions
-from trainer.text_model import TEXT_MODELS, text_folder
-from trainer.worker_settings import Precision
+from trainer.jobs.begun import begun_as
+from trainer.jobs.graph import graph_lines
+from trainer.jobs.known_as import FILE as KNOWN_AS
+from trainer.jobs.known_as import Names
+from trainer.jobs.model_source import describe_model, resolve_model
+from trainer.jobs.old_stages import is_rounded, set_aside_rounded, warn_of_rounded_parent
+from trainer.jobs.parent import Parent, check_same_model, find_parent
+from trainer.jobs.prepare import Job, auto_row_tokens, check_lengths, initial_identity, make_jobs
+from trainer.jobs.sources import name_of, refuse_another_experiment, refuse_changed_data
+from trainer.jobs.starts import find_models
+from trainer.jobs.text_model import TEXT_MODELS, text_folder
+from trainer.jobs.worker_settings import Precision
+from trainer.network.model_check import check_model_folder
+from trainer.network.model_tensors import check_tokens, embedding_rows
+from trainer.network.text_config import positions
+from trainer.step.fits import check_stages
+from trainer.store.mirror import Mirror
+from trainer.store.stages import StageStore, write_json
 
 _SCANNED = 2**24
 """Tokens looked at together: a memory-mapped store is larger than memory."""
@@ -94,8 +94,8 @@ def prepare(
 ) -> Prepared:
     """Records → tokens → plans → jobs. UserError for anything wrong with them; nothing has started by then.
 
-    `base_run`: the run that all arms start from, and whose records say what is new (trainer/parent.py, data/changes.py).
-    `models`: further models by name, `starts`: the arms that start from one of them (trainer/starts.py). `when_read` is called
+    `base_run`: the run that all arms start from, and whose records say what is new (trainer/jobs/parent.py, data/corpus/changes.py).
+    `models`: further models by name, `starts`: the arms that start from one of them (trainer/jobs/starts.py). `when_read` is called
     when the records are in memory and sound.
     """
     refuse_another_experiment(folder, data, model)
@@ -135,13 +135,13 @@ def prepare(
         check_lengths(store.worded(wording), catalogue, longest, trainer.long_documents)
     precision = precision_of(trainer, has_gpu)
     if trainer.attention != "auto":  # resolved on the workers; what was asked for by name is refused before they start
-        from trainer.families import check_attention
+        from trainer.network.families import check_attention
 
         check_attention(model_folder, trainer.attention, has_gpu, precision)
     if trainer.compile == "on" or trainer.cuda_graphs or trainer.fp8 != "off":
         import torch
 
-        from trainer.switches import check_switches
+        from trainer.step.switches import check_switches
 
         adapter = any(stage.adapter for stages in arms.values() for stage in stages)
         check_switches(trainer, torch.device("cuda" if has_gpu else "cpu"), precision, adapter)

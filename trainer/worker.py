@@ -14,37 +14,46 @@ from typing import Any
 
 import torch
 
-from data.rows import Row
-from trainer.attention import attention_in_words
-from trainer.checkpoint import Checkpoint, Saver, await_committed, await_model, checkpoints, clear_uncommitted, rank_zero_says, set_aside
-from trainer.export import export_stage, parent_weights, stage_template
-from trainer.flops import row_flops
-from trainer.fragment_file import Fragment, FragmentBuffer, filled, fragment_file, write_fragments
-from trainer.fragments import CorruptFile as CorruptFile
-from trainer.fragments import Fragments, open_together
-from trainer.freeze import exact_fragments
-from trainer.guard import Guard, Stopped
-from trainer.heap import keep_freed_memory
-from trainer.heartbeat import Heartbeat, Sending
-from trainer.limits import Limits
-from trainer.loop import run_stage
-from trainer.mirror_rank import MirrorRank
-from trainer.old_stages import EXACT
-from trainer.paused import leave_paused
-from trainer.prepare import Job, job_dict
-from trainer.randomness import draws_of
-from trainer.reporter import Reporter
-from trainer.set_up import StageEngine, make_engine, with_compiled_layers
-from trainer.shapes import shapes_of
-from trainer.storage import give_groups
-from trainer.store import StageStore
-from trainer.teacher import ensure_store, with_teacher
-from trainer.text_config import text_config
-from trainer.weights import FragmentWeights, Weights
-from trainer.worker_settings import WorkerSettings
+from data.rows.flat_rows import Row
+from trainer.export.export import export_stage, parent_weights, stage_template
+from trainer.export.paused import leave_paused
+from trainer.jobs.old_stages import EXACT
+from trainer.jobs.prepare import Job, job_dict
+from trainer.jobs.shapes import shapes_of
+from trainer.jobs.worker_settings import WorkerSettings
+from trainer.kernels.attention import attention_in_words
+from trainer.network.flops import row_flops
+from trainer.network.text_config import text_config
+from trainer.step.freeze import exact_fragments
+from trainer.step.loop import run_stage
+from trainer.step.randomness import draws_of
+from trainer.step.reporter import Reporter
+from trainer.step.set_up import StageEngine, make_engine, with_compiled_layers
+from trainer.step.teacher import ensure_store, with_teacher
+from trainer.store.checkpoint import (
+    Checkpoint,
+    Saver,
+    await_committed,
+    await_model,
+    checkpoints,
+    clear_uncommitted,
+    rank_zero_says,
+    set_aside,
+)
+from trainer.store.fragment_file import Fragment, FragmentBuffer, filled, fragment_file, write_fragments
+from trainer.store.fragments import CorruptFile as CorruptFile
+from trainer.store.fragments import Fragments, open_together
+from trainer.store.mirror_rank import MirrorRank
+from trainer.store.stages import StageStore
+from trainer.store.storage import give_groups
+from trainer.store.weights import FragmentWeights, Weights
+from trainer.watch.guard import Guard, Stopped
+from trainer.watch.heap import keep_freed_memory
+from trainer.watch.heartbeat import Heartbeat, Sending
+from trainer.watch.limits import Limits
 
 RowsOf = Callable[[Job, int, int, int, bool], Iterator[Row]]
-"""(job, rank, world size, first step, one item per row?) → this rank's rows; from Ray Data, or without Ray from data.rows."""
+"""(job, rank, world size, first step, one item per row?) → this rank's rows; from Ray Data, or without Ray from data.rows.flat_rows."""
 
 
 def train_jobs(
@@ -205,7 +214,7 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
 
 
 def _await_what_is_needed(settings: WorkerSettings, store: StageStore, job: Job, first_step: int) -> None:
-    """What others have written, maybe on another node a moment ago (data/durable.py)."""
+    """What others have written, maybe on another node a moment ago (data/ground/durable.py)."""
     await_model(Path(settings.model_folder))
     if job.parent:
         await_committed(store.folder(job.parent), "weights/")
@@ -221,7 +230,7 @@ def _write_weights(
     files: dict[str, Any] = {}
     with _last_fragments(settings, job, folder, made, parent) as (fragments, merged):
         if merged and rank == 0:
-            from trainer.adapter import write_adapter
+            from trainer.adapter.adapter import write_adapter
 
             files = {f"adapter/{name}": facts for name, facts in write_adapter(merged, folder / "adapter").items()}
         weights = filled(fragments)
@@ -242,7 +251,7 @@ def _last_fragments(
     if not job.stage.adapter:
         yield fragments, None
         return
-    from trainer.adapter import MergedWeights, merged_fragments
+    from trainer.adapter.adapter import MergedWeights, merged_fragments
 
     assert parent is not None
     apart = folder / "adapter-fragments"

@@ -11,9 +11,9 @@ from console import EXIT_FAILED, RunError, UserError, chatter_to, door, say, wri
 from data.records import Corpus
 from experiment import Experiment, located, read_experiment
 from experiment_files import check_files
-from tune.ledger import identity
-from tune.objective import missing_for
-from tune.space import arm_of, check_space, refusal
+from tune.deciding.ledger import identity
+from tune.deciding.objective import missing_for
+from tune.deciding.space import arm_of, check_space, refusal
 
 if TYPE_CHECKING:
     from tune.finish import Finish
@@ -138,7 +138,7 @@ def _check_exam(path: str, experiment: Experiment, validation: Corpus) -> None:
 def _run(path: str, experiment: Experiment, values: dict[str, Any], finish: "Finish", insecure: bool) -> None:
     """Trials, then the winner's test; without anything to do it needs no Ray."""
     from cluster.connect import announce_cluster, connected, gpus_here
-    from evaluation.examine import engine_options
+    from evaluation.examining.examine import engine_options
     from tune.search import Search, concurrency_note, lay_out, num_cpus
 
     in_cluster = bool(os.environ.get("RAY_ADDRESS"))

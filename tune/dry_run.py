@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from console import UserError
-from data.arms import compile_arms
 from data.config import Stage
-from data.lengths import count_lengths
-from data.plan_report import arms_report, read_what_is_new
+from data.curriculum.arms import compile_arms
+from data.planning.lengths import count_lengths
+from data.planning.plan_report import arms_report, read_what_is_new
 from experiment import Experiment
+from tune.deciding.space import arm_of, crossings, for_trial, in_words, listed_trials, trial_id
 from tune.planner import plan_cost
-from tune.space import arm_of, crossings, for_trial, in_words, listed_trials, trial_id
 
 MOST_TRIALS = 200
 """Compiled one by one; of more the first so many stand for all."""

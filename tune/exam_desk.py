@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from data.records import ChoiceQuestion
-from evaluation.choices import Asked, ask, predictions
+from evaluation.asking.choices import Asked, ask, predictions
 from evaluation.engine import Engine
+from evaluation.engines.options import EngineOptions
 from evaluation.exam import Exam
-from evaluation.examine import examine_one
-from evaluation.options import EngineOptions
+from evaluation.examining.examine import examine_one
 from evaluation.score_files import TrainedArm, closed, is_scored, read_score, score_stem
 from tune.config import Metric
-from tune.objective import guarded_mean, score_of
+from tune.deciding.objective import guarded_mean, score_of
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class ExamDesk:
 
     def _choose(self, arm: TrainedArm) -> list[tuple[str | None, float]]:
         """(document, 1.0 where the likeliest letter is right) of each multiple-choice question, options shuffled."""
-        from data.begins import start_ids
         from data.tokens import load_tokenizer
+        from data.wording.begins import start_ids
 
         asked = [ask(question, "shuffled", self._sheet.seed) for question in self._sheet.choices]
         tokenizer = load_tokenizer(arm.path)

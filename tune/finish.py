@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console import RunError, out, say
+from data.corpus.validation import split_validation
 from data.records import Corpus
-from data.validation import split_validation
+from evaluation.report.sound import made_sound
 from evaluation.score_files import Score
-from evaluation.sound import made_sound
 from experiment import Experiment
+from tune.deciding.ledger import Ledger, Row, ranked
+from tune.deciding.proposals import num_left
 from tune.keeping import sweep
-from tune.ledger import Ledger, Row, ranked
-from tune.page import page
-from tune.proposals import num_left
-from tune.render import findings, markdown, summary
-from tune.report import build_report
-from tune.show import in_text, terminal_table
-from tune.winner import candidates, known_tests, test_exam, write_winner
+from tune.report.page import page
+from tune.report.render import findings, markdown, summary
+from tune.report.report import build_report
+from tune.report.show import in_text, terminal_table
+from tune.report.winner import candidates, known_tests, test_exam, write_winner
 
 if TYPE_CHECKING:
     from tune.search import Search

@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
-from trainer.store import StageStore
+from trainer.store.stages import StageStore
 from tune.config import SearchConfig
-from tune.ledger import Row, ranked
+from tune.deciding.ledger import Row, ranked
 
 
 def best(search: SearchConfig, rows: list[Row]) -> list[Row]:

@@ -5,8 +5,8 @@ import importlib.util
 from typing import Any
 
 from console import UserError
-from data.arm_config import Arm
 from data.config import Stage
+from data.curriculum.arm_config import Arm
 from experiment import Experiment
 
 

@@ -18,25 +18,25 @@ import ray.tune
 
 from console import RunError, StoppedByRequest, UserError, error_line, say
 from data.records import Corpus
+from evaluation.asking.question_files import read_questions
+from evaluation.engines.options import EngineOptions
 from evaluation.exam import Exam, build_exam
-from evaluation.options import EngineOptions
-from evaluation.question_files import read_questions
 from evaluation.score_files import TrainedArm
 from experiment import Experiment
 from trainer.cpus import cpus_for
-from trainer.heartbeat import stop_file
 from trainer.ray_group import our_environment
-from trainer.supervise import cause
+from trainer.watch.heartbeat import stop_file
+from trainer.watch.supervise import cause
 from tune.config import SearchConfig
+from tune.deciding.ledger import Ledger, Row
+from tune.deciding.objective import exam_for_search
+from tune.deciding.proposals import num_left, remaining, tune_settings
+from tune.deciding.stopping import Cached, Ends, cap_reached, cut, make_scheduler
 from tune.exam_desk import ExamDesk, Sheet
 from tune.keeping import sweep
-from tune.ledger import Ledger, Row
-from tune.objective import exam_for_search
-from tune.proposals import num_left, remaining, tune_settings
-from tune.show import Show
-from tune.stopping import Cached, Ends, cap_reached, cut, make_scheduler
+from tune.report.show import Show
+from tune.report.winner import TEST
 from tune.trial import Task, run_base, run_trial
-from tune.winner import TEST
 
 _POLL_S = 0.5
 _SAVE_S = 120.0
@@ -271,7 +271,7 @@ class Search:
                 storage_path=str(storage),
                 stop=ends,
                 callbacks=[_Rows(self._ledger, ends)],
-                failure_config=ray.tune.FailureConfig(max_failures=0),  # trainer/supervise.py has tried again already
+                failure_config=ray.tune.FailureConfig(max_failures=0),  # trainer/watch/supervise.py has tried again already
                 verbose=0,
             ),
         )

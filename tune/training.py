@@ -12,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from console import StoppedByRequest, say
-from trainer.checkpoint import checkpoints
 from trainer.drive import Group, begin_alone, rows_without_ray, with_models
-from trainer.heartbeat import stop_file
-from trainer.prepare import Job
+from trainer.jobs.prepare import Job
+from trainer.jobs.worker_settings import WorkerSettings
 from trainer.run import Prepared
-from trainer.store import StageStore
-from trainer.supervise import StopRequest, resume_points, supervise
-from trainer.watchdog import Events
-from trainer.worker_settings import WorkerSettings
+from trainer.store.checkpoint import checkpoints
+from trainer.store.stages import StageStore
+from trainer.watch.heartbeat import stop_file
+from trainer.watch.supervise import StopRequest, resume_points, supervise
+from trainer.watch.watchdog import Events
 
 _SHARED = ("stages", "tokens", "plans", "model", "hub")
 
@@ -142,8 +142,8 @@ class Training:
     def looked_at(self, job: Job, step: int) -> Iterator[tuple[str, str] | None]:
         """(model folder, SHA-256 of its weights) after exactly so many steps, for as long as the exam takes; as the group left it, else made from its checkpoint.
         None where that is gone too."""
-        from trainer.export import export_checkpoint
-        from trainer.paused import forget_paused, paused_weights
+        from trainer.export.export import export_checkpoint
+        from trainer.export.paused import forget_paused, paused_weights
 
         weights = paused_weights(self._paused, job.key, step)
         saved = next((c.folder for c in checkpoints(self._store.folder(job.key)) if c.step == step), None)

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from console import RunError, StoppedByRequest
-from data.contents import MEMORY, model_contents
-from data.templates import exam_template
-from evaluation.sound import made_sound
+from data.ground.contents import MEMORY, model_contents
+from data.wording.templates import exam_template
+from evaluation.report.sound import made_sound
 from experiment import Experiment
 from trainer.drive import worker_settings
-from trainer.prepare import Job
+from trainer.jobs.prepare import Job
 from trainer.run import Prepared, prepare
-from trainer.store import StageStore, write_json
-from trainer.supervise import cause
+from trainer.store.stages import StageStore, write_json
+from trainer.watch.supervise import cause
 from tune.config import SearchConfig
-from tune.ledger import Ledger, Row, Rung
-from tune.objective import breaks_guard, objective
-from tune.rungs import Point, points
-from tune.space import Values, for_trial, trial_id
+from tune.deciding.ledger import Ledger, Row, Rung
+from tune.deciding.objective import breaks_guard, objective
+from tune.deciding.rungs import Point, points
+from tune.deciding.space import Values, for_trial, trial_id
 from tune.training import Training, stage_lock, workplace
 
 BASE = "base"

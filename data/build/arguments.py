@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from console import positive, whole
-from data.build.chunks import CHARACTERS
-from data.build.methods import known_methods
-from data.build.near import NEAR
-from data.build.prompts import MOST, known_prompts
-from data.build.splits import By
+from data.build.asking.methods import known_methods
+from data.build.asking.prompts import MOST, known_prompts
+from data.build.making.chunks import CHARACTERS
+from data.build.making.near import NEAR
+from data.build.making.splits import By
 
 _EXAMPLES = """examples:
   python -m data build docs/ --out built --dry-run --price 0.15 0.60
@@ -83,7 +83,7 @@ def _add_splits(group: Any) -> None:
 
 def _add_model(group: Any) -> None:
     group.add_argument(
-        "--prompts", default="pit", metavar="NAME", help=f"{', '.join(known_prompts())}, or a file like data/build/prompts/pit.yaml"
+        "--prompts", default="pit", metavar="NAME", help=f"{', '.join(known_prompts())}, or a file like data/build/asking/prompts/pit.yaml"
     )
     group.add_argument("--questions", type=whole(1), default=MOST, metavar="N", help=f"at most, of each document ({MOST})")
     add_asker(group)
@@ -102,7 +102,7 @@ def _add_model(group: Any) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help=f"also write of every document: {', '.join(known_methods())}, or a file like data/build/methods/spa.yaml; may be repeated",
+        help=f"also write of every document: {', '.join(known_methods())}, or a file like data/build/asking/methods/spa.yaml; may be repeated",
     )
     group.add_argument("--texts", type=whole(1), default=1, metavar="N", help="so many times what a method writes of a document (1)")
     group.add_argument(

@@ -14,25 +14,25 @@ from typing import Any
 
 from console import UserError, chatter_to, say, write_result
 from data.build import output
-from data.build.account import Account
 from data.build.arguments import STUDENT, add_arguments
+from data.build.asking.exchange import Answers, write_pending
+from data.build.asking.generate import Crew, Spent, generate
+from data.build.asking.methods import parts_of
+from data.build.asking.prompts import load_prompts
 from data.build.crews import asked_by, asking_of, check_asked, crew_of, writers_of
 from data.build.estimate import Estimate, estimate, total
-from data.build.exchange import Answers, write_pending
-from data.build.generate import Crew, Spent, generate
-from data.build.methods import parts_of
-from data.build.near import Benchmarks
-from data.build.prompts import load_prompts
-from data.build.questions import ORDER, Asking, Made, all_rows, check_requests, collect, drop_checked, settle, split_of, to_ask
-from data.build.reading import Reading, ReadOptions, read_folder
-from data.build.rewrites import examined, refuse_exam, to_write
+from data.build.making.account import Account
+from data.build.making.near import Benchmarks
+from data.build.making.questions import ORDER, Asking, Made, all_rows, check_requests, collect, drop_checked, settle, split_of, to_ask
+from data.build.making.reading import Reading, ReadOptions, read_folder
+from data.build.making.rewrites import examined, refuse_exam, to_write
+from data.build.making.splits import SplitName, split_units
+from data.build.making.wordings import FILE, Ask, Original, first_requests, make_wordings, write_file
+from data.build.making.written import Written, write_rewrites
 from data.build.sheet import write_sheet
 from data.build.show import print_account, print_figures, print_splits
-from data.build.splits import SplitName, split_units
-from data.build.wordings import FILE, Ask, Original, first_requests, make_wordings, write_file
-from data.build.written import Written, write_rewrites
 from data.config import Source
-from data.formats import ENDINGS, format_of
+from data.ground.formats import ENDINGS, format_of
 from data.readers import read_source
 from data.records import Document, Refusal
 

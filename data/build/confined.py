@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from data.build.extract import MAX_TEXT, write_frame
-from data.strict_json import StrictDecoder, decode_line
+from data.build.documents.extract import MAX_TEXT, write_frame
+from data.ground.strict_json import StrictDecoder, decode_line
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _MEMORY_BYTES = 1536 << 20
@@ -35,7 +35,7 @@ class Confined:
         self._kill()
 
     def read(self, format: str, path: Path) -> dict[str, Any]:
-        """{"text", "title", "date"}, or {"error": reason} (data/build/extract.py)."""
+        """{"text", "title", "date"}, or {"error": reason} (data/build/documents/extract.py)."""
         if self._process is None or self._process.poll() is not None:
             self._start()
         assert self._process is not None and self._process.stdin is not None
@@ -53,7 +53,7 @@ class Confined:
     def _start(self) -> None:
         known = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "data.build.extract", str(self._memory_bytes)],
+            [sys.executable, "-m", "data.build.documents.extract", str(self._memory_bytes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -11,14 +11,14 @@ from pydantic import SecretStr
 
 from console import UserError
 from data.build.arguments import KEY, generator_for
-from data.build.endpoint import Endpoint, check_endpoint, reach_endpoint, read_extra
-from data.build.exchange import Answers, Request, write_pending
-from data.build.generate import Crew, Spent, generate
-from data.build.local_model import LocalModel
-from data.build.methods import parts_of
-from data.build.prompts import load_prompts
-from data.build.questions import Asking
-from data.build.wordings import Ask, Writers
+from data.build.asking.endpoint import Endpoint, check_endpoint, reach_endpoint, read_extra
+from data.build.asking.exchange import Answers, Request, write_pending
+from data.build.asking.generate import Crew, Spent, generate
+from data.build.asking.local_model import LocalModel
+from data.build.asking.methods import parts_of
+from data.build.asking.prompts import load_prompts
+from data.build.making.questions import Asking
+from data.build.making.wordings import Ask, Writers
 
 
 def check_asked(args: argparse.Namespace) -> None:

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 
 from console import UserError
-from data.build.exchange import Answers, Request
-from data.build.questions import Asking
-from data.words import tokens_estimated
+from data.build.asking.exchange import Answers, Request
+from data.build.making.questions import Asking
+from data.ground.words import tokens_estimated
 
 _TOKENS_A_QUESTION = 60
 """A question, its answer and level as JSON, as instruct models write them; the allowance (Request.max_tokens) is larger."""

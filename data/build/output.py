@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
+from data.build.making.questions import ORDER, Made, split_of
+from data.build.making.reading import Reading
+from data.build.making.splits import SplitName
+from data.build.making.wordings import FILE as WORDINGS
 from data.build.parquet_file import record_file, write_rows
-from data.build.questions import ORDER, Made, split_of
-from data.build.reading import Reading
-from data.build.splits import SplitName
-from data.build.wordings import FILE as WORDINGS
 from data.records import Document
 
 MANIFEST = "manifest.json"
@@ -26,7 +26,7 @@ _STEPS_AN_EPOCH = 8
 
 
 _HOLDS = {"rewrites": "documents", "asked": "questions"}
-"""What a build's methods have written (data/build/written.py), and what a row of it is."""
+"""What a build's methods have written (data/build/making/written.py), and what a row of it is."""
 
 
 def write_records(out: Path, reading: Reading, splits: dict[str, SplitName], made: Made) -> dict[str, dict[str, int]]:

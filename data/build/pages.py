@@ -10,13 +10,13 @@ from pathlib import Path
 
 from console import UserError
 from data.build.confined import Confined
-from data.build.titles import front_matter, markdown_title, text_title, title_of
+from data.build.documents.titles import front_matter, markdown_title, text_title, title_of
 from data.build.walk import Found, open_inside
 from data.config import Source
-from data.raw_rows import Fault
 from data.readers import filled_columns, read_source
 from data.records import Document, Refusal
-from data.sheets import sheet_names
+from data.sources.raw_rows import Fault
+from data.sources.sheets import sheet_names
 
 _LONGEST_LINE = 1 << 20
 _COLUMNS = {
@@ -34,7 +34,7 @@ class Page:
     name: str
     """The file's path below the folder; of a table `path:12` (a row's place, data/readers.py)."""
     title: str | None
-    """What it is about, for people and for the questions to name; None where nothing says so (data/build/titles.py)."""
+    """What it is about, for people and for the questions to name; None where nothing says so (data/build/documents/titles.py)."""
     text: str
     format: str
     language: str | None = None
@@ -147,6 +147,6 @@ def _guessed(filled: dict[str, int]) -> dict[str, str]:
 
 def _row_page(place: str, record: Document) -> Page:
     title = title_of(record.title, declared=True)
-    # As data/nested.py words {title, description}: on lines of their own.
+    # As data/sources/nested.py words {title, description}: on lines of their own.
     text = f"{title}\n{record.text}" if title and not record.text.startswith(title) else record.text
     return Page(place, title, text, "table", date=record.date, domain=record.domain, url=record.url)

@@ -1,4 +1,4 @@
-"""Records as Parquet with plain columns: what a build leaves, and what data/tables.py reads."""
+"""Records as Parquet with plain columns: what a build leaves, and what data/sources/tables.py reads."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -8,9 +8,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from data.build.account import LEFT_OUT
-from data.build.questions import ORDER, Made
-from data.build.reading import Reading
+from data.build.making.account import LEFT_OUT
+from data.build.making.questions import ORDER, Made
+from data.build.making.reading import Reading
 from data.records import Document
 
 SHEET = "samples.html"

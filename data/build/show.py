@@ -11,11 +11,11 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from rich.table import Table
 
 from console import UserError, out, whole, write_result
-from data.build.figures import RUN
+from data.build.making.figures import RUN
+from data.build.making.questions import ORDER
 from data.build.output import FORMAT, MANIFEST
 from data.build.parquet_file import read_rows, record_file
-from data.build.questions import ORDER
-from data.raw_rows import excerpt
+from data.sources.raw_rows import excerpt
 
 
 def add_show(commands: Any) -> None:

@@ -10,10 +10,10 @@ from typing import Literal
 from pathspec import GitIgnoreSpec
 
 from console import UserError
-from data.formats import SAVED_AS, format_of
-from data.raw_rows import excerpt
+from data.ground.formats import SAVED_AS, format_of
+from data.ground.strict_json import MAX_ROW_BYTES
 from data.records import Refusal
-from data.strict_json import MAX_ROW_BYTES
+from data.sources.raw_rows import excerpt
 
 Format = Literal["text", "markdown", "html", "pdf", "docx", "pptx", "ipynb", "epub", "code", "table"]
 

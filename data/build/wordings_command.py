@@ -1,4 +1,4 @@
-"""python -m data wordings X.yaml: the questions of an experiment in other words, kept beside its set (data/wordings.py)."""
+"""python -m data wordings X.yaml: the questions of an experiment in other words, kept beside its set (data/corpus/wordings.py)."""
 
 import argparse
 import json
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from console import UserError, chatter_to, say, write_result
-from data.build.account import Account
 from data.build.arguments import add_asker, add_wordings
+from data.build.asking.exchange import Answers
+from data.build.asking.generate import Spent
 from data.build.crews import asked_by, asking_of, check_asked, crew_of, writers_of
 from data.build.estimate import estimate
-from data.build.exchange import Answers
-from data.build.generate import Spent
+from data.build.making.account import Account
+from data.build.making.wordings import FILE, SPARE, Original, first_requests, make_wordings, write_file
 from data.build.show import print_account
-from data.build.wordings import FILE, SPARE, Original, first_requests, make_wordings, write_file
 from data.config import DataConfig
 from data.load import load_corpus
 from data.records import Corpus

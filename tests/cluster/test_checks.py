@@ -9,7 +9,7 @@ import pytest
 
 from cluster import probe
 from cluster.checks import Line, Node, answering, shared_memory, versions
-from cluster.chips import GIB
+from cluster.cost.chips import GIB
 
 
 @dataclass

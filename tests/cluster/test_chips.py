@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.chips import CHIPS, GIB, chip_of_device, make_hardware, parse_gpus
+from cluster.cost.chips import CHIPS, GIB, chip_of_device, make_hardware, parse_gpus
 from cluster.setups import offer
 from console import UserError
 from tests.cluster.test_plan import asked

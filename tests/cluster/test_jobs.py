@@ -20,7 +20,7 @@ from tests.cluster.conftest import BIN, TOKEN, Machines, free_port
 from tests.conftest import ROOT
 from tests.faults.conftest import oracle, write_experiment
 from tests.faults.promises import F3
-from tests.groups import Groups
+from tests.helpers.groups import Groups
 
 pytestmark = pytest.mark.timeout(1200)
 RAY, PYTHON = str(BIN / "ray"), sys.executable

@@ -2,9 +2,9 @@
 
 import pytest
 
-from cluster.chips import CHIPS, GIB, make_hardware
-from cluster.memory import SetUp, activation_bytes, disk, gpu_memory, host_memory, power_of_two
-from cluster.model_shape import ModelShape
+from cluster.cost.chips import CHIPS, GIB, make_hardware
+from cluster.cost.memory import SetUp, activation_bytes, disk, gpu_memory, host_memory, power_of_two
+from cluster.cost.model_shape import ModelShape
 
 LLAMA_70B = ModelShape(8192, 80, 28672, 64, 8, 128, 32000)
 LLAMA_7B = ModelShape(4096, 32, 11008, 32, 32, 128, 32000)
@@ -33,7 +33,7 @@ def test_activations_of_a_real_model(recompute: bool, precision: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from trainer.attention import attention_inputs
+    from trainer.kernels.attention import attention_inputs
 
     config = LlamaConfig(
         vocab_size=64,

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import transformers
 
-from cluster.chips import CHIPS, make_hardware
-from cluster.memory import SetUp, expert_copies, gpu_memory, trained_share
-from cluster.model_shape import ModelShape, read_shape, shape_of, shape_of_config
+from cluster.cost.chips import CHIPS, make_hardware
+from cluster.cost.memory import SetUp, expert_copies, gpu_memory, trained_share
+from cluster.cost.model_shape import ModelShape, read_shape, shape_of, shape_of_config
 from console import UserError
 from trainer.config import ModelConfig
-from trainer.flops import row_flops
-from trainer.network_size import network_size
+from trainer.network.flops import row_flops
+from trainer.network.network_size import network_size
 
 QWEN_30B = {
     "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4,
@@ -99,7 +99,7 @@ def test_what_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_experts_without_a_number_are_refused() -> None:
-    from trainer.network_size import _chosen_share
+    from trainer.network.network_size import _chosen_share
 
     class Weight:
         shape, ndim = (4, 2, 2), 3
@@ -113,8 +113,8 @@ def test_experts_without_a_number_are_refused() -> None:
 def test_an_adapter_on_experts_trains_what_peft_trains(kind: str) -> None:
     import torch
 
-    from data.adapters import Adapter
-    from trainer.adapter import inject, trained_parameters
+    from data.ground.adapters import Adapter
+    from trainer.adapter.adapter import inject, trained_parameters
 
     settings = {
         **SMALL,

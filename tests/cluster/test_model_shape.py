@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.model_shape import read_shape, shape_of
+from cluster.cost.model_shape import read_shape, shape_of
 from console import UserError
 from experiment import load_experiment
 from tests.conftest import ROOT

@@ -8,10 +8,10 @@ import pytest
 from cluster.measure import calibration_of
 from cluster.plan import question_of
 from cluster.setups import offer
-from data.packing import pack
-from data.plan import Plan
-from data.plan_report import sampled_steps
-from data.static_rows import fill, static_shapes
+from data.curriculum.plan import Plan
+from data.planning.plan_report import sampled_steps
+from data.rows.packing import pack
+from data.rows.static_rows import fill, static_shapes
 from tests.cluster.test_plan import asked, experiment
 
 

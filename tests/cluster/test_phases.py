@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from cluster.chips import CHIPS, make_hardware
-from cluster.memory import SetUp
-from cluster.model_shape import ModelShape
-from cluster.phases import FILE, Asked, exam_s, phases, storage_rate, with_storage
+from cluster.cost.chips import CHIPS, make_hardware
+from cluster.cost.memory import SetUp
+from cluster.cost.model_shape import ModelShape
+from cluster.cost.phases import FILE, Asked, exam_s, phases, storage_rate, with_storage
 from cluster.plan import plan_experiment, question_of
 from cluster.setups import advise, offer
-from data.durable import write_json
-from data.engines import engines_at_once, gpus_of_engine
+from data.ground.durable import write_json
+from data.ground.engines import engines_at_once, gpus_of_engine
 from experiment import load_experiment
 from tests.conftest import ROOT
 

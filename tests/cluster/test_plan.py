@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from cluster.chips import CHIPS, GIB, Hardware, make_hardware
+from cluster.cost.chips import CHIPS, GIB, Hardware, make_hardware
+from cluster.cost.memory import SetUp, trained_share
+from cluster.cost.model_shape import shape_of
 from cluster.fallback import fitting
 from cluster.measure import FILE, calibrated, calibration_of
-from cluster.memory import SetUp, trained_share
-from cluster.model_shape import shape_of
 from cluster.plan import estimate, plan_experiment, question_of, refuse_hopeless
 from cluster.setups import USABLE, Advice, Offer, Question, advise, offer, set_ups
 from console import UserError
-from data.plan_report import packing_fill
+from data.planning.plan_report import packing_fill
 from experiment import Experiment, load_experiment
 from tests.conftest import ROOT
 
@@ -201,7 +201,7 @@ def test_a_measured_speed_scales_the_plan(tmp_path: Path) -> None:
 
 
 def _modelled_step(question: Question, hardware: Hardware) -> float:
-    from cluster.speed import step_time
+    from cluster.cost.speed import step_time
 
     work = question.workload.stages[0]
     return step_time(question.shape, question.file, work.load(8, question.file.row_tokens, static=True), hardware).total

@@ -14,8 +14,8 @@ SOAK = """
 import json, sys, threading
 from pathlib import Path
 import numpy as np, ray
-from data.rows import STREAM_CPUS
-from data.stream import RankShares, StreamSpec, iterate, step_spans
+from data.rows.flat_rows import STREAM_CPUS
+from data.rows.stream import RankShares, StreamSpec, iterate, step_spans
 
 folder, num_steps, root, RANKS, PROCESSES = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 ray.init(
@@ -54,13 +54,13 @@ ray.shutdown()
 @pytest.mark.parametrize("ranks, processes", [(8, 2), (64, 8)])
 def test_streams(tmp_path: Path, ranks: int, processes: int) -> None:
     """Every rank gets its rows in order, as many micro-steps as every other; together all tokens of the plan, once."""
-    from data.bios import make_bios
-    from data.catalogue import catalogue_of
     from data.config import Bios, Stage
-    from data.plan import compile_plan
-    from data.tiny_tokenizer import make_tokenizer
-    from data.token_store import write_store
+    from data.corpus.bios import make_bios
+    from data.curriculum.catalogue import catalogue_of
+    from data.curriculum.plan import compile_plan
+    from data.rows.token_store import write_store
     from data.tokens import Encoder
+    from data.wording.tiny_tokenizer import make_tokenizer
 
     catalogue = catalogue_of(make_bios(Bios(replay_people=0, train_people=60, test_people=5), 0))
     encoder = Encoder(make_tokenizer([r.text for r in catalogue.records["train_documents"]], 600))  # type: ignore[union-attr]

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.cost_model import GOAL, Published, fitted_efficiency, read_rows
-from cluster.chips import CHIPS, make_hardware, parse_gpus
-from cluster.memory import SetUp
-from cluster.model_shape import ModelShape
-from cluster.speed import StepLoad, break_even_tokens, communicate_s, step_time
+from cluster.cost.chips import CHIPS, make_hardware, parse_gpus
+from cluster.cost.memory import SetUp
+from cluster.cost.model_shape import ModelShape
+from cluster.cost.speed import StepLoad, break_even_tokens, communicate_s, step_time
 from console import UserError
 
 LLAMA_70B = ModelShape(8192, 80, 28672, 64, 8, 128, 32000)

@@ -16,9 +16,9 @@ import pytest
 
 from console import door
 from data.__main__ import main as data_main
-from tests.data.bad_input import parquet_bytes
 from tests.data.build import office_files as office
-from tests.data.reading import packed
+from tests.data.sources.bad_input import parquet_bytes
+from tests.data.sources.reading import packed
 
 ROW = {"question": "Who?", "answer": "Ada"}
 LINE = json.dumps(ROW) + "\n"

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from evaluation.engine import Engine
+from evaluation.engines.network import network
+from evaluation.engines.options import Answer, EngineOptions
 from evaluation.examiner import Examiner
-from evaluation.network import network
-from evaluation.options import Answer, EngineOptions
 from tests.faults.promises import F17
 
 EOS = 2

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from evaluation import engine as engine_module
-from evaluation import examine
-from evaluation.agreement import Saying
 from evaluation.config import ExamConfig
 from evaluation.engine import Engine, EngineFailure
+from evaluation.engines.agreement import Saying
+from evaluation.engines.network import network
+from evaluation.engines.options import Answer, EngineOptions
 from evaluation.exam import build_exam
-from evaluation.network import network
-from evaluation.options import Answer, EngineOptions
+from evaluation.examining import examine
 from evaluation.score_files import TrainedArm, read_score, score_stem
 from tests.evaluation.test_engine import EOS, OPTIONS
 from tests.evaluation.test_exam import Letters, corpus

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from console import UserError
-from data.bios import make_bios
 from data.config import Bios
+from data.corpus.bios import make_bios
 from data.records import Corpus, Document, Part, Question
+from evaluation.asking.prompts import Found
 from evaluation.config import ExamConfig
 from evaluation.exam import Exam, build_exam, in_other_words, sample, split_windows, tokenise
-from evaluation.prompts import Found
 from evaluation.sitting import sit
 
 

@@ -20,7 +20,7 @@ ASKED = {
 
 
 def test_answers_do_not_follow_generation_config(tmp_path: Path) -> None:
-    from trainer.model import make_tiny_model
+    from trainer.network.model import make_tiny_model
 
     make_tiny_model(tmp_path, TinyModel(vocab_size=300, hidden_size=32, layers=1), ["a few words"] * 3, seed=0)
     prompts = [[1, 20, 21, 22], [1, 30]]

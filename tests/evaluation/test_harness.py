@@ -48,7 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import lm_eval
 
     from trainer.config import TinyModel
-    from trainer.model import make_tiny_model
+    from trainer.network.model import make_tiny_model
 
     folder = tmp_path_factory.mktemp("harness")
     tasks = folder / "tasks"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from console import UserError
-from data.framing import template_of
 from data.records import Corpus
+from data.rows.framing import template_of
 from evaluation.config import ExamConfig
 from evaluation.exam import build_exam, tokenise
 from evaluation.score_files import is_scored, read_arms, read_score, score_stem, trained_stages, write_score

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from data.arm_config import Merge
+from data.curriculum.arm_config import Merge
 from data.records import Corpus, Document, Part, Question
-from evaluation.alike import mixed, read_alike
 from evaluation.config import ExamConfig, RetrievalConfig
+from evaluation.engines.gpus import Gpu, await_free_gpus
 from evaluation.exam import build_exam
-from evaluation.gpus import Gpu, await_free_gpus
-from evaluation.render import baseline_lines
-from evaluation.report import build_report
-from evaluation.retrieval import store_key
+from evaluation.examining.retrieval import store_key
+from evaluation.report.alike import mixed, read_alike
+from evaluation.report.render import baseline_lines
+from evaluation.report.report import build_report
 from evaluation.score_files import TrainedArm, is_scored, newest_score, read_score, score_stem, trained_arms, write_score
-from trainer.merge import ingredients
+from trainer.merging.merge import ingredients
 
 ROW = {
     "set": "test",
@@ -193,10 +193,10 @@ class StandIn:
 
 
 def test_models_are_dealt_out_to_engines(ray_cluster: str, tmp_path: Path) -> None:
-    from evaluation.examine import examine
-    from evaluation.options import EngineOptions
+    from evaluation.engines.options import EngineOptions
+    from evaluation.examining.examine import examine
     from trainer.config import TinyModel
-    from trainer.model import make_tiny_model
+    from trainer.network.model import make_tiny_model
 
     todo, exam = [], build_exam(corpus(), ExamConfig(modes=["closed"]), 0)
     for name in ("a", "b", "c", "d"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.groups import Groups
+from tests.helpers.groups import Groups
 
 # Two stages of 60 and 40 steps of tiny work; a checkpoint every 10 steps.
 KILLED_AFTER_30 = "step.begin=sleep:1@36,step.begin=kill@37"

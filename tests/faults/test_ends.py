@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-import trainer.watchdog as watchdog
+import trainer.watch.watchdog as watchdog
 from console import RunError, StoppedByRequest
-from data.durable import await_file
+from data.ground.durable import await_file
 from tests.faults.conftest import events_of, oracle, write_experiment
-from tests.groups import Groups
-from trainer.checkpoint import checkpoints
+from tests.helpers.groups import Groups
 from trainer.config import CheckpointConfig, TrainerConfig
 from trainer.drive import await_told
-from trainer.guard import Guard
-from trainer.heartbeat import heartbeat_folder, stop_file
-from trainer.prepare import Job
-from trainer.store import StageStore, write_json
-from trainer.supervise import StopRequest, supervise
+from trainer.jobs.prepare import Job
+from trainer.store.checkpoint import checkpoints
+from trainer.store.stages import StageStore, write_json
+from trainer.watch.guard import Guard
+from trainer.watch.heartbeat import heartbeat_folder, stop_file
+from trainer.watch.supervise import StopRequest, supervise
 
 # ── the last save ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -192,8 +192,8 @@ def test_who_has_ended_is_not_silent(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_beats_travel_through_ray(ray_cluster: str, tmp_path: Path) -> None:
     """Storage of the files is of no account: the driver hears a rank whose heartbeat folder cannot be written, and the rank hears it."""
-    from trainer.beat_board import Board, Line
-    from trainer.heartbeat import Heartbeat
+    from trainer.watch.beat_board import Board, Line
+    from trainer.watch.heartbeat import Heartbeat
 
     (tmp_path / "logs").mkdir()
     board = Board()

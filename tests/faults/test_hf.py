@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from console import RunError, UserError
+from evaluation.report.sound import first_damage, unsound
 from evaluation.score_files import TrainedArm
-from evaluation.sound import first_damage, unsound
 from tests.faults.conftest import write_experiment
-from tests.groups import Groups
-from trainer.remake import remake
+from tests.helpers.groups import Groups
+from trainer.export.remake import remake
 
 ONE_STAGE = 'arms.only.stages=[{"mix": {"train_documents": 1}, "epochs": 2, "batch_items": 12, "rate": 3.0e-3}]'
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import KILLED_AFTER_30, oracle, write_experiment
-from tests.groups import Groups
-from trainer.checkpoint import checkpoints
-from trainer.mirror import Mirror
-from trainer.retention import find_waste
-from trainer.store import StageStore, write_json
+from tests.helpers.groups import Groups
+from trainer.jobs.retention import find_waste
+from trainer.store.checkpoint import checkpoints
+from trainer.store.mirror import Mirror
+from trainer.store.stages import StageStore, write_json
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pyarrow.fs as fs
 import pytest
 
 from tests.conftest import ROOT
-from trainer.mirror import Mirror
-from trainer.store import StageStore
+from trainer.store.mirror import Mirror
+from trainer.store.stages import StageStore
 
 SERVER = ROOT / ".venv-s3" / "bin" / "moto_server"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SERVER.exists(), reason="make s3 installs the service and runs this")]

@@ -14,12 +14,12 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.faults.promises import F5
-from trainer.stacks import write_stacks
+from trainer.watch.stacks import write_stacks
 
 BUSY = """
 import json, sys, threading, time
 import numpy as np
-from trainer import stacks
+from trainer.watch import stacks
 
 def rows():
     while True:

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from tests import late_storage
 from tests.faults.conftest import events_of, oracle, write_experiment
 from tests.faults.promises import F1, F2, F3, F4, F5, F11, F13, F14, F15
 from tests.faults.test_without_ray import newest
-from tests.places import ROOT, THREADS
-from trainer.checkpoint import checkpoints
+from tests.helpers import late_storage
+from tests.helpers.places import ROOT, THREADS
+from trainer.store.checkpoint import checkpoints
 
 Recovered = Callable[[float], None]
 

@@ -14,9 +14,9 @@ import pytest
 
 from tests.faults.conftest import KILLED_AFTER_30, events_of, oracle, write_experiment
 from tests.faults.promises import F1, F2, F6, F7, F8, F9, F10, F11, F12
-from tests.forked import EXIT_CORRUPT
-from tests.groups import Groups
-from trainer.checkpoint import checkpoints
+from tests.helpers.forked import EXIT_CORRUPT
+from tests.helpers.groups import Groups
+from trainer.store.checkpoint import checkpoints
 
 SLOW = pytest.mark.slow  # in `make faults` only; every run tries F1, F7, F9, F10, F11 and F15
 

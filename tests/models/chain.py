@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
+from evaluation.engines.options import EngineOptions
 from evaluation.generate import Generator
-from evaluation.options import EngineOptions
 from experiment import Experiment
 from tests.models.families import save_model
 from trainer import drive, run
-from trainer.buffers import buffers, names_in_files
-from trainer.families import make_network
-from trainer.loading import load_into
-from trainer.store import StageStore
-from trainer.weights import FolderWeights, FragmentWeights
+from trainer.network.buffers import buffers, names_in_files
+from trainer.network.families import make_network
+from trainer.network.loading import load_into
+from trainer.store.stages import StageStore
+from trainer.store.weights import FolderWeights, FragmentWeights
 
 SHARDED = ("deepseek-v3", "gemma4")
 """Trained in bf16 under ZeRO-3 too: one family whose files are laid out otherwise than the network, one whose are not."""
@@ -82,7 +82,7 @@ def through(out: Path, family: str) -> dict[str, Any]:
     """Trains two stages of a few steps, and what came out of them."""
     from transformers import AutoModelForCausalLM
 
-    from trainer.model import build_model
+    from trainer.network.model import build_model
 
     model = save_model(family, out / "models" / family, TEXTS)
     one = experiment(out, family, model)

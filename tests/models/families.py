@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import transformers
 
-from data.tiny_tokenizer import make_tokenizer
-from trainer.buffers import buffers
+from data.wording.tiny_tokenizer import make_tokenizer
+from trainer.network.buffers import buffers
 
 _DENSE = {
     "hidden_size": 64,

@@ -13,7 +13,7 @@ import torch
 from experiment import Experiment
 from tests.models.chain import train
 from trainer import drive
-from trainer.store import StageStore
+from trainer.store.stages import StageStore
 
 NUM_FILMS = 4
 STAGE = {"mix": {"test_documents": 1}, "epochs": 3, "batch_items": NUM_FILMS, "schedule": "constant"}

@@ -11,18 +11,18 @@ import torch
 import transformers
 
 from console import UserError
-from data.adapters import KINDS, Adapter
+from data.ground.adapters import KINDS, Adapter
 from experiment import load_experiment
 from experiment_yaml import ExperimentError
 from tests.conftest import ROOT
 from tests.models.families import FAMILIES, save_model
-from trainer.adapter import MergedWeights, check_adapter, inject, trained_parameters, write_adapter
-from trainer.adapter_reach import adapted
+from trainer.adapter.adapter import MergedWeights, check_adapter, inject, trained_parameters, write_adapter
+from trainer.adapter.reach import adapted
 from trainer.config import ModelConfig, TinyModel, TrainerConfig
-from trainer.families import folder_weights
-from trainer.fits import check_planned
-from trainer.loading import load_into
-from trainer.model import build_model
+from trainer.network.families import folder_weights
+from trainer.network.loading import load_into
+from trainer.network.model import build_model
+from trainer.step.fits import check_planned
 
 DEMO = ROOT / "experiments" / "bios_cpu.yaml"
 IDS = torch.arange(5, 25)[None]
@@ -64,7 +64,7 @@ def test_stage_before_arm_before_experiment() -> None:
 
 
 def test_another_adapter_is_another_stage() -> None:
-    from trainer.store import stage_key
+    from trainer.store.stages import stage_key
 
     def key(*overrides: str) -> str:
         experiment = load_experiment(DEMO, list(overrides))
@@ -231,7 +231,7 @@ def test_a_written_adapter_is_read_again(folders: dict[str, Path], tmp_path: Pat
 
 def test_what_peft_writes_into_reaches_no_key(folders: dict[str, Path]) -> None:
     """Two equal stages of two arms on a mixture stay equal when one of them has been checked."""
-    from trainer.store import stage_facts
+    from trainer.store.stages import stage_facts
 
     def stage() -> Any:
         overrides = ["trainer.adapter={r: 4, rank_pattern: {w2: 8}, alpha_pattern: {q_proj: 4}}"]

@@ -9,19 +9,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from console import UserError
-from data.arm_config import Merge
+from data.curriculum.arm_config import Merge
 from tests.models.families import save_model
-from trainer import resize
-from trainer.buffers import buffers, set_buffer
-from trainer.export import export_model
-from trainer.families import folder_buffers, folder_weights, make_network
-from trainer.fragment_file import write_fragments
-from trainer.loading import load_into
-from trainer.merge import Ingredient, _with_mergekit
-from trainer.model import build_model
-from trainer.residual.artefact import add_residual, make_residual
-from trainer.residual.models import open_model
-from trainer.weights import FragmentWeights
+from trainer.export.export import export_model
+from trainer.merging.merge import Ingredient, _with_mergekit
+from trainer.merging.residual.artefact import add_residual, make_residual
+from trainer.merging.residual.models import open_model
+from trainer.network import resize
+from trainer.network.buffers import buffers, set_buffer
+from trainer.network.families import folder_buffers, folder_weights, make_network
+from trainer.network.loading import load_into
+from trainer.network.model import build_model
+from trainer.store.fragment_file import write_fragments
+from trainer.store.weights import FragmentWeights
 
 TEXTS = ["some words to make tokens of"]
 CORRECTION = "model.layers.1.mlp.gate.e_score_correction_bias"

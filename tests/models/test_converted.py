@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from console import UserError
 from tests.models.families import save_model
-from trainer.converted import ConvertedWeights, place_of
-from trainer.families import folder_weights, lay_out, make_network
-from trainer.weights import FolderWeights
+from trainer.network.converted import ConvertedWeights, place_of
+from trainer.network.families import folder_weights, lay_out, make_network
+from trainer.store.weights import FolderWeights
 
 
 @pytest.fixture(scope="module")

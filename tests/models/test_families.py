@@ -12,21 +12,21 @@ import pytest
 import torch
 
 from console import UserError
-from data.rows import Row, step_rows
+from data.rows.flat_rows import Row, step_rows
 from evaluation.engine import choose_examiner
-from evaluation.network import read_network
-from evaluation.options import EngineOptions
+from evaluation.engines.network import read_network
+from evaluation.engines.options import EngineOptions
 from tests.conftest import ROOT
 from tests.models.chain import SHARDED
 from tests.models.families import FAMILIES, make_model, save_model
-from tests.numerics import steps
-from trainer.attention import attention_inputs
-from trainer.families import attention_for, folder_weights
-from trainer.isolation import Leaks, decide
-from trainer.loading import load_into
-from trainer.model import build_model
-from trainer.plain import PlainEngine
-from trainer.step import row_loss
+from tests.numerics.ranks import steps
+from trainer.kernels.attention import attention_inputs
+from trainer.network.families import attention_for, folder_weights
+from trainer.network.loading import load_into
+from trainer.network.model import build_model
+from trainer.step.isolation import Leaks, decide
+from trainer.step.plain import PlainEngine
+from trainer.step.step import row_loss
 
 pytestmark = pytest.mark.timeout(600)  # all families are trained once, in one process: most of a minute where the cores are free
 CPU = torch.device("cpu")

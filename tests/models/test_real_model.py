@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from data.framing import framing_of
-from data.templates import Wording
+from data.rows.framing import framing_of
 from data.tokens import Encoder, load_tokenizer
+from data.wording.templates import Wording
 from evaluation.engine import Engine
-from evaluation.options import EngineOptions
+from evaluation.engines.options import EngineOptions
 from tests.conftest import ROOT
 from tests.models.real import films
 

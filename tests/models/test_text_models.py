@@ -10,17 +10,17 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from cluster.model_shape import read_shape
+from cluster.cost.model_shape import read_shape
 from console import UserError
-from data.tiny_tokenizer import make_tokenizer
+from data.wording.tiny_tokenizer import make_tokenizer
 from tests.models.chain import TEXTS, experiment
 from trainer import run
-from trainer.families import folder_weights
-from trainer.flops import row_flops
-from trainer.loading import load_into
-from trainer.model import build_model
-from trainer.text_config import positions, text_config
-from trainer.text_model import text_folder
+from trainer.jobs.text_model import text_folder
+from trainer.network.families import folder_weights
+from trainer.network.flops import row_flops
+from trainer.network.loading import load_into
+from trainer.network.model import build_model
+from trainer.network.text_config import positions, text_config
 
 _ROLES = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _TEXT: dict[str, Any] = {

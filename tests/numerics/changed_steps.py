@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from tests.numerics.resume import SAVED_AT, engine_from, run
-from tests.numerics.steps import NUM_STEPS
-from trainer.compiled import CompiledLayers
+from tests.numerics.ranks.resume import SAVED_AT, engine_from, run
+from tests.numerics.ranks.steps import NUM_STEPS
+from trainer.kernels.compiled import CompiledLayers
 
 
 def main(out: Path, world_size: int, rank: int, shapes: str, zero_stage: str, saved_by: str = "") -> None:
     """Two steps from the start, saved; or the other two from what `saved_by` ranks saved. "static" rows go through compiled layers."""
-    from trainer.fragment_file import write_fragments
+    from trainer.store.fragment_file import write_fragments
 
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(out.parent / "cache")
     first, last = (SAVED_AT, NUM_STEPS) if saved_by else (0, SAVED_AT)

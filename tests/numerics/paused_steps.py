@@ -1,4 +1,4 @@
-"""A stage paused by two ranks, which leave the model as it is; main runs in tests/forked.py's groups."""
+"""A stage paused by two ranks, which leave the model as it is; main runs in tests/helpers/forked.py's groups."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ PAUSE = 7
 
 
 def main(out: Path, world_size: int, rank: int, path: str, *overrides: str) -> None:
-    from tests.forked import prepared_for
+    from tests.helpers.forked import prepared_for
 
     experiment = load_experiment(path, list(overrides))
     prepared = prepared_for(experiment)

@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from data.rows import Row, step_rows
-from tests.groups import Groups
-from tests.numerics import adapter_steps, rounding, steps
-from tests.numerics.adapter_steps import ADAPTERS, CASES, DROPPING, NUMBER, RESUMED, SEED, Case, model_folder, save_models
-from trainer.adapter import inject, peft_config, trained_parameters
-from trainer.loading import load_into
-from trainer.model import build_model
-from trainer.plain import PlainEngine
-from trainer.randomness import draws_of
+from data.rows.flat_rows import Row, step_rows
+from tests.helpers.groups import Groups
+from tests.numerics.ranks import adapter_steps, rounding, steps
+from tests.numerics.ranks.adapter_steps import ADAPTERS, CASES, DROPPING, NUMBER, RESUMED, SEED, Case, model_folder, save_models
+from trainer.adapter.adapter import inject, peft_config, trained_parameters
+from trainer.network.loading import load_into
+from trainer.network.model import build_model
 from trainer.schedule import learning_rate
-from trainer.step import optimiser_step
-from trainer.weights import FolderWeights, FragmentWeights
+from trainer.step.plain import PlainEngine
+from trainer.step.randomness import draws_of
+from trainer.step.step import optimiser_step
+from trainer.store.weights import FolderWeights, FragmentWeights
 
 WORLD_SIZE = 2
 
@@ -27,7 +27,7 @@ WORLD_SIZE = 2
 def results(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("adapter")
     save_models(out)
-    return groups.call("tests.numerics.adapter_steps", out, WORLD_SIZE)
+    return groups.call("tests.numerics.ranks.adapter_steps", out, WORLD_SIZE)
 
 
 class Oracle:

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.groups import Groups
-from tests.numerics import steps
-from tests.numerics.frozen_steps import CASES, NUMBER, RESUMED, SEED, STAGE, Start
-from trainer.freeze import freeze, frozen_parameters
-from trainer.plain import PlainEngine
-from trainer.weights import FragmentWeights
+from tests.helpers.groups import Groups
+from tests.numerics.ranks import steps
+from tests.numerics.ranks.frozen_steps import CASES, NUMBER, RESUMED, SEED, STAGE, Start
+from trainer.step.freeze import freeze, frozen_parameters
+from trainer.step.plain import PlainEngine
+from trainer.store.weights import FragmentWeights
 
 SHAPES = {name: list(p.shape) for name, p in steps.made_model().named_parameters()}
 FROZEN = frozen_parameters(SHAPES, 0.5, SEED, NUMBER)
@@ -20,7 +20,7 @@ WORLD_SIZE = 2
 
 @pytest.fixture(scope="module")
 def results(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return groups.call("tests.numerics.frozen_steps", tmp_path_factory.mktemp("frozen"), WORLD_SIZE)
+    return groups.call("tests.numerics.ranks.frozen_steps", tmp_path_factory.mktemp("frozen"), WORLD_SIZE)
 
 
 @pytest.mark.parametrize(("zero_stage", "precision"), CASES)

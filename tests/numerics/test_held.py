@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from cluster.memory import SetUp, gpu_memory, offloaded_buffers
-from cluster.model_shape import ModelShape
-from tests.groups import Groups
-from tests.numerics.held_steps import ALONE, CASES, RANK, made_model, name_of
+from cluster.cost.memory import SetUp, gpu_memory, offloaded_buffers
+from cluster.cost.model_shape import ModelShape
+from tests.helpers.groups import Groups
+from tests.numerics.ranks.held_steps import ALONE, CASES, RANK, made_model, name_of
 
 SHAPE = ModelShape(128, 2, 1024, 4, 2, 32, 1024)
 REMAINDER = 0.01
@@ -17,7 +17,7 @@ REMAINDER = 0.01
 
 @pytest.fixture(scope="module", params=[1, 2])
 def facts(request: pytest.FixtureRequest, groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
-    out = groups.call("tests.numerics.held_steps", tmp_path_factory.mktemp(f"held{request.param}"), request.param)
+    out = groups.call("tests.numerics.ranks.held_steps", tmp_path_factory.mktemp(f"held{request.param}"), request.param)
     return request.param, json.loads((out / "facts.json").read_text())
 
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.groups import Groups
-from tests.numerics import rounding
-from tests.numerics.offload_steps import CASES
-from tests.numerics.steps import made_model
+from tests.helpers.groups import Groups
+from tests.numerics.ranks import rounding
+from tests.numerics.ranks.offload_steps import CASES
+from tests.numerics.ranks.steps import made_model
 from tests.numerics.test_zero import SHAPES
-from trainer.engine import MOMENTS
-from trainer.weights import FragmentWeights
+from trainer.step.engine import MOMENTS
+from trainer.store.weights import FragmentWeights
 
 WORLD_SIZE = 2
 ANOTHER_CLASS = (1, "bf16")
@@ -22,7 +22,7 @@ ANOTHER_CLASS = (1, "bf16")
 
 @pytest.fixture(scope="module")
 def results(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return groups.call("tests.numerics.offload_steps", tmp_path_factory.mktemp("offload"), WORLD_SIZE)
+    return groups.call("tests.numerics.ranks.offload_steps", tmp_path_factory.mktemp("offload"), WORLD_SIZE)
 
 
 def both(results: Path, zero_stage: int, precision: str) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ FIRST_NORM = 22_688**0.5 * 2**-24
 
 def test_zero_1_in_bf16_is_the_same_up_to_rounding(results: Path) -> None:
     """Two classes of DeepSpeed's with the same mathematics. In the first step they compute the same bits and add them in another order in fp32. Then masters that
-    differ in their last fp32 bit may round to other bf16 weights, and from there on every rounding may be another: tests/numerics/rounding.py says how much that is."""
+    differ in their last fp32 bit may round to other bf16 weights, and from there on every rounding may be another: tests/numerics/ranks/rounding.py says how much that is."""
     ours, theirs = both(results, *ANOTHER_CLASS)
     assert ours["steps"] == theirs["steps"] == 4
     losses, norms = apart(ours, theirs)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.rows import step_rows
-from tests.numerics import steps
-from trainer.attention import attention_inputs, leak
-from trainer.plain import PlainEngine
-from trainer.step import row_loss
+from data.rows.flat_rows import step_rows
+from tests.numerics.ranks import steps
+from trainer.kernels.attention import attention_inputs, leak
+from trainer.step.plain import PlainEngine
+from trainer.step.step import row_loss
 
 CPU = torch.device("cpu")
 

@@ -7,14 +7,14 @@ import pytest
 
 from experiment import load_experiment
 from tests.faults.conftest import write_experiment
-from tests.forked import prepared_for
-from tests.groups import Groups
+from tests.helpers.forked import prepared_for
+from tests.helpers.groups import Groups
 from tests.numerics.paused_steps import PAUSE
 from trainer import drive
-from trainer.checkpoint import checkpoints
-from trainer.export import export_checkpoint
-from trainer.paused import paused_weights
-from trainer.store import StageStore
+from trainer.export.export import export_checkpoint
+from trainer.export.paused import paused_weights
+from trainer.store.checkpoint import checkpoints
+from trainer.store.stages import StageStore
 
 
 @pytest.mark.parametrize("overrides", [[], pytest.param(["trainer.adapter={r: 4}", "trainer.zero_stage=3"], marks=pytest.mark.slow)])

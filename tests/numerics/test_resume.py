@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.groups import Groups
-from tests.numerics import rounding
-from tests.numerics.resume import CASES, SAVED_AT, SHAPES, SOLO
-from trainer.weights import FragmentWeights
+from tests.helpers.groups import Groups
+from tests.numerics.ranks import rounding
+from tests.numerics.ranks.resume import CASES, SAVED_AT, SHAPES, SOLO
+from trainer.store.weights import FragmentWeights
 
 NAMES = [f"zero{zero_stage}-{precision}" for zero_stage, precision in CASES]
 
@@ -19,7 +19,7 @@ def first(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks: whole runs, their saves, and each resumed as it was."""
     folder = tmp_path_factory.mktemp("resume") / "first"
     folder.mkdir()
-    return groups.call("tests.numerics.resume", folder, 2)
+    return groups.call("tests.numerics.ranks.resume", folder, 2)
 
 
 @pytest.fixture(scope="module", params=[(3, "1"), (1, "3")])
@@ -28,7 +28,7 @@ def elsewhere(request: pytest.FixtureRequest, groups: Groups, first: Path) -> tu
     world_size, saved_zero = request.param
     folder = first.parent / f"from-zero-{saved_zero}"
     folder.mkdir()
-    return groups.call("tests.numerics.resume", folder, world_size, "2", saved_zero), world_size, saved_zero
+    return groups.call("tests.numerics.ranks.resume", folder, world_size, "2", saved_zero), world_size, saved_zero
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from tests.groups import Groups
-from tests.numerics import steps
-from tests.numerics.shares_steps import CASES, SHAPES
-from trainer.fragment_file import sha256_of
-from trainer.weights import FolderWeights, FragmentWeights
+from tests.helpers.groups import Groups
+from tests.numerics.ranks import steps
+from tests.numerics.ranks.shares_steps import CASES, SHAPES
+from trainer.store.fragment_file import sha256_of
+from trainer.store.weights import FolderWeights, FragmentWeights
 
 WORLD_SIZE = 3  # divides few parameters: the last shares are padded
 
 
 @pytest.fixture(scope="module", params=[3, 2])  # as many ranks as now, and another number
 def results(request: pytest.FixtureRequest, groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
-    out = groups.call("tests.numerics.shares_steps", tmp_path_factory.mktemp(f"by{request.param}"), WORLD_SIZE, str(request.param))
+    out = groups.call("tests.numerics.ranks.shares_steps", tmp_path_factory.mktemp(f"by{request.param}"), WORLD_SIZE, str(request.param))
     return request.param, out
 
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.plan import Plan
-from data.rows import Row, step_rows
-from data.static_rows import Shapes
-from data.token_store import TokenStore
+from data.curriculum.plan import Plan
+from data.rows.flat_rows import Row, step_rows
+from data.rows.static_rows import Shapes
+from data.rows.token_store import TokenStore
 from tests.models.families import make_model
-from trainer.families import attention_for
-from trainer.plain import PlainEngine
-from trainer.step import row_loss
+from trainer.network.families import attention_for
+from trainer.step.plain import PlainEngine
+from trainer.step.step import row_loss
 
 SHAPES = Shapes((128, 192), 7, 45)
 FAMILIES = {

@@ -10,14 +10,14 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 from experiment import load_experiment
-from tests.groups import Groups
-from tests.numerics import steps, taught_steps
-from trainer.linear_loss import LOGITS_AT_ONCE
-from trainer.placing import model_inputs
-from trainer.plain import PlainEngine
-from trainer.step import row_loss
-from trainer.taught_loss import divergence, taught_nll
-from trainer.teacher import most_probable
+from tests.helpers.groups import Groups
+from tests.numerics.ranks import steps, taught_steps
+from trainer.kernels.linear_loss import LOGITS_AT_ONCE
+from trainer.kernels.taught_loss import divergence, taught_nll
+from trainer.step.placing import model_inputs
+from trainer.step.plain import PlainEngine
+from trainer.step.step import row_loss
+from trainer.step.teacher import most_probable
 
 
 def test_divergence_by_hand() -> None:
@@ -106,7 +106,7 @@ def test_paused_and_gone_on_with_equals_plain_torch(
     groups: Groups, begun: Path, oracle: list[float], tmp_path: Path, world_size: int, zero_stages: str
 ) -> None:
     """Any number of ranks under any ZeRO stage. Losses are sums over ~300 targets in fp32, after up to five steps of 2e-3 from gradients summed in another order."""
-    groups.call("tests.numerics.taught_steps", tmp_path, world_size, str(begun), *zero_stages)
+    groups.call("tests.numerics.ranks.taught_steps", tmp_path, world_size, str(begun), *zero_stages)
     for zero_stage in zero_stages:
         run = tmp_path / f"zero{zero_stage}" / "taught"
         np.testing.assert_allclose(taught_steps.losses_of(run), oracle, rtol=1e-5, atol=1e-5)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data.rows import Row, step_rows
-from data.static_rows import static_shapes
-from tests.numerics import steps
-from trainer.plain import PlainEngine
-from trainer.step import row_loss
+from data.rows.flat_rows import Row, step_rows
+from data.rows.static_rows import static_shapes
+from tests.numerics.ranks import steps
+from trainer.step.plain import PlainEngine
+from trainer.step.step import row_loss
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "repeat_interleave.Tensor", "bincount")
 """Operations that copy a number, or a count of elements, to the host: on a GPU each waits for all that was asked of it before."""

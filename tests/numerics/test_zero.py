@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.rows import step_rows
-from tests.groups import Groups
-from tests.numerics import rounding, steps
-from trainer.plain import PlainEngine
-from trainer.step import optimiser_step
-from trainer.weights import FragmentWeights
+from data.rows.flat_rows import step_rows
+from tests.helpers.groups import Groups
+from tests.numerics.ranks import rounding, steps
+from trainer.step.plain import PlainEngine
+from trainer.step.step import optimiser_step
+from trainer.store.weights import FragmentWeights
 
 SHAPES = {name: list(p.shape) for name, p in steps.made_model().named_parameters()}
 
@@ -23,7 +23,7 @@ def world_size_of(results: Path) -> int:
 @pytest.fixture(scope="module", params=[1, 2, 3, 4])  # 3 divides few parameters: the last shares are padded
 def results(request: pytest.FixtureRequest, groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process group per world size runs every ZeRO stage."""
-    return groups.call("tests.numerics.steps", tmp_path_factory.mktemp(f"world{request.param}"), request.param)
+    return groups.call("tests.numerics.ranks.steps", tmp_path_factory.mktemp(f"world{request.param}"), request.param)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.result_file import FOLDER, environment
 from console import UserError, door, progress, say
 from tests.conftest import ROOT
-from tests.groups import Groups
+from tests.helpers.groups import Groups
 from tests.parity import table
 from tests.parity.cells import Cell, whole_matrix
 from tests.parity.runner import run_cells

@@ -6,7 +6,7 @@ from functools import cache
 from math import prod
 from typing import Any
 
-from data.adapters import KINDS
+from data.ground.adapters import KINDS
 from tests.parity.models import FAMILIES
 
 ADAPTERS: dict[str, dict[str, Any]] = {

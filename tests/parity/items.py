@@ -5,8 +5,8 @@ from functools import cache
 import numpy as np
 
 from data.config import Mix, Stage
-from data.plan import Plan
-from data.token_store import TokenStore
+from data.curriculum.plan import Plan
+from data.rows.token_store import TokenStore
 from tests.parity.cells import TRAINED
 from tests.parity.models import VOCAB
 

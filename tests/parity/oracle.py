@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.adapters import Adapter
+from data.ground.adapters import Adapter
 from tests.parity import items, models
-from trainer.adapter import inject, peft_config, trained_parameters
+from trainer.adapter.adapter import inject, peft_config, trained_parameters
 from trainer.config import TrainerConfig
-from trainer.families import folder_weights
-from trainer.freeze import frozen_parameters
-from trainer.model import build_model
+from trainer.network.families import folder_weights
+from trainer.network.model import build_model
+from trainer.step.freeze import frozen_parameters
 
 CONFIG = TrainerConfig()
 

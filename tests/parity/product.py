@@ -15,23 +15,23 @@ from torch import Tensor
 
 from console import RunError, UserError
 from data.config import Stage
-from data.rows import step_rows
+from data.rows.flat_rows import step_rows
 from tests.parity import items, oracle
 from tests.parity.cells import Cell
 from tests.parity.verdict import Verdict, judge
-from trainer.attention import attention_inputs
 from trainer.config import TrainerConfig
-from trainer.engine import MOMENTS
-from trainer.export import parent_weights
-from trainer.freeze import exact_fragments
-from trainer.linear_loss import tiny_row
-from trainer.prepare import Job
+from trainer.export.export import parent_weights
+from trainer.jobs.prepare import Job
+from trainer.jobs.worker_settings import WorkerSettings
+from trainer.kernels.attention import attention_inputs
+from trainer.kernels.linear_loss import tiny_row
 from trainer.run import precision_of
-from trainer.set_up import StageEngine, make_engine
-from trainer.step import optimiser_step
-from trainer.store import StageStore
-from trainer.weights import Weights
-from trainer.worker_settings import WorkerSettings
+from trainer.step.engine import MOMENTS
+from trainer.step.freeze import exact_fragments
+from trainer.step.set_up import StageEngine, make_engine
+from trainer.step.step import optimiser_step
+from trainer.store.stages import StageStore
+from trainer.store.weights import Weights
 
 Fault = Callable[[StageEngine], None]
 """Spoils an engine before its step: what the matrix must find."""
@@ -71,7 +71,7 @@ def _refused_on_the_driver(cell: Cell, stage: Stage, folder: Path) -> WorkerSett
     config = TrainerConfig(zero_stage=cell.zero, precision=cell.precision, row_tokens=items.CAPACITY[cell.rows])  # type: ignore[arg-type]
     precision = precision_of(config, has_gpu=False)
     if stage.adapter:
-        from trainer.adapter import check_adapter
+        from trainer.adapter.adapter import check_adapter
 
         check_adapter(stage.adapter, str(folder), cell.zero)
     return WorkerSettings(str(folder.parent), str(folder), config, precision, items.SEED, False)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.groups import Groups
+from tests.helpers.groups import Groups
 from tests.parity.cells import Cell
 
 _AT_ONCE = 80

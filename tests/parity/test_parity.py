@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.groups import Groups
+from tests.helpers.groups import Groups
 from tests.parity import twins
 from tests.parity.cells import Cell, covering, pairs_of, stages, whole_matrix
 from tests.parity.runner import run_cells

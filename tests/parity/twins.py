@@ -10,7 +10,7 @@ import torch
 from tests.parity import models, oracle
 from tests.parity.cells import Cell
 from tests.parity.product import Fault, outcome
-from trainer.set_up import StageEngine
+from trainer.step.set_up import StageEngine
 
 Folder = Callable[[Path], Path]
 

@@ -20,7 +20,7 @@ from console import UserError
 from data.tokens import load_tokenizer
 from tests.conftest import ROOT
 from trainer.config import TinyModel
-from trainer.model_check import check_model_folder
+from trainer.network.model_check import check_model_folder
 
 EXPERIMENT = """\
 name: hostile
@@ -45,7 +45,7 @@ class Payload:
 
 @pytest.fixture(scope="module")
 def good_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from trainer.model import make_tiny_model
+    from trainer.network.model import make_tiny_model
 
     folder = tmp_path_factory.mktemp("good")
     make_tiny_model(folder, TinyModel(vocab_size=300, hidden_size=32, layers=1), ["a few words for a tokenizer"] * 3, seed=0)
@@ -182,7 +182,7 @@ def test_code_beside_a_known_architecture_is_not_run(model: Path, marker: Path) 
     """auto_map in the config of a model that transformers knows: its own class is used."""
     import torch
 
-    from trainer.model import build_model
+    from trainer.network.model import build_model
 
     (model / "modeling_evil.py").write_text(f"open({str(marker)!r}, 'w')\n")
     edit(model / "config.json", auto_map={"AutoConfig": "modeling_evil.C", "AutoModelForCausalLM": "modeling_evil.M"})
@@ -192,7 +192,7 @@ def test_code_beside_a_known_architecture_is_not_run(model: Path, marker: Path) 
 
 
 def test_a_chat_template_is_never_rendered(model: Path, marker: Path) -> None:
-    """Prompts are ours (data/templates.py); a template that would run code has nobody who renders it."""
+    """Prompts are ours (data/wording/templates.py); a template that would run code has nobody who renders it."""
     from data.records import Question
     from data.tokens import Encoder
 
@@ -210,7 +210,7 @@ def test_a_chat_template_is_never_rendered(model: Path, marker: Path) -> None:
 def test_a_pickle_among_the_fragments_is_not_unpickled(tmp_path: Path, marker: Path) -> None:
     from safetensors import SafetensorError
 
-    from trainer.weights import FragmentWeights
+    from trainer.store.weights import FragmentWeights
 
     (tmp_path / "rank-00000.safetensors").write_bytes(pickle.dumps(Payload(marker)))
     with pytest.raises((SafetensorError, UserError)):
@@ -221,7 +221,7 @@ def test_a_pickle_among_the_fragments_is_not_unpickled(tmp_path: Path, marker: P
 def test_pickled_arrays_of_a_token_store_are_refused(tmp_path: Path, marker: Path) -> None:
     import numpy as np
 
-    from data.token_store import open_store
+    from data.rows.token_store import open_store
 
     (tmp_path / "manifest.json").write_text(json.dumps({"key": "k", "sha256": "s"}))
     (tmp_path / "tokens.bin").write_bytes(b"\0" * 4)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MainJob
-from tests.watched import CANARY, SECRETS, watch
+from tests.helpers.watched import CANARY, SECRETS, watch
 
 
 def files_with(folder: Path, secret: bytes) -> list[str]:

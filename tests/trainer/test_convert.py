@@ -13,8 +13,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from console import UserError
-from data.begins import start_ids
 from data.tokens import load_tokenizer
+from data.wording.begins import start_ids
 from trainer.convert import convert_gguf
 
 SIZE, LAYERS, HEADS, INNER = 64, 2, 2, 128

@@ -7,11 +7,11 @@ from transformers import LlamaConfig
 
 from data.config import Mix, Stage
 from trainer.config import TrainerConfig
-from trainer.flops import peak_flops, row_flops
-from trainer.network_size import network_size
+from trainer.network.flops import peak_flops, row_flops
+from trainer.network.network_size import network_size
 from trainer.run import announce_lost_decay
 from trainer.schedule import learning_rate
-from trainer.store import stage_key
+from trainer.store.stages import stage_key
 
 STAGE = Stage(mix=Mix(train_documents=1), epochs=1, batch_items=1, rate=1.0)
 
@@ -154,11 +154,11 @@ def test_a_plan_file_never_outlives_its_numbering(tmp_path) -> None:  # type: ig
     """The same stage over more people: equal hash (items by id), other item numbers. Workers must not read the old file."""
     import numpy as np
 
-    from data.bios import make_bios
-    from data.catalogue import catalogue_of
     from data.config import Bios
-    from data.plan import compile_plan, load_plan
-    from trainer.prepare import _write_plan
+    from data.corpus.bios import make_bios
+    from data.curriculum.catalogue import catalogue_of
+    from data.curriculum.plan import compile_plan, load_plan
+    from trainer.jobs.prepare import _write_plan
 
     stage = Stage(mix=Mix(replay_documents=1), epochs=1, batch_items=4, rate=1.0)
     few, many = (catalogue_of(make_bios(Bios(replay_people=6, train_people=n, test_people=1), 0)) for n in (5, 9))

@@ -7,9 +7,9 @@ import pytest
 from console import RunError, UserError
 from data.config import Bios, DataConfig, Source, Stage
 from trainer.config import ModelConfig, TinyModel
-from trainer.retention import best_arms, find_waste
-from trainer.sources import refuse_another_experiment, refuse_changed_data
-from trainer.store import StageStore, write_json
+from trainer.jobs.retention import best_arms, find_waste
+from trainer.jobs.sources import refuse_another_experiment, refuse_changed_data
+from trainer.store.stages import StageStore, write_json
 
 
 def stage_of(**changes: object) -> Stage:

@@ -12,7 +12,7 @@ from console import RunError, UserError
 from tests.conftest import ROOT
 from tests.tune.test_space import GOOD
 from trainer.config import TrainerConfig
-from trainer.guard import Guard
+from trainer.watch.guard import Guard
 from tune.__main__ import main
 
 

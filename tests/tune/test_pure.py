@@ -11,19 +11,19 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from console import RunError, UserError
 from data.config import Bios, DataConfig
+from data.corpus.validation import split_validation, without_validation
 from data.load import load_corpus
-from data.validation import split_validation, without_validation
 from evaluation.config import ExamConfig
 from tune.config import Guard, SearchConfig
+from tune.deciding.ledger import Ledger, Row, Rung, ranked
+from tune.deciding.objective import REFUSED, breaks_guard, missing_for, objective, score_of
+from tune.deciding.proposals import num_left, past_study, remaining, searcher
+from tune.deciding.rungs import Point, points
+from tune.deciding.signals import measured, stopped_in
+from tune.deciding.space import trial_id
+from tune.deciding.stopping import Ends, cap_reached, cut, make_scheduler
 from tune.keeping import not_needed
-from tune.ledger import Ledger, Row, Rung, ranked
-from tune.objective import REFUSED, breaks_guard, missing_for, objective, score_of
-from tune.proposals import num_left, past_study, remaining, searcher
-from tune.rungs import Point, points
 from tune.search import lay_out
-from tune.signals import measured, stopped_in
-from tune.space import trial_id
-from tune.stopping import Ends, cap_reached, cut, make_scheduler
 from tune.training import workplace
 
 SPACE = {"dials.epochs_documents": {"grid": [1, 2, 3, 4]}}

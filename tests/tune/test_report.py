@@ -8,12 +8,12 @@ import yaml
 
 from experiment import load_experiment, read_experiment
 from tests.conftest import ROOT
-from tune.ledger import Row, Rung
-from tune.page import page
-from tune.render import findings, markdown, summary
-from tune.report import build_report, common_share, surface
-from tune.space import crossings, trial_id
-from tune.winner import write_winner
+from tune.deciding.ledger import Row, Rung
+from tune.deciding.space import crossings, trial_id
+from tune.report.page import page
+from tune.report.render import findings, markdown, summary
+from tune.report.report import build_report, common_share, surface
+from tune.report.winner import write_winner
 
 FILE = ROOT / "experiments" / "bios_cpu_search.yaml"
 RATE, EPOCHS = "arms.pit.stages.1.rate", "arms.pit.stages.1.epochs"

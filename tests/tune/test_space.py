@@ -10,7 +10,18 @@ from experiment import read_experiment
 from experiment_yaml import ExperimentError
 from tests.conftest import ROOT
 from tune.config import Axis, SearchConfig
-from tune.space import arm_of, as_params, check_space, crossings, distributions, for_trial, in_words, listed_trials, suggest, trial_id
+from tune.deciding.space import (
+    arm_of,
+    as_params,
+    check_space,
+    crossings,
+    distributions,
+    for_trial,
+    in_words,
+    listed_trials,
+    suggest,
+    trial_id,
+)
 
 GOOD = """\
 name: x

@@ -9,9 +9,9 @@ import pytest
 from pydantic import SecretStr
 
 from console import UserError
-from data.build.endpoint import Endpoint, EndpointFailure, check_endpoint, reach_endpoint, read_extra
-from data.build.exchange import Declined, Request
-from data.build.prompts import schema
+from data.build.asking.endpoint import Endpoint, EndpointFailure, check_endpoint, reach_endpoint, read_extra
+from data.build.asking.exchange import Declined, Request
+from data.build.asking.prompts import schema
 from tests.data.build.service import KEY, Service, serving
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.build.confined import Confined
-from data.build.extract import extract
+from data.build.documents.extract import extract
 from data.build.pages import Page, read_pages
 from data.build.walk import Found, find_files
 from data.records import Refusal

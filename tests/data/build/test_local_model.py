@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.__main__ import main
-from data.build.prompts import Misread, read_answer
+from data.build.asking.prompts import Misread, read_answer
 from tests.data.build.test_command import make_folder, manifest
 
 
@@ -14,7 +14,7 @@ from tests.data.build.test_command import make_folder, manifest
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama that has learnt nothing."""
     from trainer.config import TinyModel
-    from trainer.model import make_tiny_model
+    from trainer.network.model import make_tiny_model
 
     folder = tmp_path_factory.mktemp("model")
     texts = [path.read_text() for path in Path(__file__).parent.glob("*.py")]

@@ -2,10 +2,10 @@
 
 import pytest
 
-from data.build.chunks import cut
-from data.build.encodings import codec_of
-from data.build.extract import extract
-from data.build.markup import page
+from data.build.documents.encodings import codec_of
+from data.build.documents.extract import extract
+from data.build.documents.markup import page
+from data.build.making.chunks import cut
 from data.build.pages import Page
 
 TEXT = "The crane at berth seven lifts forty tonnes and was installed in 1998 by the firm Holt and Daughters."

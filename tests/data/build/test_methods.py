@@ -14,14 +14,14 @@ import pytest
 
 from console import RunError, UserError
 from data.__main__ import main
-from data.build import rewrites
-from data.build.exchange import Answers
-from data.build.figures import Exam, Figures, runs_of
-from data.build.methods import chosen, known_methods, load_method
+from data.build.asking.exchange import Answers
+from data.build.asking.methods import chosen, known_methods, load_method
+from data.build.making import rewrites
+from data.build.making.figures import Exam, Figures, runs_of
+from data.build.making.questions import collect
 from data.build.parquet_file import read_rows
-from data.build.questions import collect
+from data.ground.words import holds, normalise
 from data.load import load_corpus
-from data.words import holds, normalise
 from experiment import load_experiment
 from tests.conftest import ROOT
 from tests.data.build.service import BELOW, Service

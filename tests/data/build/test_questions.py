@@ -7,12 +7,12 @@ import pytest
 
 from console import UserError
 from data.build.arguments import generator_for
-from data.build.exchange import Answers, Reply, Request, read_pending, write_pending
-from data.build.filters import Source, Unique, fault, names, supported
-from data.build.near import Benchmarks
+from data.build.asking.exchange import Answers, Reply, Request, read_pending, write_pending
+from data.build.asking.prompts import LEVELS, Asked, Misread, load_prompts, read_answer, schema
+from data.build.making.filters import Source, Unique, fault, names, supported
+from data.build.making.near import Benchmarks
+from data.build.making.questions import answered_right
 from data.build.output import few_questions, interval_points
-from data.build.prompts import LEVELS, Asked, Misread, load_prompts, read_answer, schema
-from data.build.questions import answered_right
 from data.records import Document
 
 LAMP = Document("lamps.md#1", "The Halley lamp opened in May 2023 in Lund. It was designed by Ada Holm, and costs 40 euros.", "Halley lamp")
@@ -53,7 +53,9 @@ def test_the_right_choice_is_what_must_be_supported() -> None:
 
 
 def test_subjects_by_half_their_words() -> None:
-    assert names("data/plan_command.py", "What does plan_command.py print?") and not names("data/plan_command.py", "What does it print?")
+    assert names("data/planning/plan_command.py", "What does plan_command.py print?") and not names(
+        "data/planning/plan_command.py", "What does it print?"
+    )
     assert names("The long and winding title of a page", "Who wrote The winding title of that page?")
     assert names("Go", "What is Go?") and not names("Go", "What is Rust?")
 

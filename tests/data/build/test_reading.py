@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from console import UserError
-from data.build.account import LEFT_OUT, Account
-from data.build.chunks import cut
-from data.build.near import Benchmarks, Duplicates
+from data.build.making.account import LEFT_OUT, Account
+from data.build.making.chunks import cut
+from data.build.making.near import Benchmarks, Duplicates
+from data.build.making.reading import Reading, ReadOptions, Unit, language_of, read_folder
+from data.build.making.splits import split_units
 from data.build.pages import Page
-from data.build.reading import Reading, ReadOptions, Unit, language_of, read_folder
-from data.build.splits import split_units
 from data.build.walk import Found, find_files
 from data.records import Refusal
 from tests.data.build.test_command import prose

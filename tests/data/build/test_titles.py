@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data.build.asking.prompts import UNTITLED, Asked, load_prompts
 from data.build.confined import Confined
-from data.build.filters import Source, fault
+from data.build.documents.titles import front_matter, markdown_title, text_title, title_of
+from data.build.making.filters import Source, fault
 from data.build.pages import Page, read_pages
-from data.build.prompts import UNTITLED, Asked, load_prompts
-from data.build.titles import front_matter, markdown_title, text_title, title_of
 from data.build.walk import find_files
 from data.records import Document, Refusal
 from tests.data.build.test_hostile import make_pdf

@@ -8,10 +8,10 @@ import pytest
 
 from console import UserError
 from data.__main__ import main
-from data.build.account import Account
-from data.build.exchange import Answers, Request
-from data.build.near import Benchmarks
-from data.build.wordings import Original, Writers, fault, make_wordings
+from data.build.asking.exchange import Answers, Request
+from data.build.making.account import Account
+from data.build.making.near import Benchmarks
+from data.build.making.wordings import Original, Writers, fault, make_wordings
 from data.load import load_corpus
 from experiment import load_experiment
 from tests.data.build.service import Service, reworded

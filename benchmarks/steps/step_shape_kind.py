@@ -1,0 +1,158 @@
+"""One build's counts of benchmarks/steps/step_shape.py, in a process of its own; uses only what an older build has too, and static shapes where it has them."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu", LOCAL_RANK="0", RANK="0", WORLD_SIZE="1")
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from data.curriculum.plan import Plan
+from data.rows.flat_rows import Row, step_rows
+from data.rows.token_store import TokenStore
+
+VOCABULARY = 512
+LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class Counts(TorchDispatchMode):
+    """Operations that reach the dispatcher, and the shapes that attention is asked for in forward passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+        self.shapes: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += 1
+        name = func.name()
+        if ("attention" in name or "by_item" in name) and "backward" not in name:
+            self.shapes.add(f"{name} {[tuple(x.shape) if isinstance(x, torch.Tensor) else x for x in args]}")
+        return func(*args, **(kwargs or {}))
+
+
+def model_of(attention: str, mode: str) -> Any:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        max_position_embeddings=16384, attn_implementation=attention,
+    )  # fmt: skip
+    model: Any = AutoModelForCausalLM.from_config(config)
+    model.config.use_cache = False
+    if mode == "checkpointing":
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if mode == "lora":
+        from peft import LoraConfig, inject_adapter_in_model
+
+        inject_adapter_in_model(LoraConfig(r=4, target_modules=LORA), model)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+    return model.train()
+
+
+def rows_of(path: Path, steps: int, static: bool) -> Iterator[list[Row]]:
+    """Each step's rows, of the plan that the parent has written."""
+    with np.load(path) as saved:
+        plan, lengths, capacity = Plan(saved["items"], saved["starts"], ""), saved["lengths"], int(saved["capacity"])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    starts = np.where(lengths < 40, np.maximum(1, lengths * 2 // 3), 1).astype(np.int32)  # of questions the answer has loss
+    store = TokenStore((np.arange(offsets[-1]) % (VOCABULARY - 3) + 3).astype(np.uint32), offsets, starts, "")
+    pad: Any = lambda row: row  # noqa: E731
+    if static:
+        from data.rows.static_rows import static_shapes
+
+        pad = static_shapes(plan, lengths, 1, capacity, capacity).pad
+    for step in np.unique(np.linspace(0, plan.num_steps - 1, min(steps, plan.num_steps)).astype(int)):
+        yield [pad(row) for row in step_rows(plan, store, int(step), 0, 1, capacity, "example")]
+
+
+def counted(path: Path, steps: int, attention: str, zero_stage: int, mode: str, static: bool, compiled: bool = False) -> dict[str, Any]:
+    from trainer.config import TrainerConfig
+    from trainer.step.engine import DeepSpeedEngine
+    from trainer.step.step import optimiser_step
+
+    engine = DeepSpeedEngine(model_of(attention, mode), TrainerConfig(zero_stage=zero_stage), "fp32", torch.device("cpu"))
+    if compiled:
+        from trainer.kernels.compiled import CompiledLayers
+
+        CompiledLayers(engine.module, static=True)
+        torch._dynamo.utils.counters.clear()
+    counts, micro_steps, real, computed = Counts(), 0, 0, 0
+    for number, rows in enumerate(rows_of(path, steps, static)):
+        if number == 0:  # buffers are made, the head is tried
+            optimiser_step(engine, rows, 1e-4, attention)
+            called = python_calls(lambda rows=rows: optimiser_step(engine, rows, 1e-4, attention)) / len(rows)
+        with nullcontext() if compiled else counts:  # torch's compiler steps aside where operations are listened to
+            optimiser_step(engine, rows, 1e-4, attention)
+        micro_steps += len(rows)
+        real += sum(int(row["cu_seqlens"][-1]) for row in rows)
+        computed += sum(len(row["input_ids"]) for row in rows)
+    engine.close()
+    figures = {"micro_steps": micro_steps, "fill": round(real / computed, 4), "called_a_micro_step": round(called)}
+    if compiled:
+        found = torch._dynamo.utils.counters
+        return {**figures, "graphs": found["stats"]["unique_graphs"], "breaks": sum(found["graph_break"].values())}
+    return {**figures, "attention_shapes": len(counts.shapes), "operations_a_micro_step": round(counts.operations / micro_steps)}
+
+
+def python_calls(work: Callable[[], Any]) -> int:
+    """Operations that are asked of the dispatcher from outside it, forward and backward: those that compiled code has left are seen too."""
+    from torch.profiler import ProfilerActivity, profile
+
+    def is_operation(event: Any) -> bool:
+        return "::" in event.name and not event.name.startswith("autograd::")
+
+    def inside_another(event: Any) -> bool:
+        while event := event.cpu_parent:
+            if is_operation(event):
+                return True
+        return False
+
+    with profile(activities=[ProfilerActivity.CPU]) as made:
+        work()
+    return sum(is_operation(event) and not inside_another(event) for event in made.events())
+
+
+def loss_bytes(targets: int, vocabulary: int) -> dict[str, float]:
+    """Most bytes that the loss holds beside its inputs at any time, in forward and backward, by logit: bf16 as on GPUs."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from trainer.kernels.linear_loss import weighted_nll
+
+    generator = torch.Generator().manual_seed(1)
+    hidden, weight = (torch.randn(n, 64, generator=generator).bfloat16().requires_grad_() for n in (targets, vocabulary))
+    target, share = torch.randint(0, vocabulary, (targets,), generator=generator), torch.rand(targets, generator=generator)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as made:
+        weighted_nll(hidden, weight, None, target, share, 2**28).backward()
+    events = sorted((e.start_ns(), e.nbytes()) for e in made.profiler.kineto_results.events() if e.name() == "[memory]")
+    held = np.cumsum([size for _, size in events])
+    return {"most_bytes_a_logit": round(float(held.max()) / (targets * vocabulary), 2)}
+
+
+def main() -> None:
+    asked = json.loads(sys.argv[1])
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    found = {}
+    for plan in asked["plans"]:
+        for zero_stage in asked["zero"]:
+            for mode in asked["modes"]:
+                case = f"{plan}, ZeRO-{zero_stage}, {mode}"
+                steps = asked["steps"] if (zero_stage, mode) == (1, "full") else asked["fewer_steps"]
+                path, known = Path(asked["folder"]) / f"{plan}.npz", [asked[name] for name in ("attention", "static", "compiled")]
+                found[case] = counted(path, steps, known[0], zero_stage, mode, *known[1:])
+                print(json.dumps({"told": f"{case}: {found[case]}"}), flush=True)
+    print(json.dumps({"counts": found, "loss": loss_bytes(512, 4096)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Which of a stage's items follow a teacher, and by how much: `teach` and `anchor`, made ready before anything is trained.
+
+A teacher is the stage's start, or another model of the same vocabulary, frozen. It reads each item once (of `teach` behind the item's document), and
+what it would say at each target is kept in a teacher store (trainer/step/teacher.py). Here is what both sides must agree on: which items, behind which
+passage, and the number of each target's position in that store.
+
+    teachers/<key>/lessons.npz     items, documents, offsets, passage tokens put in front
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from console import UserError
+from data.config import Kind, Stage
+from data.curriculum.catalogue import Catalogue
+from data.curriculum.plan import Plan
+from data.rows.passages import Passages, passages_of, with_passages
+from data.rows.token_store import TokenStore, open_store
+from data.wording.templates import PASSAGES, Wording, wording_of
+
+TOP = 20
+"""Of a teacher's distribution so many probabilities are kept, the rest as one mass (as the whole vocabulary: docs/teaching.md)."""
+_FORMAT = 1
+Numbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One kind of items that follow a teacher."""
+
+    first: int
+    end: int
+    """Items [first, end) of the catalogue."""
+    behind_document: bool
+    """Whether the teacher reads them behind their document."""
+    starts: int
+    """Tokens of such an item that stand before its passage (`<bos>`, or a chat's frame)."""
+    cross_entropy: float
+    """Weight of the item's usual loss."""
+    follow: float
+    """Weight of the divergence from the teacher."""
+    model: str | None = None
+    """Folder of a teacher that is not the stage's start."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """All that a stage's workers and streams must know; paths are on storage that all nodes share."""
+
+    folder: str
+    """Of the teacher store."""
+    tokens: str
+    """Folder of the token store, in the plain wording."""
+    wording: Wording
+    parts: tuple[Lesson, ...]
+    longest: int
+    """Tokens of the longest sequence that a teacher reads, and of all of them."""
+    tokens_read: int
+
+    def taught(self) -> "Taught":
+        return _opened(self.folder)
+
+    def stores(self) -> tuple[TokenStore, TokenStore]:
+        """(the items' tokens, the passages')."""
+        plain = open_store(Path(self.tokens))
+        return plain.worded(self.wording), plain.worded(PASSAGES)
+
+    def in_words(self) -> str:
+        taught = self.taught()
+        positions = int(taught.offsets[-1])
+        size = positions * (4 + 4 * TOP + 4 * (TOP + 1)) / 1e6
+        return f"its teacher reads {len(taught.items):,} items ({self.tokens_read:,} tokens) once; what it says of {positions:,} targets takes {size:,.1f} MB"
+
+
+@dataclass(frozen=True)
+class Taught:
+    """Items that follow a teacher, by number, and where their targets stand in its store."""
+
+    items: Numbers  # (n,), sorted; with the other wordings of questions, where they are trained in several
+    owners: Numbers  # (n,): the item of the catalogue, of another wording the question
+    documents: Numbers  # (n,): the item whose passage stands in front of it, or -1
+    offsets: Numbers  # (n + 1,): of item n the positions offsets[n]:offsets[n + 1], one for each target from loss_start on
+
+    def first_place(self, item: int) -> int:
+        """The position of its first target."""
+        n = int(np.searchsorted(self.items, item))
+        assert self.items[n] == item, "the teacher has read other items"
+        return int(self.offsets[n])
+
+
+@lru_cache(maxsize=4)
+def _opened(folder: str) -> Taught:
+    with np.load(Path(folder) / "lessons.npz", allow_pickle=False) as arrays:
+        return Taught(*(arrays[name] for name in ("items", "owners", "documents", "offsets")))
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a stage reads beside its own items."""
+
+    identities: dict[str, str] = field(default_factory=dict)
+    """For its key."""
+    lessons: Lessons | None = None
+    passages: Passages | None = None
+    lengths: Numbers | None = None
+    """Tokens of each item of the catalogue with what may stand before it."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What of an experiment its lessons and passages are made of."""
+
+    folder: Path
+    """Where teacher stores lie: runs/<name>/teachers."""
+    tokens: Path
+    catalogue: Catalogue
+    starts: dict[tuple[Wording, Kind], int]
+    """Encoder.starts of the wordings that stages use."""
+    models: dict[str, tuple[str, str]]
+    """Further models by name: (folder, identity)."""
+    longest: int
+    """Tokens that a row or the model's positions can hold."""
+
+    def beside(self, stage: Stage, plan: Plan, store: TokenStore, start: str) -> Beside:
+        """Of a stage that begins with the model of identity `start`; `store` is in its wording. UserError for what cannot be."""
+        taught = self.lessons(stage, plan, store, start)
+        begin = self.starts.get((wording_of(stage), "train_questions"), 0)
+        open_book = passages_of(stage, self.catalogue, self.tokens, begin, self.folder.parent / "plans")
+        identities = {"teacher": taught[0]} if taught else {}
+        if open_book is None:
+            return Beside(identities, taught[1] if taught else None)
+        lengths = with_passages(plan, store, open_book[1], self.catalogue, self.longest)
+        return Beside({**identities, "passages": open_book[0]}, taught[1] if taught else None, open_book[1], lengths)
+
+    def lessons(self, stage: Stage, plan: Plan, store: TokenStore, start: str) -> tuple[str, Lessons] | None:
+        """(their identity, the lessons) of a stage that begins with the model of identity `start`; None where it has none.
+
+        `store` is in the stage's wording. UserError where an item has no document, or is too long with it.
+        """
+        parts = self._parts(stage)
+        if not parts:
+            return None
+        wording, passages = wording_of(stage), open_store(self.tokens).worded(PASSAGES)
+        present = np.unique(plan.items)
+        owners = [present[(present >= part.first) & (present < part.end)] for part in parts]
+        chosen = [_in_all_wordings(items, store) for items in owners]
+        owners = [own[n] for own, (_, n) in zip(owners, chosen, strict=True)]
+        documents = [self._documents(own, part) for own, part in zip(owners, parts, strict=True)]
+        lengths = [
+            store.lengths[items] + (passages.lengths[behind] if part.behind_document else 0)
+            for (items, _), behind, part in zip(chosen, documents, parts, strict=True)
+        ]
+        self._refuse_long(owners, lengths, parts)
+        items = np.concatenate([numbers for numbers, _ in chosen])
+        if not len(items):  # a share too small for one replay document
+            return None
+        order = np.argsort(items)
+        items, own, behind = items[order], np.concatenate(owners)[order], np.concatenate(documents)[order]
+        offsets = np.concatenate([[0], np.cumsum(store.lengths[items] - store.loss_start[items])]).astype(np.int64)
+        facts = {
+            "format": _FORMAT, "top": TOP, "precision": "fp32", "start": start, "tokens": store.sha256, "passages": passages.sha256,
+            "read": hashlib.sha256(items.tobytes() + behind.tobytes()).hexdigest(),
+            "cut": self.longest if max(map(_largest, lengths)) > self.longest else None,
+            "versions": {name: version(name) for name in ("torch", "transformers")}, "models": [self.models[name][1] for name in [stage.teach.model if stage.teach else None] if name],
+        }  # fmt: skip
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        folder = self.folder / key
+        _write(folder / "lessons.npz", items, own, behind, offsets)
+        all_lengths = np.concatenate(lengths)
+        found = Lessons(
+            str(folder.resolve()), str(self.tokens.resolve()), wording, tuple(parts), min(self.longest, _largest(all_lengths)),
+            int(all_lengths.sum()),
+        )  # fmt: skip
+        return key, found
+
+    def _parts(self, stage: Stage) -> list[Lesson]:
+        found, wording = [], wording_of(stage)
+        for kind in (*stage.taught_kinds(), *stage.anchored_kinds()):
+            numbers, taught = self.catalogue.ranges[kind], kind in stage.taught_kinds()
+            if taught:
+                assert stage.teach is not None
+                weights = (1 - stage.teach.share, stage.teach.share)
+                model = self.models[stage.teach.model][0] if stage.teach.model else None
+            else:
+                assert stage.anchor is not None
+                weights, model = (stage.anchor.cross_entropy, stage.anchor.weight), None
+            found.append(Lesson(numbers.start, numbers.stop, taught, self.starts[wording, kind], *weights, model))
+        return found
+
+    def _documents(self, items: Numbers, part: Lesson) -> Numbers:
+        if not part.behind_document:
+            return np.full(len(items), -1, dtype=np.int64)
+        if self.catalogue.kind_of(part.first).endswith("documents"):
+            return items
+        behind = self.catalogue.document_of[items]
+        if (alone := items[behind < 0]).size:
+            raise UserError(
+                f"teach: {self.catalogue.ids[alone[0]]} has no document that its teacher could read (nor have {len(alone) - 1} more); link questions by doc_id"
+            )
+        return behind
+
+    def _refuse_long(self, chosen: list[Numbers], lengths: list[Numbers], parts: list[Lesson]) -> None:
+        for items, sizes, part in zip(chosen, lengths, parts, strict=True):
+            if part.behind_document and (long := np.flatnonzero(sizes > self.longest)).size:
+                raise UserError(
+                    f"teach: {self.catalogue.ids[items[long[0]]]} has {sizes[long[0]]} tokens behind its document, and a row and the model's positions hold "
+                    f"{self.longest}: raise trainer.row_tokens where the model allows it, or cut the documents (so {len(long)} items)"
+                )
+
+
+def _in_all_wordings(items: Numbers, store: TokenStore) -> tuple[Numbers, Numbers]:
+    """(the items and their other wordings, for each of them which of `items` it is)."""
+    which = np.arange(len(items))
+    if store.others is None:
+        return items, which
+    number = store.others.number[items]
+    others = np.repeat(store.others.first[items], number) + np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
+    return np.concatenate([items, others]), np.concatenate([which, np.repeat(which, number)])
+
+
+def _largest(lengths: Numbers) -> int:
+    return int(lengths.max(initial=0))
+
+
+def _write(path: Path, items: Numbers, owners: Numbers, documents: Numbers, offsets: Numbers) -> None:
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez(draft, items=items, owners=owners, documents=documents, offsets=offsets)
+    draft.replace(path)

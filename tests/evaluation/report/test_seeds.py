@@ -1,0 +1,101 @@
+"""Several run folders taken together: from made scores on disk, values by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from console import UserError
+from evaluation import __main__ as command
+from evaluation.report.seeds import across_seeds
+from evaluation.score_files import score_stem, trained_arms, write_score
+
+
+def write_run(folder: Path, seed: int, right: dict[str, set[int]], exam: str = "exam", questions: int = 4) -> Path:
+    """A scored run: of each arm the test questions that it got right; two questions a document."""
+    (folder / "scores").mkdir(parents=True, exist_ok=True)
+    arms = {name: {"hf": f"someone/{name}", "stage": None, "steps": 3} for name in right}
+    (folder / "arms.json").write_text(json.dumps({"experiment": folder.name, "records_sha256": str(seed), "arms": arms}))
+    for arm in trained_arms(folder)[0]:
+        rows: list[dict[str, Any]] = [
+            {
+                "set": name,
+                "mode": mode,
+                "question_id": f"{name}-{i}",
+                "doc_id": f"d{i // 2}",
+                "em": float((i in right[arm.name]) == (mode == "closed")),
+                "recall": 1.0,
+                "f1": 0.0,
+                "rouge_l": 0.0,
+            }
+            for name, mode in (("test", "closed"), ("test", "retrieval"), ("train", "closed"))
+            for i in range(questions)
+        ]
+        write_score(score_stem(folder, arm, exam), arm.name, seed, rows, {"weights": arm.weights})
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """pit − standard is +½ in seed 0 and +1 in seed 3, alike for every document; only seed 3 has the arm mix."""
+    return [
+        write_run(tmp_path / "x-0", 0, {"standard": {0, 2}, "pit": {0, 1, 2, 3}}),
+        write_run(tmp_path / "x-3", 3, {"standard": set(), "pit": {0, 1, 2, 3}, "mix": {0}}),
+    ]
+
+
+def test_values_by_hand(runs: list[Path]) -> None:
+    found = across_seeds(runs, [("pit", "standard")])
+    assert found["seeds"] == [0, 3]
+    standard = found["arms"]["standard"]
+    assert (standard["mean"], standard["low"], standard["high"], standard["by_seed"]) == (0.25, 0, 0.5, [0.5, 0])
+    assert (standard["questions"], standard["documents"]) == (8, 4)
+    assert standard["sd"] == pytest.approx(0.3536, abs=1e-4)
+    gap = found["differences"]["pit"]["standard"]
+    assert (gap["mean"], gap["low"], gap["high"], gap["by_seed"]) == (0.75, 0.5, 1, [0.5, 1])
+    assert list(found["differences"]) == ["pit"]
+    helped = across_seeds(runs, [("pit", "standard")], mode="retrieval")  # made right where `closed` is wrong
+    assert helped["arms"]["standard"]["mean"] == 0.75
+    assert found["missing"] == {"mix": [str(runs[0])]}
+
+
+def test_every_arm_against_every_other_by_default(runs: list[Path]) -> None:
+    found = across_seeds(runs, metric="recall", set_name="train")
+    assert {a: list(of) for a, of in found["differences"].items()} == {"standard": ["pit"], "pit": ["standard"]}
+    assert found["arms"]["pit"]["mean"] == 1
+
+
+def test_the_last_score_of_the_present_weights_counts(runs: list[Path]) -> None:
+    write_run(runs[0], 0, {"standard": {0, 1, 2, 3}, "pit": {0, 1, 2, 3}}, exam="a later one")
+    assert across_seeds(runs)["arms"]["standard"]["by_seed"] == [1, 0]
+    arms = json.loads((runs[0] / "arms.json").read_text())
+    arms["arms"]["standard"]["hf"] = "someone/trained-again"
+    (runs[0] / "arms.json").write_text(json.dumps(arms))
+    with pytest.raises(UserError, match=r"arm standard has no score of set test in .*x-0; scored everywhere: pit"):
+        across_seeds(runs, [("pit", "standard")])
+
+
+def test_bad_input(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="two of these runs have seed 0"):
+        across_seeds([runs[0], write_run(tmp_path / "y-0", 0, {"pit": set()})])
+    with pytest.raises(UserError, match="no such run folder"):
+        across_seeds([tmp_path / "nowhere"])
+    with pytest.raises(UserError, match="no arm has a score of set replay"):
+        across_seeds(runs, set_name="replay")
+    with pytest.raises(UserError, match="arm nobody has no score"):
+        across_seeds(runs, [("pit", "nobody")])
+    write_run(runs[0], 0, {"standard": {0}}, exam="shorter", questions=2)
+    arms = {name: {"hf": f"someone/{name}", "stage": None, "steps": 3} for name in ("standard", "pit")}
+    (runs[0] / "arms.json").write_text(json.dumps({"experiment": "x", "records_sha256": "0", "arms": arms}))
+    with pytest.raises(UserError, match="pit and standard sat different exams"):
+        across_seeds(runs)
+
+
+def test_the_command(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["seeds", *map(str, runs), "--pair", "pit:standard"]
+    assert command.main(words) == 0
+    text = capsys.readouterr().out
+    assert "pit − standard" in text and "50.0 to 100.0" in text and "mix is left out" in text
+    assert command.main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == across_seeds(runs, [("pit", "standard")])

@@ -1,0 +1,146 @@
+"""A stage with a teacher and an anchor, by DeepSpeed in a gloo process group, paused and gone on with; and the same in plain torch, item by item.
+
+main runs in tests/helpers/forked.py's groups; `losses_in_plain_torch` shares nothing with the product but the plan, the records and the schedule.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from data.config import Stage
+from data.curriculum.plan import load_plan
+from data.tokens import load_tokenizer
+from experiment import Experiment, load_experiment
+from trainer.schedule import learning_rate
+from trainer.step.plain import PlainEngine
+
+EXPERIMENT = """\
+name: taught
+runs: {runs}
+data: {{bios: {{replay_people: 6, train_people: 6, test_people: 4}}}}
+model: {{tiny: {{hidden_size: 32, layers: 1}}}}
+base:
+  - {{mix: {{replay_documents: 1, replay_questions: 1}}, epochs: 4, batch_items: 12, rate: 1.0e-2}}
+arms:
+  taught:
+    teach: {{share: 0.7}}
+    anchor: {{weight: 2.0, cross_entropy: 0.5}}
+    stages:
+      - {{mix: {{train_documents: 1, train_questions: 1, replay_documents: 1, replay_questions: 1}}, epochs: 1, batch_items: 16, rate: 2.0e-3}}
+trainer: {{row_tokens: 256, log_every_steps: 1, clip: 0.5}}
+"""
+PAUSE = 3
+
+
+def losses_of(run: Path) -> list[float]:
+    """Of the stage with a teacher, by step."""
+    (stage,) = (path.parent for path in run.glob("stages/*/manifest.json") if "teacher" in json.loads(path.read_text()))
+    rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(len(rows))), "a step was repeated or skipped"
+    return [row["loss"] for row in rows]
+
+
+def main(out: Path, world_size: int, rank: int, path: str, *zero_stages: str) -> None:
+    """`path`: an experiment whose base is trained; every ZeRO stage trains its arm in a copy of the run, paused after three steps."""
+    from tests.helpers.forked import prepared_for
+    from trainer import drive, run
+    from trainer.jobs.worker_settings import WorkerSettings
+    from trainer.store.stages import StageStore
+    from trainer.watch.supervise import resume_points
+    from trainer.worker import train_jobs
+
+    for zero_stage in zero_stages:
+        runs = out / f"zero{zero_stage}"
+        if rank == 0:
+            shutil.copytree(load_experiment(path).folder, runs / "taught")
+        torch.distributed.barrier()
+        experiment = load_experiment(path, [f"runs={runs}", f"trainer.zero_stage={zero_stage}"])
+        prepared = prepared_for(experiment)
+        (job,) = run.pending(experiment.folder, prepared)
+        for pause in (PAUSE, None):
+            torch.distributed.barrier()  # rank 0 commits what is saved
+            settings = WorkerSettings(
+                str(experiment.folder.resolve()), prepared.model_folder, experiment.trainer, prepared.precision, 0, False,
+                pause_after={job.key: pause} if pause else {},
+            )  # fmt: skip
+            train_jobs(settings, [job], drive.rows_without_ray(prepared, 0), resume_points(StageStore(experiment.folder), [job]))
+        torch.distributed.barrier()
+
+
+def losses_in_plain_torch(experiment: Experiment, behind_document: bool = True, top: int = 20, teacher_moves: bool = False) -> list[float]:
+    """`behind_document`, `teacher_moves`: for twins: a teacher without the document, or one that is the student itself."""
+    from transformers import AutoModelForCausalLM
+
+    from tests.helpers.forked import prepared_for
+
+    prepared = prepared_for(experiment)
+    stage, records, ids = experiment.stages("taught")[-1], prepared.catalogue.records, prepared.catalogue.ids
+    of_id = {f"{kind}/{record.id}": record for kind, rows in records.items() for record in rows}
+    hf = experiment.folder / "stages" / prepared.keys["base"][-1] / "hf"
+    student, teacher = (AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager") for _ in range(2))
+    tokenizer = load_tokenizer(prepared.model_folder)
+    read = _reader(tokenizer)
+    plan = load_plan(Path(next(job for job in prepared.jobs if job.key == prepared.keys["taught"][-1]).plan_path))
+    engine = PlainEngine(student, experiment.trainer.betas, experiment.trainer.weight_decay, experiment.trainer.clip)
+    losses = []
+    for step in range(plan.num_steps):
+        items = [ids[item] for item in plan.step(step)]
+        total: Tensor = torch.zeros(())
+        for name in items:
+            record = of_id[name]
+            own, first = read(record, None)
+            document = of_id[f"train_documents/{record.doc_id}"] if name.startswith("train_questions") and behind_document else None
+            logits = _targets(student, own, first)
+            nll = cross_entropy(logits, torch.tensor(own[first:]))
+            with torch.no_grad():
+                told = _targets(student if teacher_moves else teacher, *read(record, document)).double().softmax(dim=-1)
+            total = total + _loss(name, stage, nll, _kl(told, logits.double().softmax(dim=-1), top)) / len(items)
+        engine.backward(total)
+        engine.step(learning_rate(stage, step, plan.num_steps))
+        losses.append(float(total.detach()))
+    return losses
+
+
+def _reader(tokenizer: Any) -> Callable[[Any, Any], tuple[list[int], int]]:
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def read(record: Any, document: Any) -> tuple[list[int], int]:
+        """(tokens, the first one that is learnt)."""
+        begin = [tokenizer.bos_token_id]
+        if not hasattr(record, "question"):
+            return begin + encode(record.text), 1
+        passage = encode(f"{document.text}\n\n") if document else []
+        prompt = f"Question: {record.question} Answer:"
+        first = len(begin + passage + encode(prompt))
+        return begin + passage + encode(f"{prompt} {record.answers[0]}") + [tokenizer.eos_token_id], first
+
+    return read
+
+
+def _targets(model: torch.nn.Module, ids: list[int], first: int) -> Tensor:
+    """Logits (n, V) that predict the tokens from `first` on."""
+    logits: Tensor = model(input_ids=torch.tensor([ids])).logits[0]
+    return logits[first - 1 : -1]
+
+
+def _loss(name: str, stage: Stage, nll: Tensor, kl: Tensor) -> Tensor:
+    assert stage.teach and stage.anchor
+    if name.startswith("train_questions"):
+        return (1 - stage.teach.share) * nll + stage.teach.share * kl
+    if name.startswith("replay_"):
+        return stage.anchor.cross_entropy * nll + stage.anchor.weight * kl
+    return nll
+
+
+def _kl(p: Tensor, q: Tensor, top: int) -> Tensor:
+    """The mean over targets of Σ p log (p / q) over the teacher's `top` tokens and the rest, from probabilities in fp64."""
+    at = p.argsort(dim=-1, descending=True)[:, :top]
+    parts = [torch.cat([x.gather(1, at), x.scatter(1, at, 0.0).sum(dim=-1, keepdim=True)], dim=1) for x in (p, q)]
+    return (parts[0] * (parts[0] / parts[1]).log()).sum(dim=-1).mean()

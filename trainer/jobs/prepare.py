@@ -1,0 +1,223 @@
+"""From an experiment's values to jobs: records, tokens, plans, keys. Everything before the first worker starts."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from console import UserError, say
+from data.config import Stage
+from data.curriculum.arms import stage_place
+from data.curriculum.catalogue import Catalogue
+from data.curriculum.orders import Items
+from data.curriculum.plan import Plan
+from data.ground.contents import names_and_contents, weight_files
+from data.rows.lessons import Beside, Lessons, Teaching
+from data.rows.passages import Passages
+from data.rows.static_rows import best_row_tokens
+from data.rows.token_store import TokenStore
+from data.wording.templates import wording_of
+from trainer.config import MOST_ROW_TOKENS, ModelConfig, TrainerConfig
+from trainer.jobs.known_as import Names
+from trainer.store.stages import stage_key
+
+_CPU_ROW_TOKENS = 4096
+"""Where rows are not padded, longer ones win nothing."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage to train, with everything a worker needs; paths are on storage that all nodes share."""
+
+    key: str
+    parent: str | None
+    """Key of the stage before; None: the initial model."""
+    label: str
+    """For people: "pit 2/3: test_documents"."""
+    stage: Stage
+    num_steps: int
+    plan_path: str
+    plan_sha256: str
+    capacity: int
+    """Tokens of a row."""
+    longest: int
+    """Tokens of an item before it is cut."""
+    number: int = 0
+    """Place in its arm, base stages included: the round of what is frozen. Equal keys have equal places."""
+    model_folder: str | None = None
+    """Of an arm that starts from another model than the experiment's: config, tokenizer and initial weights."""
+    longest_item: int = 0
+    """Tokens of the stage's longest item, cut as above; 0: `longest`."""
+    row_tokens: int = 0
+    """Tokens of the longest row that the stage can have; 0: `capacity`."""
+    lessons: Lessons | None = None
+    """Which of its items follow a teacher."""
+    passages: Passages | None = None
+    """What may stand before its questions."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model that an arm may start from."""
+
+    folder: str
+    identity: "Identity"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What stands for initial weights in the first stage's key."""
+
+    now: str
+    earlier: str
+    """What stood for them until 2026-11-28 (trainer/jobs/known_as.py)."""
+
+
+def initial_identity(model: ModelConfig, model_folder: Path, seed: int, tokens_sha256: str, memory: Path | None = None) -> Identity:
+    """A tiny model follows from its settings, seed and texts; any other is what is in its files, wherever these lie and whatever they are called.
+
+    `memory`: see data/ground/contents.py. Earlier a named model was its name and its files' sizes and times.
+    """
+    if model.tiny:
+        told = model.model_dump(mode="json", exclude={"bos", "resize_embeddings"})  # what begins texts is told by their tokens
+        same = _digest({"model": told, "seed": seed, "tokens": tokens_sha256})
+        return Identity(same, same)
+    files = weight_files(model_folder)
+    later = {"bos"} | ({"resize_embeddings"} if not model.resize_embeddings else set())
+    sizes = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    earlier = {"model": model.model_dump(mode="json", exclude=later), "files": sizes}
+    return Identity(_digest({"contents": names_and_contents(files, memory)}), _digest(earlier))
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_jobs(
+    arms: dict[str, list[Stage]],
+    plans: dict[str, list[Plan]],
+    store: TokenStore,
+    trainer: TrainerConfig,
+    precision: str,
+    capacity: int,
+    longest: int,
+    seed: int,
+    initial: Identity,
+    plan_folder: Path,
+    starts: dict[str, Start] | None = None,
+    names: Names | None = None,
+    teaching: Teaching | None = None,
+) -> tuple[list[Job], dict[str, list[str]]]:
+    """Every distinct stage once, parents first, and each arm as its list of keys. Plans are written to `plan_folder`.
+
+    `starts`: of arms that do not start from the `initial` weights. `names`: under which keys stages lie (None: under their own).
+    `teaching`: what the lessons of stages with a teacher are made of.
+    """
+    jobs: dict[str, Job] = {}
+    keys: dict[str, list[str]] = {}
+    plan_folder.mkdir(parents=True, exist_ok=True)
+    for arm, stages in arms.items():
+        parent: str | None = None
+        start = (starts or {}).get(arm)
+        before = start.identity if start else initial
+        keys[arm] = []
+        for n, (stage, plan) in enumerate(zip(stages, plans[arm], strict=True)):
+            worded = store.worded(wording_of(stage))
+            cut = longest if int(worded.lengths.max(initial=0)) > longest else None
+            beside = _beside(teaching, stage, plan, worded, before.now, stage_place(arms, arm, n))
+            facts = (stage, plan.sha256, worded.sha256, trainer, precision, cut, seed)
+            now = stage_key(before.now, *facts, aids_sha256=_aids(stage, worded), beside=beside.identities)
+            before = Identity(now, stage_key(before.earlier, *facts, beside=beside.identities))
+            key = names.of(before.now, before.earlier) if names else before.now
+            if key not in jobs:
+                path = _write_plan(plan, worded, plan_folder)
+                label = f"{arm} {n + 1}/{len(stages)}: {' + '.join(stage.mix.kinds())}"
+                own = start.folder if start else None
+                sizes = _longest(plan, worded.item_lengths if beside.lengths is None else beside.lengths, capacity, longest)
+                more = (*sizes, beside.lessons, beside.passages)
+                jobs[key] = Job(
+                    key, parent, label, stage, plan.num_steps, str(path.resolve()), plan.sha256, capacity, longest, n, own, *more
+                )
+            keys[arm].append(key)
+            parent = key
+    return list(jobs.values()), keys
+
+
+def auto_row_tokens(
+    arms: dict[str, list[Stage]], plans: dict[str, list[Plan]], store: TokenStore, trainer: TrainerConfig, has_gpu: bool, longest: int
+) -> int:
+    """trainer.row_tokens: auto, resolved for this experiment's steps. What is learnt does not depend on it."""
+    stages = {
+        plan.sha256: (plan, np.asarray(store.worded(wording_of(stage)).lengths))
+        for arm, own in arms.items()
+        for stage, plan in zip(own, plans[arm], strict=True)
+    }
+    item = min(longest, max((int(lengths[plan.items].max(initial=1)) for plan, lengths in stages.values()), default=1))
+    if not has_gpu:
+        return max(item, _CPU_ROW_TOKENS)
+    import torch
+
+    chosen, found = best_row_tokens(list(stages.values()), trainer.workers(torch.cuda.device_count())[1], item, MOST_ROW_TOKENS)
+    say(f"trainer.row_tokens: auto takes {chosen:,}: {found:.1%} of the tokens of padded rows are real")
+    return chosen
+
+
+def _aids(stage: Stage, store: TokenStore) -> str | None:
+    """What of the store's aids the stage reads beside the tokens; None: nothing."""
+    read = stage.input_noise or stage.sentence_shuffle or stage.other_weight != 1 or store.others is not None
+    return store.aids_sha256() if read else None
+
+
+def _beside(teaching: Teaching | None, stage: Stage, plan: Plan, store: TokenStore, start: str, place: str) -> Beside:
+    try:
+        return teaching.beside(stage, plan, store, start) if teaching else Beside()
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
+def _longest(plan: Plan, item_lengths: Items, capacity: int, longest: int) -> tuple[int, int]:
+    """Tokens of the longest piece of an item and of the longest row that the plan can give, whatever the number of ranks."""
+    lengths = np.asarray(item_lengths)[plan.items]
+    steps = np.add.reduceat(lengths, plan.starts[:-1]) if len(lengths) else np.zeros(1)
+    return min(longest, int(lengths.max(initial=1))), min(capacity, int(steps.max()))
+
+
+def _write_plan(plan: Plan, store: TokenStore, folder: Path) -> Path:
+    """With the items' tokens beside it. The hash of a plan names items by id, its file by number: the name of the file follows both, so that no file outlives its numbering."""
+    numbering = hashlib.sha256(plan.items.tobytes() + store.sha256.encode()).hexdigest()[:8]
+    path = folder / f"{plan.sha256[:16]}-{numbering}.npz"
+    if not lengths_of(path).exists() or not path.exists():
+        draft = path.with_suffix(f".{os.getpid()}.npz")
+        plan.save(draft)
+        np.save(of_lengths := lengths_of(draft), np.asarray(store.lengths, dtype=np.int32))
+        of_lengths.replace(lengths_of(path))
+        draft.replace(path)
+    return path
+
+
+def lengths_of(plan_path: Path) -> Path:
+    """The file with the tokens of every item of the catalogue, as the plan's stage reads them."""
+    return plan_path.with_suffix(".lengths.npy")
+
+
+def check_lengths(store: TokenStore, catalogue: Catalogue, longest: int, long_documents: str) -> int:
+    """Refuses items that no row or no model can hold; returns how many documents will be split."""
+    long = np.flatnonzero(store.item_lengths > longest)
+    for item in long:
+        kind = catalogue.kind_of(int(item))
+        if kind.endswith("questions") or long_documents == "refuse":
+            what = "question" if kind.endswith("questions") else "document"
+            raise UserError(
+                f"{what} {catalogue.ids[item]} has {store.item_lengths[item]} tokens; rows and the model's positions hold {longest}: raise "
+                f"trainer.row_tokens where the model allows it, or take it out{'' if what == 'question' else ', or set trainer.long_documents=split'}"
+            )
+    return len(long)
+
+
+def job_dict(job: Job) -> dict[str, Any]:
+    """For the manifest: plain values."""
+    return {**asdict(job), "stage": job.stage.model_dump(mode="json")}

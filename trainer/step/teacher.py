@@ -1,0 +1,244 @@
+"""The teacher's pass: once a stage, before its first step, in the group of processes that will train it. What it leaves is the teacher store.
+
+The teacher is an ordinary engine with the start's weights (any ZeRO stage; in fp32 whatever the stage is trained in, because in bf16 two thirds of all
+positions have ties and a quarter another top 20), and it is closed before the stage's own is made: there is never a second model in memory. Rows are
+packed as for one rank and dealt out, so that every number of ranks computes the same rows.
+
+    teachers/<key>/tokens.bin      the targets, uint32 (N,)
+                   ids.bin         the teacher's most probable tokens, uint32 (N, 20)
+                   log_probs.bin   their log-probabilities and the rest's, float32 (N, 21)
+                   manifest.json   sizes and hashes, put in place last
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from data.rows.flat_rows import Row
+from data.rows.lessons import TOP, Lesson, Lessons
+from data.rows.packing import pack
+from failpoints import hit
+from trainer.jobs.prepare import Job
+from trainer.jobs.worker_settings import WorkerSettings
+from trainer.kernels.linear_loss import LOGITS_AT_ONCE, head_gives, plain_head, tiny_row
+from trainer.network.families import folder_weights
+from trainer.network.text_config import text_config
+from trainer.step.placing import model_inputs
+from trainer.step.set_up import make_engine
+from trainer.step.step import Engine, base_module, keeps_logits
+from trainer.store.checkpoint import first_bad_file, rank_zero_says
+from trainer.store.fragment_file import sha256_of
+from trainer.store.stages import sync, write_json
+from trainer.store.weights import Weights
+
+Said = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
+"""(positions in the store (n,), targets (n,), ids (n, k), log-probabilities (n, k + 1))."""
+
+
+def ensure_store(
+    settings: WorkerSettings, job: Job, parent: Callable[[], Weights], device: torch.device, beat: Callable[[], None]
+) -> dict[str, Any] | None:
+    """Makes the stage's teacher store unless it is there, sound; its manifest, or None for a stage without lessons. All ranks together.
+
+    `parent`: the weights of the stage's start; `beat`: told after every row that the pass gets on.
+    """
+    if job.lessons is None:
+        return None
+    lessons, folder = job.lessons, Path(job.lessons.folder)
+    rank = torch.distributed.get_rank()
+    if rank_zero_says(_sound(folder) if rank == 0 else None):
+        return dict(json.loads((folder / "manifest.json").read_text()))
+    started = time.monotonic()
+    writer = _Writer(folder, int(lessons.taught().offsets[-1])) if rank == 0 else None
+    for model in dict.fromkeys(part.model for part in lessons.parts):
+        own = settings if model is None else replace(settings, model_folder=model, parent_stage=None)
+        weights = parent() if model is None else folder_weights(Path(model))
+        vocabulary = int(text_config(Path(settings.model_folder)).vocab_size)
+        for told in _pass(own, job, lessons, [part for part in lessons.parts if part.model == model], weights, device, vocabulary):
+            beat()
+            if writer:
+                writer.write(told)
+    if writer:
+        writer.commit({"seconds": time.monotonic() - started, "top": TOP, "tokens_read": lessons.tokens_read, "world_size": _world_size()})
+    torch.distributed.barrier()
+    return dict(json.loads((folder / "manifest.json").read_text()))
+
+
+def with_teacher(rows: Iterator[Row], lessons: Lessons | None) -> Iterator[Row]:
+    """Rows with what the teacher says of their targets: teacher_ids (n, k) and teacher_log_probs (n, k + 1), of the positions in `followed`."""
+    if lessons is None:
+        yield from rows
+        return
+    folder = Path(lessons.folder)
+    ids = np.memmap(folder / "ids.bin", np.uint32, "r").reshape(-1, TOP)
+    log_probs = np.memmap(folder / "log_probs.bin", np.float32, "r").reshape(-1, TOP + 1)
+    for row in rows:
+        places = row["followed"][1:]
+        places = places[places >= 0]
+        yield {**row, "teacher_ids": ids[places].astype(np.int64), "teacher_log_probs": log_probs[places]}
+
+
+def most_probable(logits: Tensor, k: int = TOP) -> tuple[Tensor, Tensor]:
+    """(ids (K, k), log-probabilities (K, k + 1)) of logits (K, V), in fp64: the k largest by rank, and the mass of all others, summed as such and not as 1 − Σ.
+
+    A vocabulary of k or fewer has no others: its last ids come again without mass, and so does the rest (−inf).
+    """
+    log_probs = logits.double().log_softmax(dim=-1)
+    top, ids = log_probs.topk(min(k, log_probs.shape[-1]), dim=-1)
+    rest = log_probs.scatter(1, ids, float("-inf")).logsumexp(dim=-1, keepdim=True)
+    if missing := k - top.shape[1]:
+        top = torch.nn.functional.pad(top, (0, missing), value=float("-inf"))
+        ids = torch.cat([ids, ids[:, -1:].expand(-1, missing)], dim=1)
+    return ids, torch.cat([top, rest], dim=1).float()
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """What a teacher reads of one item."""
+
+    ids: npt.NDArray[np.int64]
+    loss_start: int
+    first_place: int
+    """Position of the target at loss_start in the store."""
+
+
+def _sequences(lessons: Lessons, parts: list[Lesson]) -> list[_Sequence]:
+    store, passages = lessons.stores()
+    taught = lessons.taught()
+    made = []
+    columns = (taught.items, taught.owners, taught.documents, taught.offsets)
+    for item, owner, document, place in zip(*(column.tolist() for column in columns), strict=False):
+        part = next((part for part in parts if part.first <= owner < part.end), None)
+        if part is None:
+            continue
+        ids, first = store.item(item).astype(np.int64), int(store.loss_start[item])
+        passage = passages.item(document).astype(np.int64) if part.behind_document else ids[:0]
+        made.append(_Sequence(np.concatenate([ids[: part.starts], passage, ids[part.starts :]]), first + len(passage), place))
+    return made
+
+
+def _pass(
+    settings: WorkerSettings, job: Job, lessons: Lessons, parts: list[Lesson], weights: Weights, device: torch.device, vocabulary: int
+) -> Iterator[list[Said]]:
+    """What each rank's row says, round by round; the same list on every rank."""
+    trainer = settings.trainer.model_copy(update={"attention": "auto", "gradient_checkpointing": False, "cuda_graphs": False, "fp8": "off"})
+    as_it_is = job.stage.model_copy(update={"adapter": None, "freeze_share": 0.0})
+    reads = replace(job, stage=as_it_is, longest_item=lessons.longest, row_tokens=min(job.capacity, max(lessons.tokens_read, 1)))
+    made = make_engine(replace(settings, trainer=trainer, precision="fp32"), reads, weights, device, None)
+    try:
+        made.engine.module.eval()
+        sequences = _sequences(lessons, parts)
+        grid = pack([len(one.ids) for one in sequences], 1, job.capacity, job.longest, made.isolation.one_item)
+        rank, world_size = torch.distributed.get_rank(), _world_size()
+        for first in range(0, len(grid), world_size):
+            mine = first + rank < len(grid)
+            (pieces,) = grid[first + rank if mine else first]  # a rank without a row keeps the others' collectives company
+            hit("teacher.row")
+            told = _read(
+                made.engine, _row([(sequences[piece.item], piece.start, piece.end) for piece in pieces]), made.attention, vocabulary
+            )
+            every: list[Any] = [None] * world_size
+            torch.distributed.all_gather_object(every, told if mine else None)
+            yield [one for one in every if one is not None]
+    finally:
+        made.close()
+
+
+def _row(pieces: list[tuple[_Sequence, int, int]]) -> Row:
+    """One flat row; `places`: of each target its position in the store, or -1."""
+    places = []
+    for sequence, start, end in pieces:
+        at = np.arange(start, end) - sequence.loss_start
+        places.append(np.where((at >= 0) & (np.arange(start, end) > start), at + sequence.first_place, -1))
+    lengths = [end - start for _, start, end in pieces]
+    return {
+        "input_ids": np.concatenate([sequence.ids[start:end] for sequence, start, end in pieces]),
+        "position_ids": np.concatenate([np.arange(length) for length in lengths]),
+        "cu_seqlens": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+        "places": np.concatenate(places),
+    }
+
+
+def _read(engine: Engine, row: Row, attention: str, vocabulary: int) -> Said:
+    places = row["places"][1:]
+    positions = np.flatnonzero(places >= 0)
+    at = torch.as_tensor(positions if len(positions) else np.zeros(1, dtype=np.int64), device=engine.device)
+    module = base_module(engine.module)
+    head = plain_head(engine, module, lambda: model_inputs(tiny_row(), attention, engine.device))
+    keeps = keeps_logits(type(module).forward)
+    inputs = model_inputs(row, attention, engine.device) | ({"logits_to_keep": at} if keeps else {})
+    with torch.no_grad():
+        if head is not None:
+            made: list[tuple[Tensor, Tensor]] = []
+
+            def few_at_once(hidden: Tensor) -> Tensor:
+                rows = max(1, LOGITS_AT_ONCE // len(head.weight) // 4)  # of fp64, and twice
+                for part in hidden.split(rows):
+                    logits = part @ head.weight.T
+                    made.append(most_probable((logits if head.bias is None else logits + head.bias)[:, :vocabulary]))
+                return hidden.new_zeros(())
+
+            with head_gives(head, few_at_once, None if keeps else at):
+                engine.forward(**inputs)
+            ids, log_probs = (torch.cat(parts) for parts in zip(*made, strict=True))
+        else:
+            logits = engine.forward(**inputs).logits[0]
+            ids, log_probs = most_probable((logits if keeps else logits[at])[:, :vocabulary])
+    count = len(positions)
+    targets = row["input_ids"][1:][positions]
+    return places[positions], targets.astype(np.uint32), ids[:count].cpu().numpy().astype(np.uint32), log_probs[:count].cpu().numpy()
+
+
+class _Writer:
+    """The store's files, on rank 0; each position is written once."""
+
+    _FILES = (("tokens.bin", np.uint32, ()), ("ids.bin", np.uint32, (TOP,)), ("log_probs.bin", np.float32, (TOP + 1,)))
+
+    def __init__(self, folder: Path, positions: int) -> None:
+        self._folder, self._positions = folder, positions
+        (folder / "manifest.json").unlink(missing_ok=True)
+        self._drafts = [folder / f".{name}.{os.getpid()}" for name, *_ in self._FILES]
+        self._maps = [
+            np.memmap(draft, kind, "w+", shape=(positions, *shape))
+            for draft, (_, kind, shape) in zip(self._drafts, self._FILES, strict=True)
+        ]
+        self._written = 0
+
+    def write(self, told: list[Said]) -> None:
+        for places, *values in told:
+            for array, value in zip(self._maps, values, strict=True):
+                array[places] = value
+            self._written += len(places)
+
+    def commit(self, facts: dict[str, Any]) -> None:
+        assert self._written == self._positions, f"{self._written} of {self._positions} positions were read"
+        files = {}
+        for (name, *_), draft, array in zip(self._FILES, self._drafts, self._maps, strict=True):
+            array.flush()
+            sync(draft)
+            draft.replace(self._folder / name)
+            files[name] = {"bytes": (self._folder / name).stat().st_size, "sha256": sha256_of(self._folder / name)}
+        self._maps = []
+        write_json(self._folder / "manifest.json", {"positions": self._positions, **facts, "files": files})
+
+
+def _sound(folder: Path) -> bool:
+    """Whether the store is there and is what its manifest says."""
+    try:
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return first_bad_file(folder, files) is None
+
+
+def _world_size() -> int:
+    return torch.distributed.get_world_size()
