@@ -72,7 +72,7 @@ def calibration_of(rows: list[dict[str, float]], question: Question, work: Stage
     tokens = statistics.median(row["tokens"] for row in rows)
     memory = max(row["memory_gib"] for row in rows)
     name = hardware.chip.name if hardware.chip else "CPU"
-    load = work.load(hardware.num_gpus, question.file.row_tokens, question.static(hardware))
+    load = question.load(work, question.file.row_tokens, hardware)
     if hardware.chip is None:
         flops = tokens / load.fill / hardware.num_gpus * question.shape.flops_per_token(work.attended)
         more = step_time_factor(question)

@@ -71,8 +71,8 @@ def question_of(experiment: Experiment, hardware: Hardware) -> Question:
     fp32 = trainer.precision == "fp32" or (trainer.precision == "auto" and hardware.chip is None)
     work, minutes = workload_of(experiment), trainer.checkpoint.every_minutes
     asked = Asked(len(experiment.arms) + 1, work.questions, experiment.exam.gpus)
-    shapes = "exact" if trainer.packing == "one_item" and trainer.shapes == "auto" else trainer.shapes
-    return Question(shape_of(experiment.model), work, file, trainer.checkpoint.keep, fp32, 60 * minutes if minutes else None, asked, shapes)
+    every_s, shape, keep = 60 * minutes if minutes else None, shape_of(experiment.model), trainer.checkpoint.keep
+    return Question(shape, work, file, keep, fp32, every_s, asked, trainer.shapes, trainer.packing)
 
 
 _EXPERT_NAMES = {"all-linear", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj", "gate_up_proj"}

@@ -7,8 +7,8 @@ from cluster.cost.chips import GIB, Hardware
 from cluster.cost.memory import Disk, GpuMemory, HostMemory, SetUp, disk, gpu_memory, host_memory, trained_share
 from cluster.cost.model_shape import ModelShape
 from cluster.cost.phases import Asked, Phases, phases
-from cluster.cost.speed import break_even_tokens, step_time
-from cluster.workload import Workload
+from cluster.cost.speed import StepLoad, break_even_tokens, step_time
+from cluster.workload import StageWork, Workload
 
 _ROW_TOKENS = (2048, 4096, 8192, 16384)
 USABLE = 0.96
@@ -94,17 +94,29 @@ class Question:
     asked: Asked = field(default_factory=Asked)
     shapes: Literal["auto", "static", "exact"] = "auto"
     """trainer.shapes."""
+    packing: Literal["auto", "packed", "one_item"] = "auto"
+    """trainer.packing."""
 
-    def static(self, hardware: Hardware) -> bool:
-        """Whether the trainer pads rows to few lengths there (trainer/jobs/shapes.py)."""
-        return self.shapes == "static" or (self.shapes == "auto" and hardware.chip is not None)
+    def one_item(self, hardware: Hardware) -> bool:
+        """Whether rows will hold one item each: workers find it out by trying (trainer/step/isolation.py), this is what is known before.
+
+        On GPUs the kernels of the lock start a state anew with each item, but Mamba-1's scan has none that does.
+        """
+        state_space = self.shape.inner_size > 0 and (hardware.chip is None or self.shape.scans)
+        return self.packing == "one_item" or (self.packing == "auto" and state_space)
+
+    def load(self, stage: StageWork, row_tokens: int, hardware: Hardware) -> StepLoad:
+        """Of a step of this stage, packed and padded as the trainer will there (trainer/jobs/shapes.py)."""
+        one_item = self.one_item(hardware)
+        static = self.shapes == "static" or (self.shapes == "auto" and hardware.chip is not None and not one_item)
+        return stage.load(hardware.num_gpus, row_tokens, static, one_item)
 
 
 def offer(question: Question, set_up: SetUp, hardware: Hardware) -> Offer:
     """One set-up, priced."""
     shape, work = question.shape, question.workload
     gpu, host, on_disk = _memory(question, set_up, hardware)
-    loads = [stage.load(hardware.num_gpus, set_up.row_tokens, question.static(hardware)) for stage in work.stages]
+    loads = [question.load(stage, set_up.row_tokens, hardware) for stage in work.stages]
     took = None
     if hardware.chip is not None or hardware.seconds_per_flop is not None:
         steps = [stage.steps * step_time(shape, set_up, load, hardware).total for stage, load in zip(work.stages, loads, strict=True)]

@@ -42,12 +42,16 @@ class StageWork:
         lengths = self.lengths[self.plan.items].astype(float)
         return float((lengths**2).sum() / lengths.sum())
 
-    def load(self, num_gpus: int, row_tokens: int, static: bool = False) -> StepLoad:
-        """A step as the trainer packs it for so many ranks, averaged over steps at equal distances; `static`: and pads its rows to few lengths (trainer.shapes)."""
+    def load(self, num_gpus: int, row_tokens: int, static: bool = False, one_item: bool = False) -> StepLoad:
+        """A step as the trainer packs it for so many ranks, averaged over steps at equal distances.
+
+        `static`: and pads its rows to few lengths (trainer.shapes); `one_item`: rows hold one item each (trainer.packing).
+        """
         num_gpus = min(num_gpus, self._most_pieces(row_tokens))  # more of them have no work, and the fullest one has the same
-        if (num_gpus, row_tokens) not in self._packed:
-            self._packed[num_gpus, row_tokens] = packing_fill(self.plan, self.lengths, num_gpus, row_tokens, _SAMPLED_STEPS)
-        packed = self._packed[num_gpus, row_tokens]
+        how = (num_gpus, row_tokens, one_item)
+        if how not in self._packed:
+            self._packed[how] = packing_fill(self.plan, self.lengths, num_gpus, row_tokens, _SAMPLED_STEPS, one_item)
+        packed = self._packed[how]
         fullest = self.tokens / self.steps / num_gpus * packed["padded_busiest" if static else "busiest"]
         return StepLoad(fullest, packed["micro_steps"], self.attended, packed["padded_fill"] if static else 1.0)
 
@@ -63,7 +67,7 @@ class StageWork:
         return {}
 
     @cached_property
-    def _packed(self) -> dict[tuple[int, int], dict[str, float]]:
+    def _packed(self) -> dict[tuple[int, int, bool], dict[str, float]]:
         """Set-ups that differ in ranks and rows alone share their packing."""
         return {}
 

@@ -37,6 +37,8 @@ class ModelShape:
     """None: all."""
     counted: NetworkSize | None = None
     """Of the network itself, where transformers has built it; None: by the formulae below, which know decoders of Llama's kind and mixtures of them."""
+    scans: bool = False
+    """State-space layers are Mamba-1's, whose kernels carry a state over the items of a row."""
 
     @property
     def parameters(self) -> int:
@@ -217,7 +219,11 @@ def shape_of_config(whole: Any) -> ModelShape:
         _inner_size(config, hidden),
         round(counted.attention_width / (heads * head_dim)) if heads else 0,
         counted,
+        kind in _SCANS,
     )
+
+
+_SCANS = {"mamba", "falcon_mamba", "jamba"}
 
 
 def _inner_size(config: Any, hidden: int) -> int:

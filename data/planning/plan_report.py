@@ -104,12 +104,14 @@ def sampled_steps(plan: Plan, most: int) -> list[int]:
     return [int(n) for n in np.unique(np.linspace(0, plan.num_steps - 1, min(plan.num_steps, most)).astype(int))]
 
 
-def packing_fill(plan: Plan, lengths: Items, world_size: int, capacity: int, sampled: int = _SAMPLED_STEPS) -> dict[str, float]:
+def packing_fill(
+    plan: Plan, lengths: Items, world_size: int, capacity: int, sampled: int = _SAMPLED_STEPS, one_item: bool = False
+) -> dict[str, float]:
     """How full rows are and how even ranks, over at most `sampled` steps, taken at equal distances.
 
     fill: tokens in rows of `capacity`, filler not counted; padded_fill: in rows padded to a ladder of lengths, as on GPUs;
     tokens_per_rank: of a step, on average; busiest: the fullest rank over the mean; padded_busiest: its padded tokens, filler
-    too, over the mean of real ones.
+    too, over the mean of real ones. `one_item`: rows hold one item each (data/rows/packing.py).
     """
     chosen = sampled_steps(plan, sampled)
     tokens, rows, busiest = 0, 0, []
@@ -118,13 +120,13 @@ def packing_fill(plan: Plan, lengths: Items, world_size: int, capacity: int, sam
     for number in chosen:
         # Beyond a rank for every piece more ranks hold filler alone: packed for fewer, and counted for all.
         step = np.sort(lengths[plan.step(number)]).astype(np.int64, copy=False)  # what stands where does not depend on the order of items
-        ranks, sizes_of_step = _packed(step.tobytes(), min(world_size, num_pieces(step, capacity)), capacity)
+        ranks, sizes_of_step = _packed(step.tobytes(), min(world_size, num_pieces(step, capacity)), capacity, one_item)
         sizes.append(np.array(sizes_of_step).reshape(-1, len(ranks)))  # (micro-steps, ranks)
         means.append(sum(ranks) / world_size)
         tokens += sum(ranks)
         rows += len(sizes[-1]) * world_size
         busiest.append(max(ranks) / means[-1])
-    lengthened = np.split(padded(np.concatenate([one.ravel() for one in sizes])), np.cumsum([one.size for one in sizes])[:-1])
+    lengthened = np.split(padded(np.concatenate([one.ravel() for one in sizes]), one_item), np.cumsum([one.size for one in sizes])[:-1])
     fullest = [int(one.reshape(own.shape).sum(axis=0).max()) for one, own in zip(lengthened, sizes, strict=True)]
     return {
         "world_size": world_size,
@@ -139,9 +141,9 @@ def packing_fill(plan: Plan, lengths: Items, world_size: int, capacity: int, sam
 
 
 @lru_cache(maxsize=4096)  # steps of declared lengths are alike in all stages; a plan for many GPUs asks for each some hundred times
-def _packed(lengths: bytes, world_size: int, capacity: int) -> tuple[list[int], list[int]]:
+def _packed(lengths: bytes, world_size: int, capacity: int, one_item: bool) -> tuple[list[int], list[int]]:
     """(tokens of each rank, tokens of each row with its filler) of one step; `lengths`: of int64."""
-    grid = pack(np.frombuffer(lengths, dtype=np.int64), world_size, capacity)
+    grid = pack(np.frombuffer(lengths, dtype=np.int64), world_size, capacity, one_item=one_item)
     ranks = [sum(len(p) for row in rows_of_rank for p in row if p.counts) for rows_of_rank in zip(*grid, strict=True)]
     return ranks, [sum(map(len, row)) for rows_of_step in grid for row in rows_of_step]
 

@@ -90,9 +90,9 @@ def fill(shapes: Shapes, plan: Plan, lengths: Items, world_size: int, capacity: 
     return sum(tokens) / sum(shapes.length(n) for n in tokens)
 
 
-def padded(tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def padded(tokens: npt.NDArray[np.int64], one_item: bool = False) -> npt.NDArray[np.int64]:
     """Of rows of so many tokens: what a ladder of their own pads each to."""
-    ladder = np.array(_ladder(_up(tokens, _LENGTH_MULTIPLE[False]).ravel(), int(tokens.sum()), _MOST_LENGTHS[False]))
+    ladder = np.array(_ladder(_up(tokens, _LENGTH_MULTIPLE[one_item]).ravel(), int(tokens.sum()), _MOST_LENGTHS[one_item]))
     return ladder[np.searchsorted(ladder, tokens)]
 
 

@@ -38,16 +38,40 @@ def test_padding_is_priced_where_rows_will_be_padded() -> None:
     assert offers["auto"].break_even < offers["exact"].break_even
 
 
-def test_rows_are_padded_where_the_trainer_pads_them() -> None:
-    cpu, gpu = replace(asked()[1], chip=None, seconds_per_flop=1e-11), asked()[1]
-    for overrides, on_gpu, on_cpu in (
-        ([], True, False),
-        (["trainer.shapes=static"], True, True),
-        (["trainer.shapes=exact"], False, False),
-        (["trainer.packing=one_item"], False, False),
+def test_rows_are_packed_and_padded_where_the_trainer_does_so() -> None:
+    """(rows of one item, padded) on a GPU and on CPUs; kernels that start a state anew with each item are for GPUs, and not for Mamba-1's scan."""
+    gpu, cpu = asked()[1], replace(asked()[1], chip=None, seconds_per_flop=1e-11)
+    state_space, scan = {"inner_size": 8192}, {"inner_size": 8192, "scans": True}
+    for overrides, shape, on_gpu, on_cpu in (
+        ([], {}, (False, True), (False, False)),
+        (["trainer.shapes=static"], {}, (False, True), (False, True)),
+        (["trainer.shapes=exact"], {}, (False, False), (False, False)),
+        (["trainer.packing=one_item"], {}, (True, False), (True, False)),
+        (["trainer.packing=one_item", "trainer.shapes=static"], {}, (True, True), (True, True)),
+        ([], state_space, (False, True), (True, False)),
+        ([], scan, (True, False), (True, False)),
+        (["trainer.packing=packed"], scan, (False, True), (False, False)),
     ):
         question = question_of(experiment("7b", *overrides), gpu)
-        assert (question.static(gpu), question.static(cpu)) == (on_gpu, on_cpu), overrides
+        question = replace(question, shape=replace(question.shape, **shape))  # type: ignore[arg-type]
+        for hardware, (one_item, static) in ((gpu, on_gpu), (cpu, on_cpu)):
+            assert question.one_item(hardware) is one_item, (overrides, shape)
+            load, work = question.load(question.workload.stages[0], 2048, hardware), question.workload.stages[0]
+            assert load == work.load(8, 2048, static, one_item) and (load.fill < 1) is static, (overrides, shape)
+
+
+def test_rows_of_one_item_are_counted_as_the_trainer_deals_them() -> None:
+    """Micro-steps and the fullest rank, against the rows themselves; packed rows (the twin) need far fewer micro-steps."""
+    work = asked()[0].workload.stages[0]
+    steps = sampled_steps(work.plan, 8)
+    grids = [pack(work.lengths[work.plan.step(n)], 8, 2048, one_item=True) for n in steps]
+    alone, packed = work.load(8, 2048, one_item=True), work.load(8, 2048)
+    assert (
+        alone.micro_steps == pytest.approx(np.mean([len(grid) for grid in grids]), abs=0.01) and alone.micro_steps > 5 * packed.micro_steps
+    )
+    fullest = [max(sum(len(piece) for row in rank for piece in row if piece.counts) for rank in zip(*grid, strict=True)) for grid in grids]
+    means = [int(work.lengths[work.plan.step(n)].sum()) / 8 for n in steps]
+    assert alone.tokens == pytest.approx(work.tokens / work.steps / 8 * np.mean(np.divide(fullest, means)), rel=1e-3)
 
 
 def test_a_speed_measured_with_padding_is_that_of_padded_tokens() -> None:
