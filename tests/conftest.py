@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -104,21 +103,10 @@ def groups() -> Iterator["Groups"]:
     server.close()
 
 
-@pytest.fixture
-def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`run_command("trainer", "x.yaml", env={...})`: python -m trainer x.yaml from the checkout, with a time limit."""
-
-    def run(room: str, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", room, *arguments],
-            cwd=ROOT,
-            env={**os.environ, **(env or {})},
-            text=True,
-            capture_output=True,
-            timeout=timeout_s,
-        )
-
-    return run
+@pytest.fixture(scope="session")
+def run_command(groups: "Groups") -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_command("trainer", "x.yaml", env={...})`: python -m trainer x.yaml from the checkout, with a time limit (`timeout_s`)."""
+    return groups.command
 
 
 @pytest.fixture(scope="session")

@@ -3,16 +3,20 @@
 python -m tests.helpers.forked; one JSON request a line on stdin, one JSON answer a line on stdout: {"codes": [0, 0]}; negative codes are signals.
 {"experiment": PATH, "overrides": [], "world_size": 2, "env": {}, "limit_s": 60} trains as the driver and its workers would; a process's output
 goes to <experiment>.<rank>.log. {"module": NAME, "out": FOLDER, "arguments": [], …} calls NAME.main(out, world_size, rank, *arguments) in each
-process of a gloo group; output goes to <out>/<rank>.log.
+process of a gloo group; output goes to <out>/<rank>.log. {"command": [ROOM, …], "env": {all of it}, "stdout": PATH, "stderr": PATH, "limit_s": 60} is
+`python -m ROOM …`, for commands that a test does not time and that ask no library, when it is imported, for what `env` sets.
 """
 
+import atexit
 import gc
 import importlib
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -127,7 +131,52 @@ def _group(world_size: int, work: Callable[[int], object], log: Callable[[int], 
     return [codes[pid] for pid in pids]
 
 
+def _command(request: dict[str, Any]) -> int:
+    """Its exit code; -9 where its time was up."""
+    pid = os.fork()
+    if pid == 0:
+        _become(request)
+    deadline = time.monotonic() + request["limit_s"]
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.killpg(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return os.waitstatus_to_exitcode(ended[1])
+
+
+def _become(request: dict[str, Any]) -> None:
+    """The command, to its end, in this process."""
+    os.setsid()
+    for number, path, how in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, request["stdout"], os.O_WRONLY | os.O_APPEND),
+        (2, request["stderr"], os.O_WRONLY | os.O_APPEND),
+    ):
+        os.dup2(os.open(path, how), number)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    room, *arguments = request["command"]
+    sys.argv[1:] = arguments
+    code: object = 1
+    try:
+        runpy.run_module(room, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:
+        traceback.print_exc()
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # what a process does at its end: threads, then what is registered
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code if isinstance(code, int) else 1)
+
+
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    if "command" in request:
+        return {"codes": [_command(request)]}
     world_size, env, limit_s = request["world_size"], request["env"], request["limit_s"]
     if module := request.get("module"):
         out, arguments = Path(request["out"]), request["arguments"]

@@ -1,8 +1,6 @@
 """python -m data plan, as a user would type it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from data.__main__ import main
 from experiment import load_experiment
 from experiment_yaml import ExperimentError, line_of
 from tests.conftest import ROOT
+from tests.helpers.groups import Groups
 
 EXPERIMENT = """\
 name: mine
@@ -112,11 +111,11 @@ def test_an_impossible_stage_is_refused_with_its_line(path: Path) -> None:
         ),
     ],
 )
-def test_trainer_refuses_before_any_worker(path: Path, before: str, after: str, line: int, reason: str) -> None:
+def test_trainer_refuses_before_any_worker(path: Path, before: str, after: str, line: int, reason: str, groups: Groups) -> None:
     text = EXPERIMENT % "shuffled"
     assert before in text
     path.write_text(text.replace(before, after))
-    done = subprocess.run([sys.executable, "-m", "trainer", str(path), "--dry-run"], cwd=ROOT, text=True, capture_output=True, timeout=120)
+    done = groups.command("trainer", str(path), "--dry-run")
     assert done.returncode == 2 and done.stderr.startswith(f"error: {path}:{line}: arms.") and reason in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
 

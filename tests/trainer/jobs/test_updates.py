@@ -1,9 +1,8 @@
 """Runs that start from another run: real rounds over changed folders, what they start from, and what is refused."""
 
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from console import UserError
 from experiment import load_experiment
 from experiment_yaml import ExperimentError
-from tests.conftest import ROOT
 from trainer import run
 from trainer.config import ModelConfig
 from trainer.jobs.parent import check_same_model, find_parent
@@ -74,15 +72,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(world: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "trainer", str(world / "town.yaml"), "--no-ray", "--no-exam", *arguments]
-    env = {**os.environ, "DS_ACCELERATOR": "cpu"}
-    return subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=280)
+@pytest.fixture(scope="module")
+def train(world: Path, run_command: Any) -> Callable[[], subprocess.CompletedProcess[str]]:
+    return lambda: run_command("trainer", str(world / "town.yaml"), "--no-ray", "--no-exam")  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
-def rounds(world: Path) -> subprocess.CompletedProcess[str]:
-    done = train(world)
+def rounds(world: Path, train: Any) -> subprocess.CompletedProcess[str]:
+    done = train()
     assert done.returncode == 0, done.stderr + "".join(p.read_text()[-2000:] for p in (world / "runs").glob("*/logs/*.log"))
     return done
 
@@ -140,9 +137,9 @@ def test_a_round_starts_from_the_fp32_weights_of_the_one_before(rounds: Any, wor
     assert apart > 1e-4 and moved > 1e-3  # the twins: another start would be seen
 
 
-def test_a_second_run_trains_nothing_and_new_data_only_their_round(rounds: Any, world: Path) -> None:
+def test_a_second_run_trains_nothing_and_new_data_only_their_round(rounds: Any, world: Path, train: Any) -> None:
     before = {path: path.stat().st_mtime_ns for path in world.glob("runs/*/stages/*/manifest.json")}
-    done = train(world)
+    done = train()
     assert done.returncode == 0 and done.stderr.count(" 0 to train") == 3
     assert before == {path: path.stat().st_mtime_ns for path in world.glob("runs/*/stages/*/manifest.json")}
 

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from evaluation.report.merged import merged
 from evaluation.score_files import read_arms, trained_arms
 from experiment import load_experiment
 from tests.conftest import ROOT
+from tests.helpers.groups import Groups
 from tests.trainer.merging.residual_models import TEMPLATE, write_model
 from trainer.jobs.retention import find_waste
 from trainer.jobs.starts import find_models
@@ -58,15 +58,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(place: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "trainer", str(place / "sums.yaml"), "--no-ray", "--no-exam"]
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "STUDYHALL_MERGEKIT": "/nowhere"}
-    return subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=280)
-
-
 @pytest.fixture(scope="module")
-def first(place: Path) -> subprocess.CompletedProcess[str]:
-    done = train(place)
+def first(place: Path, groups: Groups) -> subprocess.CompletedProcess[str]:
+    done = groups.command("trainer", str(place / "sums.yaml"), "--no-ray", "--no-exam", env={"STUDYHALL_MERGEKIT": "/nowhere"})
     assert done.returncode == 0, done.stderr + "".join(p.read_text()[-3000:] for p in (place / "runs/sums/logs").glob("*.log"))
     return done
 
