@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import console
+from cluster.connect import Connecting
 from experiment_yaml import ExperimentError, line_of
 from tests.conftest import ROOT
 from trainer.__main__ import main
@@ -84,11 +85,16 @@ def unlinked(tmp_path: Path) -> Path:
         ("prefix: url", "prefix url: none of the 4 documents has a url"),
     ],
 )
-def test_what_the_data_or_the_model_cannot_give_is_refused_at_its_line(unlinked: Path, setting: str, reason: str) -> None:
+def test_what_the_data_or_the_model_cannot_give_is_refused_at_its_line(
+    unlinked: Path, setting: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[bool] = []
+    monkeypatch.setattr(Connecting, "begin", lambda self: begun.append(True))  # nobody waits for Ray to come and go
     unlinked.write_text(UNLINKED.replace("        epochs: 1\n", f"        epochs: 1\n        {setting}\n"))
     folder = unlinked.parent
     with pytest.raises(ExperimentError) as refused:
         main([str(unlinked), f"data.root={folder}", f"runs={folder}", "--no-exam"])
+    assert begun == [True] * (setting == "template: chat")  # which the tokenizer is asked for while Ray comes up
     assert str(refused.value).startswith(f"{unlinked}:12: arms.mine.stages.1: {reason}") and "\n" not in str(refused.value)
     assert not (folder / "mine" / "stages").exists() and not (folder / "mine" / "arms.json").exists()  # no worker had begun
 

@@ -1,17 +1,15 @@
 """The main job, small and whole: real Ray, DeepSpeed and vLLM; a second run, a changed experiment, a wrong one."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.conftest import ROOT, MainJob
+from tests.conftest import MainJob
+from tests.helpers.groups import Groups
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +18,12 @@ def folder(main_job: MainJob) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first_run(ray_cluster: str, main_job: MainJob):  # type: ignore[no-untyped-def]
+def first_run(ray_cluster: str, main_job: MainJob, groups: Groups):  # type: ignore[no-untyped-def]
     """(the run, a function that runs the same command with other arguments on the cluster of these tests)."""
     folder, done = main_job
 
     def run(*arguments: str):  # type: ignore[no-untyped-def]
-        command = [sys.executable, "-m", "trainer", str(folder / "small.yaml"), *arguments]
-        env = {**os.environ, "RAY_ADDRESS": ray_cluster, "DS_ACCELERATOR": "cpu"}
-        return subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=280)
+        return groups.command("trainer", str(folder / "small.yaml"), *arguments, env={"RAY_ADDRESS": ray_cluster})
 
     return done, run
 

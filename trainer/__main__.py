@@ -232,8 +232,8 @@ def _train(experiment: Experiment, no_ray: bool, insecure: bool, as_written: boo
                     experiment.base_run,
                     experiment.models,
                     experiment.starts(),
-                    # A run that has come to its end before has probably nothing to train; bad records are refused before Ray is started.
-                    when_read=None if no_ray or (experiment.folder / "arms.json").exists() else ray_comes.begin,
+                    # A run that has come to its end before has probably nothing to train; what is bad is refused before Ray is started.
+                    when_sound=None if no_ray or (experiment.folder / "arms.json").exists() else ray_comes.begin,
                 )
                 todo = run.pending(experiment.folder, prepared)
                 run.announce(prepared, todo)

@@ -11,7 +11,7 @@ from typing import Any
 from console import UserError, progress, say
 from data.config import DataConfig, Stage
 from data.corpus.changes import EARLIER, RECORDS, Changes, changes_since, fit_stages, read_earlier, untrained, write_records
-from data.curriculum.arms import compile_arms, wordings
+from data.curriculum.arms import check_arms, compile_arms, wordings
 from data.curriculum.catalogue import Catalogue, catalogue_of
 from data.curriculum.plan import Plan
 from data.ground.contents import MEMORY
@@ -90,19 +90,17 @@ def prepare(
     base_run: str | None = None,
     models: dict[str, ModelConfig] | None = None,
     starts: dict[str, str] | None = None,
-    when_read: Callable[[], None] | None = None,
+    when_sound: Callable[[], None] | None = None,
 ) -> Prepared:
     """Records → tokens → plans → jobs. UserError for anything wrong with them; nothing has started by then.
 
     `base_run`: the run that all arms start from, and whose records say what is new (trainer/jobs/parent.py, data/corpus/changes.py).
-    `models`: further models by name, `starts`: the arms that start from one of them (trainer/jobs/starts.py). `when_read` is called
-    when the records are in memory and sound.
+    `models`: further models by name, `starts`: the arms that start from one of them (trainer/jobs/starts.py). `when_sound` is called
+    when records, model and stages are found to be so, before anything is tokenised.
     """
     refuse_another_experiment(folder, data, model)
     parent = find_parent(base_run) if base_run else None
     whole = corpus = load_corpus(data, seed, folder / "refused.jsonl")
-    if when_read:
-        when_read()
     changes = None
     if parent:
         changes, corpus = changes_since(whole, read_earlier(parent.records))
@@ -117,6 +115,9 @@ def prepare(
     if Path(text) != given.resolve():
         tensors = check_model_folder(Path(model_folder))
     check_stages({arm: stages for arm, stages in arms.items() if arm not in (starts or {})}, model_folder, trainer)
+    check_arms(arms, catalogue)
+    if when_sound:
+        when_sound()
     tokenizer = load_tokenizer(model_folder)
     encoder = Encoder(tokenizer)
     tokens_folder = folder / "tokens" / store_key(catalogue, encoder)[:16]  # workers may still read the store of other records

@@ -10,11 +10,21 @@ from console import UserError, say
 from data.config import Stage
 from data.curriculum.catalogue import Catalogue
 from data.curriculum.orders import Items
-from data.curriculum.plan import Plan, compile_plan
+from data.curriculum.plan import Plan, check_stage, compile_plan
 from data.wording.templates import Wording, wording_of
 
 Arms = dict[str, list[Stage]]
 """Each arm's whole curriculum, the stages of `base` first; the arm "base" holds those alone."""
+
+
+def check_arms(arms: Arms, catalogue: Catalogue) -> None:
+    """Every stage against the records (data/curriculum/plan.py). UserError names the stage as compile_arms does."""
+    for arm, stages in arms.items():
+        for n, stage in enumerate(stages):
+            try:
+                check_stage(stage, catalogue)
+            except UserError as error:
+                raise UserError(f"{stage_place(arms, arm, n)}: {error}") from None
 
 
 def compile_arms(

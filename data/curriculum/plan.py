@@ -53,7 +53,9 @@ def compile_plan(stage: Stage, catalogue: Catalogue, seed: int, lengths: Items |
     Order depends on the seed and on the stage's data settings only (not on its rate or loss), so that
     two rates are compared on the same batches; and two numbers of epochs or steps begin alike.
     """
-    _check(stage, catalogue, lengths)
+    check_stage(stage, catalogue)
+    if stage.batch_tokens and lengths is None:
+        raise UserError("batch_tokens needs the items' lengths, and without data there are none: give data.root, or use batch_items")
     sampled = _sampled_questions(stage, catalogue, seed)
     epochs, repeats = (1, stage.epochs or 1) if stage.order in WHOLE_STAGE else (stage.epochs, 1)
     replay = Replay(stage, catalogue, lengths, lambda number: _rng(seed, stage, f"replay pass {number}"))
@@ -85,7 +87,8 @@ def coverage(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, int]]:
     return report
 
 
-def _check(stage: Stage, catalogue: Catalogue, lengths: Items | None) -> None:
+def check_stage(stage: Stage, catalogue: Catalogue) -> None:
+    """UserError where the stage asks for what the records cannot give. Cheap: before anything is tokenised."""
     for kind in stage.mix.kinds():
         if not len(catalogue.ranges[kind]):
             raise UserError(f"the stage mixes {kind}, but the data hold none; leave it out of the mix or add a source for it")
@@ -105,8 +108,6 @@ def _check(stage: Stage, catalogue: Catalogue, lengths: Items | None) -> None:
         parts = [catalogue.records[kind] for kind in stage.mix.kinds() if kind.endswith("documents")]
         if not any(getattr(document, stage.prefix) for part in parts for document in part):
             raise UserError(f"prefix {stage.prefix}: none of the {sum(map(len, parts))} documents has a {stage.prefix}")
-    if stage.batch_tokens and lengths is None:
-        raise UserError("batch_tokens needs the items' lengths, and without data there are none: give data.root, or use batch_items")
     check_order(stage, catalogue)
     check_quality(stage, catalogue)
 

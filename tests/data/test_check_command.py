@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,18 +31,21 @@ def experiment(tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "data", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_a_good_experiment(experiment: Path) -> None:
+@pytest.fixture(scope="module")
+def run(run_command: Run) -> Run:
+    return lambda *arguments: run_command("data", *map(str, arguments))
+
+
+def test_a_good_experiment(experiment: Path, run: Run) -> None:
     done = run("check", experiment)
     assert done.returncode == 0 and done.stderr == ""
     assert "d.jsonl" in done.stdout and "share no text" in done.stdout
 
 
-def test_a_malformed_line_in_the_middle_stops_with_its_place(experiment: Path) -> None:
+def test_a_malformed_line_in_the_middle_stops_with_its_place(experiment: Path, run: Run) -> None:
     broken = experiment.parent / "d.jsonl"
     lines = broken.read_text().splitlines()
     lines[2] = '{"key": 2, "text": oops}'
@@ -106,7 +110,7 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert "python -m data check films.jsonl --holds documents --column id=wiki_id" in capsys.readouterr().out
 
 
-def test_checking_needs_no_ray_and_no_torch(experiment: Path) -> None:
+def test_checking_needs_no_ray_and_no_torch(experiment: Path, run: Run) -> None:
     code = (
         "import sys; from data.__main__ import main; main(['check', sys.argv[1]]); "
         "heavy = {'ray', 'torch', 'pandas', 'datasets', 'transformers'} & set(sys.modules); sys.exit(f'imported {heavy}' if heavy else 0)"

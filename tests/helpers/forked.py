@@ -3,7 +3,7 @@
 python -m tests.helpers.forked; one JSON request a line on stdin, one JSON answer a line on stdout: {"codes": [0, 0]}; negative codes are signals.
 {"experiment": PATH, "overrides": [], "world_size": 2, "env": {}, "limit_s": 60} trains as the driver and its workers would; a process's output
 goes to <experiment>.<rank>.log. {"module": NAME, "out": FOLDER, "arguments": [], …} calls NAME.main(out, world_size, rank, *arguments) in each
-process of a gloo group; output goes to <out>/<rank>.log. {"command": [ROOM, …], "env": {all of it}, "stdout": PATH, "stderr": PATH, "limit_s": 60} is
+process of a gloo group; output goes to <out>/<rank>.log. {"command": [ROOM, …], "env": {all of it}, "stdin": PATH, "stdout": PATH, "stderr": PATH, "limit_s": 60} is
 `python -m ROOM …`, for commands that a test does not time and that ask no library, when it is imported, for what `env` sets.
 """
 
@@ -148,7 +148,7 @@ def _become(request: dict[str, Any]) -> None:
     """The command, to its end, in this process."""
     os.setsid()
     for number, path, how in (
-        (0, os.devnull, os.O_RDONLY),
+        (0, request["stdin"], os.O_RDONLY),
         (1, request["stdout"], os.O_WRONLY | os.O_APPEND),
         (2, request["stderr"], os.O_WRONLY | os.O_APPEND),
     ):
@@ -157,6 +157,7 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.update(request["env"])
     room, *arguments = request["command"]
     sys.argv[1:] = arguments
+    sys.stdin = os.fdopen(0)  # the server's own has what was read ahead of it
     code: object = 1
     try:
         runpy.run_module(room, run_name="__main__", alter_sys=True)

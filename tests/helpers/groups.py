@@ -46,12 +46,18 @@ class Groups:
         return out
 
     def command(
-        self, room: str, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 240
+        self, room: str, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 240, typed: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """python -m room arguments, without the seconds that its imports take; `env` is added to this environment."""
-        with tempfile.NamedTemporaryFile("r") as stdout, tempfile.NamedTemporaryFile("r") as stderr:
+        """python -m room arguments, without the seconds that its imports take; `env` is added to this environment, `typed` what stdin holds."""
+        with (
+            tempfile.NamedTemporaryFile("r") as stdout,
+            tempfile.NamedTemporaryFile("r") as stderr,
+            tempfile.NamedTemporaryFile("w") as stdin,
+        ):
+            stdin.write(typed)
+            stdin.flush()
             request = {"command": [room, *arguments], "env": {**os.environ, **(env or {})}, "limit_s": timeout_s}
-            code = self._codes(request | {"stdout": stdout.name, "stderr": stderr.name})[0]
+            code = self._codes(request | {"stdin": stdin.name, "stdout": stdout.name, "stderr": stderr.name})[0]
             done = subprocess.CompletedProcess([room, *arguments], code, stdout.read(), stderr.read())
         if code == -signal.SIGKILL:
             raise subprocess.TimeoutExpired(done.args, timeout_s, done.stdout, done.stderr)

@@ -6,8 +6,6 @@ Every hostile file would leave a marker file if a loader did what it asks; each 
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import pytest
 
 from console import UserError
 from data.tokens import load_tokenizer
-from tests.conftest import ROOT
+from tests.helpers.groups import Groups
 from trainer.config import TinyModel
 from trainer.network.model_check import check_model_folder
 
@@ -149,13 +147,12 @@ def test_the_good_one_passes(model: Path) -> None:
 
 @pytest.mark.parametrize("make", [remote_model, remote_tokenizer, pickled_weights], ids=lambda make: make.__name__)
 def test_the_command_refuses_even_where_somebody_answers_yes(
-    make: Callable[[Path, Path], str], model: Path, marker: Path, tmp_path: Path
+    make: Callable[[Path, Path], str], model: Path, marker: Path, tmp_path: Path, groups: Groups
 ) -> None:
     """transformers asks on stdin whether remote code may run, unless it is told no."""
     reason = make(model, marker)
     (tmp_path / "x.yaml").write_text(EXPERIMENT.format(runs=tmp_path / "runs", model=model))
-    command = [sys.executable, "-m", "trainer", str(tmp_path / "x.yaml"), "--no-exam"]
-    done = subprocess.run(command, cwd=ROOT, input="y\n" * 9, text=True, capture_output=True, timeout=110)
+    done = groups.command("trainer", str(tmp_path / "x.yaml"), "--no-exam", typed="y\n" * 9)
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and reason in last and "Traceback" not in done.stderr
