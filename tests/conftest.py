@@ -30,20 +30,30 @@ os.environ.setdefault("STUDYHALL_LATE_S", "2")  # this machine's disk shows ever
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
-RAY_FIXTURES = re.compile(r"\b(ray_cluster|main_job|machines|nodes|head): (str|MainJob|Machines|Any|Head)\b")
+LANES = {
+    "ray": re.compile(r"\b(ray_cluster|main_job|nodes): (str|MainJob|Any)\b"),
+    "machines": re.compile(r"\b(machines|head): (Machines|Head)\b"),
+}
+"""Files whose text holds this are one lane: the first have the run's Ray cluster, the second clusters of several nodes, which mostly wait."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`make test` has three processes: what starts Ray runs in one of them, file after file, and every other file in one of them."""
+    """`make test` has three processes: what starts Ray runs in two of them, file after file, and every other file in one of them."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Lanes(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "ray" if RAY_FIXTURES.search(_text(file)) else file
+            return next((lane for lane, of in LANES.items() if of.search(_text(file))), file)
 
-    config.option.loadscopereorder = False  # in the order of collection: Ray's lane, the longest, begins at once
+        def _assign_work_unit(self, node: Any) -> None:
+            for lane in reversed(LANES):  # the longest begin at once
+                if lane in self.workqueue:
+                    self.workqueue.move_to_end(lane, last=False)
+            super()._assign_work_unit(node)
+
+    config.option.loadscopereorder = False
     return Lanes(config, log)
 
 

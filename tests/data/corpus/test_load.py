@@ -220,7 +220,7 @@ def sizes(corpus: Corpus) -> dict[str, int]:
 
 
 def test_made_data_goes_through_the_same_account() -> None:
-    pytest.importorskip("data.bios")
+    pytest.importorskip("data.corpus.bios")
     made = Bios(replay_people=3, train_people=3, test_people=2)
     corpus = load_corpus(DataConfig(bios=made), 1)
     assert sizes(corpus)["train_documents"] == 3 and corpus.overlap
