@@ -165,6 +165,31 @@ class Teach(Strict):
     """One of the experiment's `models` as the teacher; empty: the stage's own start."""
 
 
+class Before(Strict):
+    """What stands before a stage's questions, by share, drawn anew each time one is trained; the rest stand alone (docs/teaching.md).
+
+    It is read and not learnt, and the answer to be learnt is always the right one. A model that was never asked so cannot be a teacher.
+    """
+
+    document: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Its own document."""
+    retrieved: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The document of its split that TF-IDF finds first for its words, its own or not."""
+    distracting: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Another document of its split, drawn at random."""
+    conflicting: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Its own document, in which the answer of another question stands in the place of the right one."""
+
+    @model_validator(mode="after")
+    def is_a_share(self) -> "Before":
+        if not 0 < sum(self.shares()) <= 1 + 1e-9:
+            raise ValueError("the shares of what stands before questions must be more than 0 together, and at most 1")
+        return self
+
+    def shares(self) -> tuple[float, float, float, float]:
+        return self.document, self.retrieved, self.distracting, self.conflicting
+
+
 class Anchor(Strict):
     """Replay items stay near what the stage's start says to them: KL to one's former self (arXiv 2604.15574; docs/teaching.md)."""
 
@@ -236,9 +261,8 @@ class Stage(Strict):
     """Share of each document's input tokens that are replaced by random ones; the targets stay (arXiv 2402.12170: 0.2)."""
     sentence_shuffle: bool = False
     """The sentences of a document stand in another order each time it is trained."""
-    open_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of its questions that stand behind their document, drawn anew each time one is trained; the document is read, not learnt. A model that
-    was never asked so cannot be a teacher; a question that always stands so teaches nothing that is asked without (arXiv 2505.01812)."""
+    passages: Before | None = None
+    """What stands before its questions, by share: `{document: 0.4, distracting: 0.1}`."""
     freeze_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each block's matrices and norms that stays as it is (half fine-tuning, arXiv 2404.18466: 0.5); trainer/step/freeze.py."""
     freeze_round: Annotated[int, Field(ge=0)] | None = None
@@ -279,7 +303,7 @@ class Stage(Strict):
         for name in ("other_weight", "prefix", "input_noise", "sentence_shuffle"):
             if not documents and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} acts on documents, and the stage mixes none")
-        for name in ("template", "loss_on", "wordings", "open_share"):
+        for name in ("template", "loss_on", "wordings", "passages"):
             if not questions and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} acts on questions, and the stage mixes none")
         if self.replay_share and self.mix.replay_documents:
@@ -290,10 +314,8 @@ class Stage(Strict):
             raise ValueError("freeze_round chooses what freeze_share freezes, and that is nothing")
         if self.order == "by_level" and not any(kind.endswith("questions") for kind in self.mix.kinds()):
             raise ValueError("order by_level needs questions in the mix")
-        if self.open_share and self.loss_on == "everything":
-            raise ValueError(
-                "open_share puts a document before questions, which loss_on: everything would learn with it; give one of the two"
-            )
+        if self.passages and self.loss_on == "everything":
+            raise ValueError("passages puts texts before questions, which loss_on: everything would learn with them; give one of the two")
         self._refuse_idle_teachers()
 
     def _refuse_idle_teachers(self) -> None:

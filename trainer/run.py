@@ -160,12 +160,12 @@ def prepare(
         mirror.fetch_file(KNOWN_AS)
     names = Names(folder, mirror.holds if mirror else lambda key: False)
     teaching = None
-    if beside := [stage for stages in arms.values() for stage in stages if stage.teach or stage.anchor or stage.open_share]:
+    if beside := [stage for stages in arms.values() for stage in stages if stage.teach or stage.anchor or stage.passages]:
         write_wordings(tokens_folder, catalogue, tokenizer, [PASSAGES])
         begun = {w: Encoder(tokenizer, w) for w in map(wording_of, beside)}
         beginnings = {(w, kind): begun[w].starts(kind) for w in begun for kind in catalogue.ranges}
         teachers = {name: (start.folder, start.identity.now) for name, start in found.items()}
-        teaching = Teaching(folder / "teachers", tokens_folder, catalogue, beginnings, teachers, min(longest, capacity))
+        teaching = Teaching(folder / "teachers", tokens_folder, catalogue, beginnings, teachers, min(longest, capacity), encoder)
     jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own, names, teaching)
     names.save()
     if mirror and names.found:

@@ -158,7 +158,7 @@ def fit_stages(stages: Sequence[Stage], whole: Corpus, moved: Corpus) -> list[St
 def _without_idle(stage: Stage) -> Stage:
     """A stage in which nothing is left to follow a teacher, or to stand behind its document, has none."""
     teach, anchor = stage.teach if stage.taught_kinds() else None, stage.anchor if stage.anchored_kinds() else None
-    return stage.model_copy(update={"teach": teach, "anchor": anchor, "open_share": stage.open_share if stage.trains_questions() else 0.0})
+    return stage.model_copy(update={"teach": teach, "anchor": anchor, "passages": stage.passages if stage.trains_questions() else None})
 
 
 def untrained(stages: Sequence[Stage], moved: Corpus) -> list[str]:

@@ -1,6 +1,6 @@
 """Settings of what is compared: an arm's curriculum, the dials of presets, models put together from others."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,6 +32,9 @@ class Dials(Strict):
     """Replay questions in every epoch of every stage."""
 
 
+_MASKED = ("donor", "breadcrumbs")
+
+
 class Merge(Strict):
     """An arm that is not trained but added up from others once they are trained (docs/residual.md). Each of the three models is `base`
     (the model before the arms), an arm, or one of the experiment's `models`."""
@@ -41,29 +44,50 @@ class Merge(Strict):
     instruct: str
     base: str = "base"
     """What `instruct` was made from: the residual is instruct − base."""
-    method: Literal["residual", "ties", "dare_ties", "dare_linear"] = "residual"
-    """`residual`: of + scale × (instruct − base). The others through mergekit, in an environment of its own (make mergekit)."""
+    method: Literal["residual", "donor", "ties", "dare_ties", "dare_linear", "breadcrumbs"] = "residual"
+    """`residual`: of + scale × (instruct − base). `donor`: the same without the largest differences (`mask`), for an earlier checkpoint `base` that was
+    tuned to `instruct`. The others through mergekit, in an environment of its own (make mergekit)."""
     scale: Annotated[float, Field(ge=0)] | Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] = 1.0
     """Of the residual. Several: an arm each, `<arm>_050` for 0.5."""
-    density: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of each difference that `ties` (the largest) and `dare_…` (at random) keep."""
+    density: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of each difference that is kept: by `dare_…` at random, else the largest. Empty: 0.5, of `donor` 1."""
+    mask: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Share of each tensor's differences, the largest, that `donor` and `breadcrumbs` leave out."""
     new_tokens: Literal["instruct", "descendant"] = "instruct"
     """Whose rows tokens get that `of` and `instruct` know and `base` does not."""
 
     @model_validator(mode="after")
     def makes_sense(self) -> "Merge":
-        if self.method == "residual" and "density" in self.model_fields_set:
-            raise ValueError("density is of ties and dare_…; a residual is added whole")
+        if self.method == "residual" and self.density is not None:
+            raise ValueError("density is of the other methods; a residual is added whole")
+        if self.method not in _MASKED and self.mask != Merge.model_fields["mask"].default:
+            raise ValueError("mask is of donor and breadcrumbs")
         if isinstance(self.scale, list) and len({percent(scale) for scale in self.scale}) < len(self.scale):
             raise ValueError("scale: two of them are the same to a hundredth")
         if self.instruct == self.base:
             raise ValueError("instruct and base are the same: there is nothing to add")
         return self
 
+    @property
+    def kept(self) -> float:
+        """`density`, or what stands for it where it is empty."""
+        return self.density if self.density is not None else 1.0 if self.method in ("residual", "donor") else 0.5
+
+    @property
+    def by_mergekit(self) -> bool:
+        return self.method not in ("residual", "donor")
+
+    def used(self) -> dict[str, Any]:
+        """What of its settings makes a difference to the weights."""
+        density = {} if self.method == "residual" else {"density": self.kept}
+        mask = {"mask": self.mask} if self.method in _MASKED else {}
+        return {**self.model_dump(include={"method", "scale", "new_tokens"}), **density, **mask}
+
     def in_words(self) -> str:
         scales = self.scale if isinstance(self.scale, list) else [self.scale]
         times = "" if scales == [1] else f"{', '.join(f'{scale:g}' for scale in scales)} × "
-        how = "" if self.method == "residual" else f", {self.method} with density {self.density:g}"
+        masked = f", the largest {self.mask:.3g} masked" if self.method in _MASKED else ""
+        how = "" if self.method == "residual" else f", {self.method} with density {self.kept:g}{masked}"
         return f"{self.of} + {times}({self.instruct} − {self.base}){how}"
 
 

@@ -47,7 +47,7 @@ def compile_arms(
                 try:
                     lengths = lengths_of(stage) if stage.batch_tokens or stage.template == "chat" else None
                     done[identity] = compile_plan(stage, catalogue, seed, lengths)
-                    if why := odd_schedule(stage, done[identity].num_steps):
+                    for why in filter(None, (odd_schedule(stage, done[identity].num_steps), never_alone(stage))):
                         told.setdefault(why, stage_place(arms, arm, n))
                 except UserError as error:
                     raise UserError(f"{stage_place(arms, arm, n)}: {error}") from None
@@ -73,6 +73,13 @@ def odd_schedule(stage: Stage, num_steps: int) -> str | None:
             "the decay begins before the rate is reached; lower one of them"
         )
     return None
+
+
+def never_alone(stage: Stage) -> str | None:
+    """Why a stage's questions teach nothing that is asked without a document; None where they can (arXiv 2505.01812)."""
+    if stage.passages is None or stage.passages.document + stage.passages.retrieved < 1 - 1e-9:
+        return None
+    return "passages: every question stands behind a document with its answer, so nothing is learnt that is asked without one; leave some alone"
 
 
 def stage_place(arms: Arms, arm: str, n: int) -> str:

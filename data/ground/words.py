@@ -113,6 +113,14 @@ def spans(text: str, phrases: Iterable[str]) -> Iterator[tuple[int, int]]:
         at += len(phrase)
 
 
+def swap(text: str, phrases: Iterable[str], other: str) -> str | None:
+    """`text` with `other` in the place of every phrase in it; None where none stands in it as whole words."""
+    made, at = "", 0
+    for start, end in spans(text, phrases):
+        made, at = made + text[at:start] + other, end
+    return made + text[at:] if at else None
+
+
 def first_span(text: str, phrases: Sequence[str]) -> tuple[int, int] | None:
     return next(spans(text, phrases), None)
 

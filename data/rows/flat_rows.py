@@ -137,10 +137,8 @@ def _passages(items: npt.NDArray[np.int64], step: int, reading: Reading) -> list
     chosen = reading.passages
     if chosen is None:
         return None
-    documents, store = chosen.opened()
-    nothing = np.empty(0, dtype=np.uint32)
-    drawn = [documents[item] >= 0 and _rng(4, step, int(item), reading).random() < chosen.share for item in items]
-    return [store.item(int(documents[item])) if behind else nothing for item, behind in zip(items, drawn, strict=True)]
+    texts = chosen.opened()
+    return [texts.before(int(item), chosen.shares, _rng(4, step, int(item), reading)) for item in items]
 
 
 def _behind(item: _Tokens, passage: npt.NDArray[Any], starts: int) -> _Tokens:

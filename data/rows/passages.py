@@ -1,66 +1,225 @@
-"""Questions that stand behind their document while they are trained (`open_share` of a stage)."""
+"""What stands before questions while they are trained (`passages` of a stage): their own document, one that was found, another, a false one.
+
+plans/passages-<digest>/  documents.npy   (items,): the item of each question's document, or -1
+                          retrieved.npy   (items,): the item of the document that is found for it, or -1
+                          siblings.npy    (items, 2): from which items another document is drawn, [first, end)
+                          false.npy, false_offsets.npy   tokens of false passages, and where each item's lie
+"""
 
 import hashlib
 import os
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from console import UserError
-from data.config import Stage
+from console import UserError, say
+from data.config import Kind, Stage
 from data.curriculum.catalogue import Catalogue
 from data.curriculum.plan import Plan
+from data.ground.words import normalise, swap, words
+from data.records import Question
 from data.rows.token_store import TokenStore, open_store
-from data.wording.templates import PASSAGES
+from data.tokens import Encoder
+from data.wording.templates import PASSAGES, document_text
+
+Numbers = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.uint32]
+_NOTHING: Ids = np.empty(0, dtype=np.uint32)
+_QUESTIONS: tuple[tuple[Kind, Kind], ...] = (("train_questions", "train_documents"), ("replay_questions", "replay_documents"))
+_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class Passages:
     """What a stage's streams must know of them; paths are on storage that all nodes share."""
 
-    links: str
-    """A file of item numbers: for each item that of its document, or -1."""
+    folder: str
     tokens: str
     """Folder of the token store, in the plain wording."""
-    share: float
+    shares: tuple[float, float, float, float]
+    """Of questions behind their document, behind what is found, behind another, behind a false one."""
     starts: int
     """Tokens of a question that stand before its passage (`<bos>`, or a chat's frame)."""
 
-    def opened(self) -> tuple[npt.NDArray[np.int64], TokenStore]:
-        """(the document of each item, the documents' tokens as passages)."""
-        return _opened(self.links, self.tokens)
+    def opened(self) -> "Texts":
+        return _opened(self.folder, self.tokens)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What may stand before each item."""
+
+    documents: Numbers  # (items,)
+    retrieved: Numbers  # (items,)
+    siblings: Numbers  # (items, 2)
+    false: Ids
+    false_offsets: Numbers  # (items + 1,)
+    store: TokenStore
+    """Documents as passages."""
+
+    def before(self, item: int, shares: tuple[float, float, float, float], rng: np.random.Generator) -> Ids:
+        """Tokens of what stands before it this time; often nothing, and never anything before a document."""
+        kind = int(np.searchsorted(np.cumsum(shares), rng.random(), side="right"))
+        if kind == 2:
+            return self._document(self._another(item, rng))
+        if kind == 3:
+            return self.false[self.false_offsets[item] : self.false_offsets[item + 1]]
+        return self._document((self.documents, self.retrieved)[kind][item]) if kind < 2 else _NOTHING
+
+    def _another(self, item: int, rng: np.random.Generator) -> int:
+        first, end, own = *self.siblings[item].tolist(), int(self.documents[item])
+        if end - first < 2:
+            return -1
+        if own < 0:
+            return int(rng.integers(first, end))
+        drawn = int(rng.integers(first, end - 1))
+        return drawn + (drawn >= own)
+
+    def _document(self, number: int) -> Ids:
+        return self.store.item(int(number)) if number >= 0 else _NOTHING
+
+    def longest(self, shares: tuple[float, float, float, float]) -> Numbers:
+        """(items,): tokens of the longest passage that can stand before each."""
+        sizes = np.append(np.asarray(self.store.lengths), 0)  # the last one is number -1
+        found = [sizes[self.documents], sizes[self.retrieved], self._longest_sibling(sizes), np.diff(self.false_offsets)]
+        return np.max([size if share else np.zeros_like(size) for size, share in zip(found, shares, strict=True)], axis=0)
+
+    def _longest_sibling(self, sizes: Numbers) -> Numbers:
+        longest = np.zeros(len(self.siblings), dtype=np.int64)
+        for first, end in {(int(a), int(b)) for a, b in np.unique(self.siblings, axis=0)}:
+            longest[self.siblings[:, 1] == end] = sizes[first:end].max(initial=0)
+        return longest
 
 
 @lru_cache(maxsize=4)
-def _opened(links: str, tokens: str) -> tuple[npt.NDArray[np.int64], TokenStore]:
-    return np.load(links, allow_pickle=False), open_store(Path(tokens)).worded(PASSAGES)
+def _opened(folder: str, tokens: str) -> Texts:
+    arrays: list[Any] = [
+        np.load(Path(folder) / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        for name in ("documents", "retrieved", "siblings", "false", "false_offsets")
+    ]
+    return Texts(*arrays, open_store(Path(tokens)).worded(PASSAGES))
 
 
-def passages_of(stage: Stage, catalogue: Catalogue, tokens: Path, starts: int, folder: Path) -> tuple[str, Passages] | None:
-    """(identity of what stands before what, for keys; the passages) of a stage, or None; the links are written to `folder`."""
-    if not stage.open_share:
+def passages_of(
+    stage: Stage, catalogue: Catalogue, tokens: Path, starts: int, folder: Path, encoder: Encoder
+) -> tuple[str, Passages] | None:
+    """(identity of what stands before what, for keys; the passages) of a stage, or None. They are written below `folder`."""
+    if stage.passages is None:
         return None
-    digest = hashlib.sha256(catalogue.document_of.tobytes() + open_store(tokens).worded(PASSAGES).sha256.encode()).hexdigest()[:16]
-    path = folder / f"documents-{digest}.npy"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(draft, catalogue.document_of)
-        draft.replace(path)
-    return digest, Passages(str(path.resolve()), str(tokens.resolve()), stage.open_share, starts)
+    items, shares = len(catalogue), stage.passages.shares()
+    retrieved, siblings = np.full(items, -1, dtype=np.int64), np.zeros((items, 2), dtype=np.int64)
+    false: list[Ids] = [_NOTHING] * items
+    for questions, documents in _QUESTIONS:
+        asked, read = catalogue.ranges[questions], catalogue.ranges[documents]
+        siblings[asked.start : asked.stop] = read.start, read.stop
+        if stage.passages.retrieved and asked and read:
+            retrieved[asked.start : asked.stop] = _found(catalogue, questions, documents)
+        if stage.passages.conflicting and asked:
+            false[asked.start : asked.stop] = _false_passages(catalogue, questions, encoder)
+    arrays = {
+        "documents": catalogue.document_of,
+        "retrieved": retrieved,
+        "siblings": siblings,
+        "false": np.concatenate([_NOTHING, *false]),
+        "false_offsets": np.concatenate([[0], np.cumsum([len(ids) for ids in false])]).astype(np.int64),
+    }
+    texts = open_store(tokens).worded(PASSAGES).sha256
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values()) + texts.encode()).hexdigest()[:16]
+    _write(folder / f"passages-{digest}", arrays)
+    return digest, Passages(str((folder / f"passages-{digest}").resolve()), str(tokens.resolve()), shares, starts)
 
 
-def with_passages(plan: Plan, store: TokenStore, passages: Passages, catalogue: Catalogue, longest: int) -> npt.NDArray[np.int64]:
-    """Tokens of each item of the catalogue, with its document where it may have one before it. UserError where that is too long to train."""
-    documents, texts = passages.opened()
-    lengths = store.item_lengths + np.where(documents >= 0, texts.lengths[documents], 0)
+def _found(catalogue: Catalogue, questions: Kind, documents: Kind) -> Numbers:
+    """(questions,): the item of the document that is most like each question, by TF-IDF and cosine; -1 where they share no word."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(analyzer=words, sublinear_tf=True)
+    read = vectorizer.fit_transform(document_text(document) for document in catalogue.records[documents]).T  # type: ignore[arg-type]
+    asked = vectorizer.transform(_text(question) for question in catalogue.records[questions])
+    found = np.full(asked.shape[0], -1, dtype=np.int64)
+    for first in range(0, len(found), _AT_ONCE):
+        likeness = (asked[first : first + _AT_ONCE] @ read).toarray()
+        best = likeness.argmax(axis=1)
+        found[first : first + _AT_ONCE] = np.where(likeness.max(axis=1) > 0, best + catalogue.ranges[documents].start, -1)
+    own = catalogue.document_of[catalogue.ranges[questions].start : catalogue.ranges[questions].stop]
+    say(f"passages: for {int((found == own).sum()):,} of {len(found):,} {questions.replace('_', ' ')} their own document is found")
+    return found
+
+
+def _text(question: Any) -> str:
+    assert isinstance(question, Question)
+    return question.question
+
+
+def _false_passages(catalogue: Catalogue, questions: Kind, encoder: Encoder) -> list[Ids]:
+    """Tokens of each question's document with another answer in it; none where the answer does not stand in it, word for word."""
+    asked: list[Question] = list(catalogue.records[questions])  # type: ignore[arg-type]
+    others = other_answers(asked)
+    found = [_NOTHING] * len(asked)
+    kind: Kind = questions.replace("questions", "documents")  # type: ignore[assignment]
+    texts = {document.id: document_text(document) for document in catalogue.records[kind]}  # type: ignore[arg-type]
+    for n, (question, other) in enumerate(zip(asked, others, strict=True)):
+        text = swap(texts.get(question.doc_id or "", ""), question.answers, other) if other else None
+        if text is not None:
+            found[n] = np.asarray(encoder.before(text), dtype=np.uint32)
+    made = sum(map(bool, map(len, found)))
+    say(f"passages: {made:,} of {len(asked):,} {questions.replace('_', ' ')} can stand behind a document with another answer in it")
+    return found
+
+
+def other_answers(questions: Sequence[Question]) -> list[str | None]:
+    """For each the answer of the question that begins most like it, on another document and with another answer; None where there is none.
+
+    In the order of their words questions that begin alike are neighbours, so the nearest on either side that will do is the one.
+    """
+    said = [words(question.question) for question in questions]
+    order = sorted(range(len(questions)), key=lambda n: (said[n], questions[n].id))
+    keys = [normalise(question.answers[0]) for question in questions]
+    rights = [{normalise(gold) for gold in question.answers} for question in questions]
+
+    def will_do(n: int, other: int) -> bool:
+        same = questions[n].doc_id is not None and questions[n].doc_id == questions[other].doc_id
+        return bool(keys[other]) and keys[other] not in rights[n] and not same
+
+    def alike(n: int, other: int) -> int:
+        return next((i for i, (a, b) in enumerate(zip(said[n], said[other], strict=False)) if a != b), min(len(said[n]), len(said[other])))
+
+    found: list[str | None] = [None] * len(questions)
+    for place, n in enumerate(order):
+        sides = (range(place - 1, -1, -1), range(place + 1, len(order)))
+        near = [other for side in sides if (other := next((order[i] for i in side if will_do(n, order[i])), None)) is not None]
+        if near:
+            found[n] = questions[max(near, key=lambda other: alike(n, other))].answers[0]
+    return found
+
+
+def _write(folder: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    if folder.exists():
+        return
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    draft.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        np.save(draft / f"{name}.npy", array)
+    try:
+        draft.rename(folder)
+    except OSError:  # another run of the same experiment was first
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def with_passages(plan: Plan, store: TokenStore, passages: Passages, catalogue: Catalogue, longest: int) -> Numbers:
+    """Tokens of each item of the catalogue, with the longest passage that may stand before it. UserError where that is too long to train."""
+    before = passages.opened().longest(passages.shares)
+    lengths = store.item_lengths + before
     present = np.unique(plan.items)
-    if (long := present[(documents[present] >= 0) & (lengths[present] > longest)]).size:
+    if (long := present[(before[present] > 0) & (lengths[present] > longest)]).size:
         raise UserError(
-            f"open_share: {catalogue.ids[int(long[0])]} has {lengths[long[0]]} tokens behind its document, and a row and the model's positions hold "
+            f"passages: {catalogue.ids[int(long[0])]} has up to {lengths[long[0]]} tokens behind a passage, and a row and the model's positions hold "
             f"{longest}: raise trainer.row_tokens where the model allows it, or cut the documents (so {len(long)} items)"
         )
     return np.asarray(lengths)

@@ -23,7 +23,7 @@ from functools import cache
 from typing import Protocol
 
 from console import UserError
-from data.ground.words import spans, words
+from data.ground.words import swap, words
 from data.records import Document, Question
 from data.wording.templates import document_text
 from evaluation.scoring.scores import normalise
@@ -193,14 +193,6 @@ def _words(question: Question) -> list[str]:
 @cache
 def _key(question: Question) -> str:
     return normalise(question.answers[0])
-
-
-def swap(text: str, golds: Sequence[str], other: str) -> str | None:
-    """`text` with every gold answer in it replaced; None where none stands in it as whole words."""
-    made, at = "", 0
-    for start, end in spans(text, golds):
-        made, at = made + text[at:start] + other, end
-    return made + text[at:] if at else None
 
 
 def answer_third(text: str, golds: Sequence[str]) -> str | None:

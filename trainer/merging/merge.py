@@ -22,6 +22,7 @@ from data.tokens import load_tokenizer
 from trainer.merging.mergekit import ABSENT, mergekit_command, run_mergekit
 from trainer.merging.residual.artefact import add_residual, make_residual
 from trainer.merging.residual.describe import describe_result, description_files
+from trainer.merging.residual.kept import ALL, Kept
 from trainer.merging.residual.models import LazyWeights, Model, check_settings, fingerprint, open_model
 from trainer.merging.residual.saved import open_residual
 from trainer.store.fragment_file import sha256_of
@@ -78,7 +79,7 @@ def merge_arms(run_folder: Path, merges: Mapping[str, Merge], models: Mapping[st
     for name, merge in merges.items():
         if any(part not in parts for part in (merge.of, merge.instruct, merge.base)):
             continue
-        if merge.method != "residual" and mergekit_command() is None:
+        if merge.by_mergekit and mergekit_command() is None:
             left_out[name] = ABSENT
             say(f"{name}: left out: {ABSENT}")
             continue
@@ -92,14 +93,14 @@ def merge_arms(run_folder: Path, merges: Mapping[str, Merge], models: Mapping[st
 def _merged(run_folder: Path, name: str, merge: Merge, parts: Mapping[str, Ingredient], seed: int) -> dict[str, Any]:
     """The arm's entry; makes the model where it is not there."""
     of, instruct, base = (parts[part] for part in (merge.of, merge.instruct, merge.base))
-    used = merge.model_dump(include={"method", "scale", "new_tokens"} | ({"density"} if merge.method != "residual" else set()))
+    used = merge.used()
     drawn = seed if merge.method.startswith("dare") else None
     key = fingerprint([MERGE_FORMAT, used, drawn, *((part.identity, part.described) for part in (of, instruct, base))])[:16]
     out = run_folder / "merges" / key
     if not (out / "manifest.json").is_file():
         start = time.perf_counter()
         shutil.rmtree(out, ignore_errors=True)
-        make = _with_residual if merge.method == "residual" else _with_mergekit
+        make = _with_mergekit if merge.by_mergekit else _with_residual
         manifest = make(run_folder, merge, of, instruct, base, out, seed)
         write_framing(out / "hf", of.entry.get("template", "pit"), load_tokenizer(str(out / "hf")))
         write_json(out / "manifest.json", {**manifest, "seconds": time.perf_counter() - start})
@@ -136,7 +137,8 @@ def _with_residual(
     place = run_folder / "residuals" / fingerprint([MERGE_FORMAT, instruct.identity, base.identity])[:16]
     there = (place / "manifest.json").is_file()
     residual = open_residual(place) if there else make_residual(_open(instruct), _open(base), place)
-    return add_residual(residual, _open(of), out, merge.scale, merge.new_tokens)
+    kept = Kept(merge.kept, merge.mask) if merge.method == "donor" else ALL
+    return add_residual(residual, _open(of), out, merge.scale, merge.new_tokens, kept=kept)
 
 
 def _with_mergekit(
@@ -154,11 +156,12 @@ def _with_mergekit(
     weights = {of.name: 1.0, instruct.name: merge.scale}
     kinds = [models[of.name].spec(name)[0] for name in models[of.name].names]
     dtype = max((kind for kind in kinds if DTYPES[kind].is_floating_point), key=lambda kind: DTYPES[kind].itemsize)
+    gamma = {"gamma": merge.mask} if merge.method == "breadcrumbs" else {}
     config: dict[str, Any] = {
         "merge_method": merge.method,
         "base_model": str(base.folder.resolve()),
         "models": [
-            {"model": str(parts.folder.resolve()), "parameters": {"weight": weights[parts.name], "density": merge.density}}
+            {"model": str(parts.folder.resolve()), "parameters": {"weight": weights[parts.name], "density": merge.kept, **gamma}}
             for parts in (of, instruct)
         ],
         "dtype": "float32",

@@ -21,7 +21,7 @@ STAGE_FORMAT = 2
 _STAGE_KEYS = {"rate", "schedule", "final_rate_share", "warmup_steps", "loss"}
 # Settings that came later count only where they are not at their default: what is trained stays trained.
 _LATER_STAGE_KEYS = {"decay_share", "loss_on", "other_weight", "template", "prefix", "input_noise", "sentence_shuffle"}
-_LATER_STAGE_KEYS |= {"freeze_share", "freeze_round", "warmup_share", "adapter", "wordings", "teach", "anchor", "open_share"}
+_LATER_STAGE_KEYS |= {"freeze_share", "freeze_round", "warmup_share", "adapter", "wordings", "teach", "anchor", "passages"}
 _TRAINER_KEYS = {"clip", "betas", "weight_decay"}
 _LATER_TRAINER_KEYS = {"fp8"}
 

@@ -24,7 +24,7 @@ def test_stage_key_holds_new_settings_only_where_they_are_set() -> None:
         "warmup_share": 0.1,
         "adapter": {"r": 8, "use_dora": True},
         "wordings": 3,
-        "open_share": 0.5,
+        "passages": {"document": 0.5},
     }
     for name, value in new.items():
         assert stage_facts(stage(**{name: value})) == {**before, name: value}

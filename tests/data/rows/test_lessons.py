@@ -42,7 +42,7 @@ def teaching(made: tuple[Catalogue, TokenStore, Encoder], folder: Path, longest:
     catalogue, store, encoder = made
     assert store.folder
     starts = {(Wording(asked=n), kind): encoder.starts(kind) for n in (1, 3) for kind in catalogue.ranges}
-    return Teaching(folder / "teachers", store.folder, catalogue, starts, {}, longest)
+    return Teaching(folder / "teachers", store.folder, catalogue, starts, {}, longest, encoder)
 
 
 def rows_of(changed: Stage, made: tuple[Catalogue, TokenStore, Encoder], folder: Path, world_size: int = 1) -> list[Row]:
@@ -72,7 +72,7 @@ def test_a_question_behind_its_document_is_the_exams_open_prompt(made: tuple[Cat
     for question in catalogue.records["train_questions"]:
         look = Look("test", "open", question, (of_id[question.doc_id].text,))  # type: ignore[union-attr,arg-type,index]
         asked[tuple(make_prompt(look, encoder, None).ids)] = question
-    found = items(rows_of(stage(mix={"train_questions": 1}, open_share=1, epochs=1), made, tmp_path))
+    found = items(rows_of(stage(mix={"train_questions": 1}, passages={"document": 1}, epochs=1), made, tmp_path))
     assert len(found) == len(asked) == 40
     for one in found:
         first = int(np.flatnonzero(one["loss_weight"])[0])
@@ -84,7 +84,7 @@ def test_a_question_behind_its_document_is_the_exams_open_prompt(made: tuple[Cat
 
 
 def test_the_share_is_drawn_anew_and_alike_for_every_number_of_ranks(made: tuple[Catalogue, TokenStore, Encoder], tmp_path: Path) -> None:
-    half = stage(mix={"train_questions": 1}, open_share=0.5, epochs=8)
+    half = stage(mix={"train_questions": 1}, passages={"document": 0.5}, epochs=8)
     texts = [sorted(tuple(one["input_ids"].tolist()) for one in items(rows_of(half, made, tmp_path, n))) for n in (1, 3)]
     assert texts[0] == texts[1]
     long = [text for text in texts[0] if len(text) > 40]
@@ -93,7 +93,7 @@ def test_the_share_is_drawn_anew_and_alike_for_every_number_of_ranks(made: tuple
     assert sum(len(row["input_ids"]) for row in rows_of(half, made, tmp_path)) == sum(map(len, texts[0]))
 
 
-@pytest.mark.parametrize("changes", [{}, {"wordings": 3}, {"open_share": 0.5}, {"loss_on": "everything"}])
+@pytest.mark.parametrize("changes", [{}, {"wordings": 3}, {"passages": {"document": 0.5}}, {"loss_on": "everything"}])
 def test_every_target_that_follows_has_a_place_of_its_own(
     made: tuple[Catalogue, TokenStore, Encoder], tmp_path: Path, changes: dict[str, object]
 ) -> None:
@@ -121,13 +121,13 @@ def test_every_target_that_follows_has_a_place_of_its_own(
     assert len(seen) == len(set(seen)) and seen[-1] < lessons.taught().offsets[-1]
     if "wordings" not in changes:  # else not every wording of every question is drawn
         assert seen == list(range(int(lessons.taught().offsets[-1])))
-    assert all(len(texts) == 1 for texts in places.values()) or "open_share" in changes
+    assert all(len(texts) == 1 for texts in places.values()) or "passages" in changes
 
 
 def test_rows_with_lessons_travel_whole(made: tuple[Catalogue, TokenStore, Encoder], tmp_path: Path) -> None:
     from data.rows.stream import _packed, _unpacked
 
-    rows = rows_of(stage(teach={}, open_share=0.5), made, tmp_path)
+    rows = rows_of(stage(teach={}, passages={"document": 0.5}), made, tmp_path)
     for sent, came in zip(rows, _unpacked(_packed(rows)), strict=True):
         assert {"followed", "follow_weight"} < set(sent) == set(came)
         assert all(np.array_equal(sent[name], came[name]) for name in sent)
@@ -159,8 +159,8 @@ def test_keys_follow_what_the_teacher_reads_and_not_how_much_it_counts(made: tup
         ({"mix": {"train_questions": 1}, "teach": {"on": "documents"}}, "teach acts on train or test documents"),
         ({"mix": {"train_questions": 1}, "anchor": {}}, "anchor acts on replay items"),
         ({"teach": {"on": "everything"}, "input_noise": 0.1}, "input_noise reads a document otherwise each time"),
-        ({"mix": {"train_documents": 1}, "open_share": 0.5}, "open_share acts on questions"),
-        ({"open_share": 0.5, "loss_on": "everything"}, "open_share puts a document before questions"),
+        ({"mix": {"train_documents": 1}, "passages": {"document": 0.5}}, "passages acts on questions"),
+        ({"passages": {"document": 0.5}, "loss_on": "everything"}, "passages puts texts before questions"),
         ({"teach": {"share": 0}}, "greater than 0"),
     ],
 )
@@ -182,8 +182,8 @@ def test_an_arms_teacher_goes_to_the_stages_that_it_can_act_on() -> None:
 
 def test_what_no_row_can_hold_is_refused_before_anything_starts(made: tuple[Catalogue, TokenStore, Encoder], tmp_path: Path) -> None:
     catalogue, store, _ = made
-    for changed, word in ((stage(teach={}), "teach"), (stage(open_share=0.5), "open_share")):
-        with pytest.raises(UserError, match=f"{word}: train_questions/train-person-0-city has .* tokens behind its document"):
+    for changed, word in ((stage(teach={}), "teach"), (stage(passages={"document": 0.5}), "passages")):
+        with pytest.raises(UserError, match=f"{word}: train_questions/train-person-0-city has .* tokens behind (its document|a passage)"):
             teaching(made, tmp_path, longest=45).beside(changed, compile_plan(changed, catalogue, 0), store, "start")
     catalogue.document_of[catalogue.ranges["train_questions"].start] = -1
     with pytest.raises(UserError, match="teach: train_questions/train-person-0-city has no document"):

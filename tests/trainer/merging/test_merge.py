@@ -97,6 +97,26 @@ def test_an_arm_starts_from_the_model_it_names(first: Any, place: Path) -> None:
     assert TEMPLATE in "".join(path.read_text() for path in hf.glob("*template*")) + (hf / "tokenizer_config.json").read_text()
 
 
+def test_a_donor_gives_its_difference_without_the_largest(first: Any, place: Path) -> None:
+    """Of cpt + ½ × (instruct − base), 5 % of each tensor masked: hand-computed, and its twin, the whole difference."""
+    before = (place / "runs/sums/arms.json").read_text()
+    merge = Merge(of="cpt", instruct="instruct", method="donor", scale=0.5, mask=0.05)
+    merge_arms(place / "runs/sums", {"donor": merge}, {"instruct": str(place / "models/instruct")}, 0)
+    found, cpt, half = (weights(place, arm) for arm in ("donor", "cpt", "sweep_050"))
+    base, instruct = (load_file(place / "models" / name / "model.safetensors") for name in ("base", "instruct"))
+    for name, value in found.items():
+        difference = instruct[name].float() - base[name].float()
+        order = difference.abs().flatten().sort().values
+        bound = order[len(order) - 1 - int(0.05 * len(order))]
+        added = torch.where(difference.abs() <= bound, difference, 0)
+        assert torch.equal(value, (cpt[name].float() + 0.5 * added).to(value.dtype)), name
+    assert any(not torch.equal(found[name], half[name]) for name in found)
+    entry = json.loads((place / "runs/sums/arms.json").read_text())["arms"]["donor"]
+    assert entry["merged"]["in_words"] == "cpt + 0.5 × (instruct − base), donor with density 1, the largest 0.05 masked"
+    (place / "runs/sums/arms.json").write_text(before)
+    shutil.rmtree((place / "runs/sums" / entry["hf"]).parent)
+
+
 def test_what_needs_mergekit_is_left_out_with_one_line(first: Any, place: Path) -> None:
     listed = json.loads((place / "runs/sums/arms.json").read_text())
     assert listed["left_out"] == {"ties": ABSENT} and "ties" not in listed["arms"]
@@ -106,24 +126,31 @@ def test_what_needs_mergekit_is_left_out_with_one_line(first: Any, place: Path) 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_mergekit_puts_arms_together(first: Any, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DARE that drops nothing is the plain sum, ours to the bit; TIES is another model. Builds mergekit's environment where it is not there."""
+    """DARE that drops nothing is the plain sum, ours to the bit; TIES is another model; on the base itself breadcrumbs is our donor. Builds mergekit's environment where it is not there."""
     subprocess.run([str(ROOT / "requirements/install-mergekit.sh")], check=True, timeout=600)
     folder, before = place / "runs/sums", (place / "runs/sums/arms.json").read_text()
     made = {
         "ties": Merge(of="cpt", instruct="instruct", method="ties"),
         "dare": Merge(of="cpt", instruct="instruct", method="dare_linear", density=1),
+        "crumbs": Merge(of="base", instruct="instruct", method="breadcrumbs", density=0.5, mask=0.1),
+        "donor": Merge(of="base", instruct="instruct", method="donor", density=0.5, mask=0.1),
+        "whole": Merge(of="base", instruct="instruct"),
     }
     monkeypatch.chdir(place)  # runs: runs, as in most experiments
     merge_arms(Path("runs/sums"), made, {"instruct": str(place / "models/instruct")}, 0)
     dare, ties, ours = (weights(place, arm) for arm in ("dare", "ties", "restored"))
     assert dare.keys() == ours.keys() and all(torch.equal(dare[name], ours[name]) for name in ours)
     assert any(not torch.equal(ties[name], ours[name]) for name in ours)
+    crumbs, donor, whole = (weights(place, arm) for arm in ("crumbs", "donor", "whole"))
+    # mergekit sorts and cuts; values of one magnitude are kept or left out together here.
+    apart = sum(int((crumbs[name] != donor[name]).sum()) for name in donor) / sum(value.numel() for value in donor.values())
+    assert apart < 0.01 < sum(int((crumbs[name] != whole[name]).sum()) for name in donor) / sum(value.numel() for value in donor.values())
     arms = json.loads((folder / "arms.json").read_text())["arms"]
     hf = folder / arms["ties"]["hf"]
     assert len({arms[arm]["weights_sha256"] for arm in ("ties", "dare", "restored")}) == 3
     assert TEMPLATE in "".join(path.read_text() for path in hf.glob("*template*")) + (hf / "tokenizer_config.json").read_text()
     (folder / "arms.json").write_text(before)
-    for arm in ("ties", "dare"):
+    for arm in made:
         shutil.rmtree((folder / arms[arm]["hf"]).parent)
 
 

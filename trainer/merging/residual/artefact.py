@@ -28,6 +28,7 @@ from torch import Tensor
 
 from console import UserError, progress
 from trainer.merging.residual.describe import copy_description, describe_result
+from trainer.merging.residual.kept import ALL, Kept
 from trainer.merging.residual.models import (
     LazyWeights,
     Model,
@@ -122,9 +123,11 @@ def add_residual(
     new_tokens: NewTokens = "instruct",
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
+    kept: Kept = ALL,
 ) -> dict[str, Any]:
     """Writes `descendant + scale × residual` as a model to `out`/hf; returns its manifest. UserError as make_residual.
 
+    `kept`: which values of each tensor of the residual are added; rows of tokens that the base lacks are the instruct model's all the same.
     `dtype`: float32, bfloat16 or float16; by default each tensor keeps the descendant's, and always what is no parameter.
     """
     base_name = f"{residual.manifest['base']['model']} (the residual's base)"
@@ -140,6 +143,7 @@ def add_residual(
 
     def pieces(spec: TensorSpec) -> Iterator[Tensor]:
         by_rows = spec.name in by_row and not rows.is_plain
+        added = _masked(residual.weights, spec.name, kept)
         if not _is_floating(spec.dtype):
             yield from _copied(spec, descendant, residual)
             return
@@ -147,10 +151,10 @@ def add_residual(
             if spec.name in descendant.constants:
                 summed = descendant.weights.chunk(spec.name, start, end)
             elif by_rows:
-                summed = _summed_rows(descendant.weights, residual.weights, spec.name, rows, slice(start, end), scale)
+                summed = _summed_rows(descendant.weights, residual.weights, spec.name, rows, slice(start, end), scale, added)
             else:
                 ours = _whole_or_rows(descendant.weights, spec, start, end)
-                summed = ours + scale * _whole_or_rows(residual.weights, spec, start, end)
+                summed = ours + scale * added(_whole_or_rows(residual.weights, spec, start, end))
             result = summed.to(DTYPES[spec.dtype])
             _refuse_infinite(result, spec.name, descendant.name, residual.name)
             yield result
@@ -170,6 +174,7 @@ def add_residual(
             "descendant": identity_of(descendant),
             "residual": {key: residual.manifest[key] for key in ("instruct", "base", "weights_sha256", "relative_norm")},
             "scale": scale,
+            **({} if kept.is_all else {"density": kept.density, "mask": kept.mask}),
             "new_tokens": new_tokens,
             "notes": [*residual.manifest["notes"], *notes],
             "weights_sha256": sha256,
@@ -179,12 +184,23 @@ def add_residual(
     return manifest
 
 
-def _summed_rows(ours: LazyWeights, residual: LazyWeights, name: str, rows: RowMap, part: slice, scale: float) -> Tensor:
+def _masked(residual: LazyWeights, name: str, kept: Kept) -> Callable[[Tensor], Tensor]:
+    """What of the differences of one tensor is added."""
+    shape = tuple(residual.shape(name))
+    if kept.is_all or not _is_floating(residual.dtype(name)):
+        return lambda difference: difference
+    bounds = kept.bounds(lambda: (residual.chunk(name, *part).float() for part in chunks(shape)), math.prod(shape))
+    return lambda difference: kept.of(difference, bounds)
+
+
+def _summed_rows(
+    ours: LazyWeights, residual: LazyWeights, name: str, rows: RowMap, part: slice, scale: float, masked: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Rows of a vocabulary tensor of the result, in fp32."""
     summed = ours.take(name, rows.descendant[part])
     added = residual.take(name, rows.residual[part])
     is_sum, is_instruct = (torch.from_numpy(np.ascontiguousarray(chosen[part])) for chosen in (rows.is_sum, rows.is_instruct))
-    summed[is_sum] += scale * added[is_sum]
+    summed[is_sum] += scale * masked(added[is_sum])
     summed[is_instruct] = added[is_instruct]
     return summed
 
