@@ -73,7 +73,7 @@ class Texts:
         return self._document((self.documents, self.retrieved)[kind][item]) if kind < 2 else _NOTHING
 
     def _another(self, item: int, rng: np.random.Generator) -> int:
-        first, end, own = *self.siblings[item].tolist(), int(self.documents[item])
+        (first, end), own = map(int, self.siblings[item]), int(self.documents[item])
         if end - first < 2:
             return -1
         if own < 0:
@@ -99,11 +99,11 @@ class Texts:
 
 @lru_cache(maxsize=4)
 def _opened(folder: str, tokens: str) -> Texts:
-    arrays: list[Any] = [
-        np.load(Path(folder) / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        for name in ("documents", "retrieved", "siblings", "false", "false_offsets")
-    ]
-    return Texts(*arrays, open_store(Path(tokens)).worded(PASSAGES))
+    def array(name: str) -> Any:
+        return np.load(Path(folder) / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+    links = array("documents"), array("retrieved"), array("siblings")
+    return Texts(*links, array("false"), array("false_offsets"), open_store(Path(tokens)).worded(PASSAGES))
 
 
 def passages_of(

@@ -137,8 +137,8 @@ def _with_residual(
     place = run_folder / "residuals" / fingerprint([MERGE_FORMAT, instruct.identity, base.identity])[:16]
     there = (place / "manifest.json").is_file()
     residual = open_residual(place) if there else make_residual(_open(instruct), _open(base), place)
-    kept = Kept(merge.kept, merge.mask) if merge.method == "donor" else ALL
-    return add_residual(residual, _open(of), out, merge.scale, merge.new_tokens, kept=kept)
+    keep = Kept(merge.kept, merge.mask) if merge.method == "donor" else ALL
+    return add_residual(residual, _open(of), out, merge.scale, merge.new_tokens, keep=keep)
 
 
 def _with_mergekit(

@@ -123,11 +123,11 @@ def add_residual(
     new_tokens: NewTokens = "instruct",
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
-    kept: Kept = ALL,
+    keep: Kept = ALL,
 ) -> dict[str, Any]:
     """Writes `descendant + scale × residual` as a model to `out`/hf; returns its manifest. UserError as make_residual.
 
-    `kept`: which values of each tensor of the residual are added; rows of tokens that the base lacks are the instruct model's all the same.
+    `keep`: which values of each tensor of the residual are added; rows of tokens that the base lacks are the instruct model's all the same.
     `dtype`: float32, bfloat16 or float16; by default each tensor keeps the descendant's, and always what is no parameter.
     """
     base_name = f"{residual.manifest['base']['model']} (the residual's base)"
@@ -143,7 +143,7 @@ def add_residual(
 
     def pieces(spec: TensorSpec) -> Iterator[Tensor]:
         by_rows = spec.name in by_row and not rows.is_plain
-        added = _masked(residual.weights, spec.name, kept)
+        added = _masked(residual.weights, spec.name, keep)
         if not _is_floating(spec.dtype):
             yield from _copied(spec, descendant, residual)
             return
@@ -174,7 +174,7 @@ def add_residual(
             "descendant": identity_of(descendant),
             "residual": {key: residual.manifest[key] for key in ("instruct", "base", "weights_sha256", "relative_norm")},
             "scale": scale,
-            **({} if kept.is_all else {"density": kept.density, "mask": kept.mask}),
+            **({} if keep.is_all else {"density": keep.density, "mask": keep.mask}),
             "new_tokens": new_tokens,
             "notes": [*residual.manifest["notes"], *notes],
             "weights_sha256": sha256,
