@@ -13,11 +13,12 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from console import UserError
-from data.config import DataConfig, Stage, Strict
+from data.config import DataConfig, Stage
 from data.corpus.changes import RECORDS, run_and_arm
 from data.curriculum.arm_config import Arm, Dials, Merge, percent
 from data.curriculum.presets import PRESETS, preset_stages
 from data.ground.adapters import Adapter
+from data.ground.strict import Strict
 from evaluation.config import ExamConfig
 from experiment_yaml import (
     ExperimentError,

@@ -1,33 +1,20 @@
 """Settings of the data room: where records come from, and what a curriculum is."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data.ground.adapters import Adapter
 from data.ground.formats import Format, format_of
+from data.ground.strict import Strict
+from data.ground.teaching import Anchor, Before, Teach
 
 Split = Literal["train", "test", "replay"]
 # What a mixture may name. test_questions is absent on purpose: the exam is never trained on.
 Kind = Literal["train_documents", "train_questions", "test_documents", "replay_documents", "replay_questions"]
 
 
-class Strict(BaseModel):
-    """Frozen; unknown keys are refused (experiment.py adds the suggestion and the line)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def on_and_off_are_words(cls, values: Any) -> Any:
-        """YAML 1.1 reads `compile: on` as true: where a setting knows the word, the word is meant."""
-        if not isinstance(values, dict):
-            return values
-        found = dict(values)
-        for name in [name for name, value in values.items() if isinstance(value, bool) and name in cls.model_fields]:
-            word = "on" if values[name] else "off"
-            found[name] = word if word in get_args(cls.model_fields[name].annotation) else values[name]
-        return found
+UnitShare = Annotated[float, Field(ge=0, le=1)]
 
 
 class Source(Strict):
@@ -50,6 +37,8 @@ class Source(Strict):
     """Of a hub data set: which of its configurations ("subsets"). Of a workbook: which of its sheets."""
     hub_split: str | None = None
     """Of a hub data set or a saved one: which of its splits is read, e.g. `validation`; default: the one that is called like `split`."""
+    name: Annotated[str, Field(min_length=1)] | None = None
+    """By which a stage's `sources` call it; several sources may have one name. It changes no record."""
     stream: bool = False
     """For corpora larger than memory: documents of train or replay are read in passes and not held (data/corpus/streamed.py)."""
 
@@ -154,51 +143,6 @@ class Mix(Strict):
         return {k: n for k, n in self.model_dump().items() if n}  # type: ignore[misc]
 
 
-class Teach(Strict):
-    """A stage's items follow a model that has their document in view; the student reads them without it (arXiv 2412.14964; docs/teaching.md)."""
-
-    on: Literal["questions", "documents", "everything"] = "questions"
-    """Which items: train questions, or documents of train and test (the teacher reads such a document twice), or both."""
-    share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Of a taught token's loss that is the divergence from the teacher; the rest is cross entropy with the text."""
-    model: str | None = None
-    """One of the experiment's `models` as the teacher; empty: the stage's own start."""
-
-
-class Before(Strict):
-    """What stands before a stage's questions, by share, drawn anew each time one is trained; the rest stand alone (docs/teaching.md).
-
-    It is read and not learnt, and the answer to be learnt is always the right one. A model that was never asked so cannot be a teacher.
-    """
-
-    document: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Its own document."""
-    retrieved: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The document of its split that TF-IDF finds first for its words, its own or not."""
-    distracting: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Another document of its split, drawn at random."""
-    conflicting: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Its own document, in which the answer of another question stands in the place of the right one."""
-
-    @model_validator(mode="after")
-    def is_a_share(self) -> "Before":
-        if not 0 < sum(self.shares()) <= 1 + 1e-9:
-            raise ValueError("the shares of what stands before questions must be more than 0 together, and at most 1")
-        return self
-
-    def shares(self) -> tuple[float, float, float, float]:
-        return self.document, self.retrieved, self.distracting, self.conflicting
-
-
-class Anchor(Strict):
-    """Replay items stay near what the stage's start says to them: KL to one's former self (arXiv 2604.15574; docs/teaching.md)."""
-
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    """Of the divergence from the start."""
-    cross_entropy: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of their usual loss beside it; 0: what the texts say does not matter, only what the start said to them."""
-
-
 class Stage(Strict):
     """A mixture in an order, trained with one optimiser and one schedule.
 
@@ -223,6 +167,9 @@ class Stage(Strict):
     before any comes again."""
     best_share: dict[Kind, Annotated[float, Field(gt=0, le=1)]] = {}
     """Of these kinds only the best-scored share by the records' `quality`, ties by id; e.g. {train_documents: 0.2}."""
+    sources: dict[str, tuple[UnitShare, UnitShare]] = {}
+    """Of every step's items, which of data.sources (by `name`; `bios`: made people) how many come from: {news: 0.3, wiki: 0.7}, or from the stage's first
+    step to its last {news: [0.1, 0.5], wiki: [0.9, 0.5]}. Each item once before any of its source comes again. Needs steps and batch_items."""
     epochs: Annotated[int, Field(ge=1)] | None = None
     """Passes over the mixture; or give steps."""
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -275,6 +222,15 @@ class Stage(Strict):
     anchor: Anchor | None = None
     """Hold replay items to what the stage's start says to them."""
 
+    @field_validator("sources", mode="before")
+    @classmethod
+    def one_share_is_the_same_throughout(cls, values: Any) -> Any:
+        return (
+            {name: [share, share] if isinstance(share, int | float) else share for name, share in values.items()}
+            if isinstance(values, dict)
+            else values
+        )
+
     @model_validator(mode="after")
     def makes_sense(self) -> "Stage":
         if not self.mix.kinds():
@@ -291,8 +247,26 @@ class Stage(Strict):
             raise ValueError("freeze_share: an adapter freezes all of the model's own weights; give one of the two")
         if self.steps and self.order in ("questions_grouped", "documents_grouped", "spaced"):
             raise ValueError(f"order {self.order} lays out all repeats of an item over the stage, so it needs epochs, not steps")
+        if self.sources:
+            self._check_sources()
         self._refuse_without_effect()
         return self
+
+    def _check_sources(self) -> None:
+        for end, place in enumerate(("first", "last")):
+            if abs(sum(shares[end] for shares in self.sources.values()) - 1) > 1e-6:
+                raise ValueError(f"sources: the shares of the {place} step must be 1 together")
+        if not (self.steps and self.batch_items) or self.order != "shuffled":
+            raise ValueError("sources goes by the items of a step, so it needs steps, batch_items and order: shuffled")
+        if (
+            self.sample_questions
+            or self.sample_replay_questions
+            or self.replay_share
+            or any(times != 1 for times in self.mix.kinds().values())
+        ):
+            raise ValueError(
+                "sources says how often items come: leave out sample_questions, sample_replay_questions and replay_share, and mix each kind once"
+            )
 
     def trains_questions(self) -> bool:
         return bool(self.sample_questions or self.sample_replay_questions) or any(kind.endswith("questions") for kind in self.mix.kinds())

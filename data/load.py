@@ -20,6 +20,7 @@ Rows left out by rule are no bad rows: they neither fail the load nor count towa
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from console import UserError, say
@@ -88,7 +89,7 @@ def _read_sources(config: DataConfig) -> tuple[list[Intake], list[Entry], Stream
             if isinstance(row, Refusal):
                 intake.refused.append(row)
             else:
-                entries.append(Entry(row, row.record, source.split, intake))
+                entries.append(Entry(row, _named(row.record, source.name), source.split, intake))
         if not intake.rows_read:
             notes["no rows"] += not notes["empty file"]
         intake.notes = {what: n for what, n in notes.items() if n}
@@ -102,6 +103,10 @@ def _read_sources(config: DataConfig) -> tuple[list[Intake], list[Entry], Stream
     return intakes, entries, streamed
 
 
+def _named(record: Record, name: str | None) -> Record:
+    return record if name is None or isinstance(record, ChoiceQuestion) else replace(record, named=name)
+
+
 def _read_bios(config: Bios, seed: int) -> tuple[list[Intake], list[Entry]]:
     from data.corpus.bios import make_bios
 
@@ -111,7 +116,7 @@ def _read_bios(config: Bios, seed: int) -> tuple[list[Intake], list[Entry]]:
     for split, part in made.parts.items():
         records: list[Record] = [*part.documents, *part.questions, *part.choices]
         for record in records:
-            entries.append(Entry(Row(f"bios:{split}:{record.id}", record, record.id), record, split, intake))
+            entries.append(Entry(Row(f"bios:{split}:{record.id}", record, record.id), _named(record, "bios"), split, intake))
     intake.rows_read = len(entries)
     return [intake], entries
 

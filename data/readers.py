@@ -67,6 +67,8 @@ def check_source(source: Source) -> None:
         raise UserError(f"data.sources: {source.path}: holds: both needs format interleaved or wiki_pages, not {source.format}")
     if (source.format == "choices" or nested) and (source.holds == "choices") == nested:
         raise UserError(f"data.sources: {source.path}: format {source.format} cannot hold {source.holds}")
+    if source.stream and source.name:
+        raise UserError(f"data.sources: {source.path}: a streamed source keeps no names; leave out `name` or `stream: true`")
     if source.stream and (source.holds != "documents" or source.split == "test" or nested):
         raise UserError(
             f"data.sources: {source.path}: stream: true is for documents of train or replay in jsonl, json, csv, xlsx, parquet or huggingface; "

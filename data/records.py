@@ -20,6 +20,8 @@ class Document:
     meta: dict[str, Any] | None = None
     # A score of the user's chooses records (best_share) and changes none: it is no part of their identity.
     quality: float | None = field(default=None, repr=False, compare=False)
+    named: str | None = field(default=None, repr=False, compare=False)
+    """The name of the source that it was read from (data.sources, `name`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Question:
     quality: float | None = field(default=None, repr=False, compare=False)
     wordings: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """Other words for the same question: of the exam to ask it in, of training to train it in (data/corpus/wordings.py)."""
+    named: str | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

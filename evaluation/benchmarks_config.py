@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data.config import Strict
+from data.ground.strict import Strict
 
 
 class BenchmarksConfig(Strict):

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from data.config import Split, Strict
+from data.config import Split
+from data.ground.strict import Strict
 from evaluation.benchmarks_config import BenchmarksConfig, ChoicesConfig, ConversationConfig, SinksConfig
 
 Mode = Literal["closed", "few_shot", "open", "retrieval", "conflict"]

@@ -20,7 +20,7 @@ ALLOWED = {
 }
 DOORS = {"experiment", "experiment_files", "cluster"}  # a __main__ may use these as well
 SETTINGS = re.compile(
-    r"console|experiment_yaml|(data|trainer|evaluation|tune)\.config|data\.(ground\.adapters|curriculum\.(arm_config|presets)|corpus\.changes)"
+    r"console|experiment_yaml|(data|trainer|evaluation|tune)\.config|data\.(ground\.(adapters|strict)|curriculum\.(arm_config|presets)|corpus\.changes)"
 )
 """What experiment.py stands on: it is read before anything heavy, and looks at no file but its own."""
 MOST_LINES = 350

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from data.config import Strict
 from data.ground.adapters import Adapter
+from data.ground.strict import Strict
 from data.wording.begins import Begins
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from data.config import Strict
+from data.ground.strict import Strict
 
 Metric = Literal["em", "recall", "f1", "rouge_l", "choices", "document_loss"]
 """`choices`: share of multiple-choice questions answered right by letter, options shuffled; `document_loss`: nats a token of the test

@@ -4,8 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from data.config import Anchor, Stage, Strict, Teach
+from data.config import Stage
 from data.ground.adapters import Adapter
+from data.ground.strict import Strict
+from data.ground.teaching import Anchor, Teach
 
 
 class Dials(Strict):

@@ -12,6 +12,7 @@ import numpy as np
 from console import UserError
 from data.config import Kind, Stage
 from data.curriculum.catalogue import Catalogue
+from data.curriculum.mixing import by_source, pools, prove_shares
 from data.curriculum.orders import WHOLE_STAGE, Items, check_order, sequence
 from data.curriculum.quality import check_quality, chosen
 from data.curriculum.replay import Replay
@@ -54,12 +55,17 @@ def compile_plan(stage: Stage, catalogue: Catalogue, seed: int, lengths: Items |
     two rates are compared on the same batches; and two numbers of epochs or steps begin alike.
     """
     check_stage(stage, catalogue)
+    if stage.sources:
+        steps = by_source(stage, catalogue, lambda purpose: _rng(seed, stage, purpose))
+        items = np.concatenate(steps)
+        prove_shares(stage, catalogue, items)
+        return _plan(steps, items, catalogue)
     if stage.batch_tokens and lengths is None:
         raise UserError("batch_tokens needs the items' lengths, and without data there are none: give data.root, or use batch_items")
     sampled = _sampled_questions(stage, catalogue, seed)
     epochs, repeats = (1, stage.epochs or 1) if stage.order in WHOLE_STAGE else (stage.epochs, 1)
     replay = Replay(stage, catalogue, lengths, lambda number: _rng(seed, stage, f"replay pass {number}"))
-    steps: list[Items] = []
+    steps = []
     for epoch in count() if epochs is None else range(epochs):
         rng = _rng(seed, stage, f"epoch {epoch}")
         own = sequence(stage, catalogue, rng, repeats)
@@ -69,9 +75,13 @@ def compile_plan(stage: Stage, catalogue: Catalogue, seed: int, lengths: Items |
         if stage.steps and len(steps) >= stage.steps:
             del steps[stage.steps :]
             break
-    starts = np.concatenate([[0], np.cumsum([len(step) for step in steps])]).astype(np.int64)
     items = np.concatenate(steps).astype(np.int64)
     _prove_coverage(stage, catalogue, items, sampled)
+    return _plan(steps, items, catalogue)
+
+
+def _plan(steps: list[Items], items: Items, catalogue: Catalogue) -> Plan:
+    starts = np.concatenate([[0], np.cumsum([len(step) for step in steps])]).astype(np.int64)
     digest = hashlib.sha256(catalogue.digests[items].tobytes() + starts.tobytes())
     return Plan(items, starts, digest.hexdigest())
 
@@ -110,6 +120,8 @@ def check_stage(stage: Stage, catalogue: Catalogue) -> None:
             raise UserError(f"prefix {stage.prefix}: none of the {sum(map(len, parts))} documents has a {stage.prefix}")
     check_order(stage, catalogue)
     check_quality(stage, catalogue)
+    if stage.sources:
+        pools(stage, catalogue)
 
 
 def _questions(stage: Stage, catalogue: Catalogue) -> Iterator[Question]:

@@ -11,6 +11,7 @@ from data.config import DataConfig, Stage
 from data.corpus.changes import changes_since, fit_stages, read_earlier
 from data.curriculum.arms import Arms, Node, find_step, first_difference
 from data.curriculum.catalogue import Catalogue, catalogue_of, declared_catalogue
+from data.curriculum.mixing import pools
 from data.curriculum.orders import Items
 from data.curriculum.plan import Plan, coverage
 from data.load import load_corpus
@@ -72,9 +73,26 @@ def stage_report(stage: Stage, plan: Plan, catalogue: Catalogue, lengths: Items 
         "tokens": int(lengths[plan.items].sum()) if lengths is not None else None,
         "tokens_by_kind": tokens_by_kind(plan, catalogue, lengths) if lengths is not None else None,
         "coverage": counted,
+        **({"sources": by_name(stage, plan, catalogue)} if stage.sources else {}),
         "in_words": in_words(counted),
         "settings": stage.model_dump(mode="json", exclude_defaults=True, exclude={"mix", "order", "epochs", "rate", "schedule"}),
         "plan_hash": plan.sha256,
+    }
+
+
+def by_name(stage: Stage, plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, int]]:
+    """Of each named source how many items the stage trains, of how many different ones, in its first tenth of steps and in its last."""
+    tenth = max(1, plan.num_steps // 10)
+    ends = plan.items[: plan.starts[tenth]], plan.items[plan.starts[-1 - tenth] :]
+    return {
+        name: {
+            "items": int(np.isin(plan.items, pool).sum()),
+            "different": len(np.intersect1d(plan.items, pool)),
+            "of": len(pool),
+            "first_tenth": int(np.isin(ends[0], pool).sum()),
+            "last_tenth": int(np.isin(ends[1], pool).sum()),
+        }
+        for name, pool in pools(stage, catalogue).items()
     }
 
 

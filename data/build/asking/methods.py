@@ -16,7 +16,7 @@ from pydantic import Field
 
 from console import UserError
 from data.build.asking.prompts import Prompts, Template, said_of
-from data.config import Strict
+from data.ground.strict import Strict
 
 _METHODS = Path(__file__).parent / "methods"
 REWRITES = "rewrites"

@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from console import UserError
-from data.config import Strict
+from data.ground.strict import Strict
 from data.ground.strict_json import JsonFault, StrictDecoder, decode_line
 from data.records import Document
 from data.sources.raw_rows import excerpt

@@ -35,7 +35,7 @@ def test_stage_key_holds_new_settings_only_where_they_are_set() -> None:
     assert stage_facts(stage(teach={"share": 0.25}))["teach"] == {"share": 0.25}
     assert stage_facts(stage(anchor={"weight": 2}, replay_share=0.5))["anchor"] == {"weight": 2.0}
     held_by_the_plan = {"mix", "order", "sample_questions", "epochs", "steps", "batch_items", "batch_tokens"}
-    held_by_the_plan |= {"sample_replay_questions", "replay_share", "best_share"}
+    held_by_the_plan |= {"sample_replay_questions", "replay_share", "best_share", "sources"}
     assert set(Stage.model_fields) == {
         *before,
         *new,

@@ -7,11 +7,12 @@ import pytest
 from pydantic import ValidationError
 
 from console import UserError
-from data.config import Anchor, Bios, Mix, Stage, Teach
+from data.config import Bios, Mix, Stage
 from data.corpus.bios import make_bios
 from data.curriculum.arm_config import Arm
 from data.curriculum.catalogue import Catalogue, catalogue_of
 from data.curriculum.plan import compile_plan
+from data.ground.teaching import Anchor, Teach
 from data.rows.flat_rows import Row, reading_of, step_rows
 from data.rows.lessons import Teaching
 from data.rows.token_store import TokenStore, write_store, write_wordings
