@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from either_build import of
+
 
 class Counted:
     """Bytes and openings of the files below a folder: through os.preadv, open() and safetensors' safe_open, whatever of them a build uses."""
@@ -49,8 +51,7 @@ class Counted:
             safe()
 
     def _count_safe_open(self) -> Callable[[], None]:
-        import trainer.store.weights as module
-
+        module = of("trainer.store.weights")
         real = getattr(module, "safe_open", None)
         if real is None:
             return lambda: None

@@ -13,16 +13,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scale_count import Counted, status_bytes
+sys.path += [
+    str(Path(__file__).resolve().parent.parent),
+    str(Path(__file__).resolve().parent),
+]  # by bare names: `benchmarks` is the one of PYTHONPATH
+from either_build import of
+from scale_count import Counted, status_bytes
 
 
 def made(folder: Path, zero_stage: int) -> tuple[Any, Any]:
     """(settings, job): a second stage in bf16, one item a row, so that nothing is tried with rows."""
     from data.config import Mix, Stage
     from trainer.config import TrainerConfig
-    from trainer.jobs.prepare import Job
-    from trainer.jobs.worker_settings import WorkerSettings
 
+    Job, WorkerSettings = of("trainer.jobs.prepare").Job, of("trainer.jobs.worker_settings").WorkerSettings
     trainer = TrainerConfig(zero_stage=zero_stage, packing="one_item")  # type: ignore[arg-type]
     stage = Stage(mix=Mix(train_documents=1), epochs=1, batch_items=8, rate=1e-4)
     job = Job("second", "first", "made", stage, 1, "", "", 64, 64, 1)
@@ -43,11 +47,9 @@ def load(folder: Path, rank: int, num_ranks: int, zero_stage: int) -> dict[str, 
     import torch
 
     from trainer import worker
-    from trainer.export.export import parent_weights
-    from trainer.step import set_up
-    from trainer.step.engine import DeepSpeedEngine
-    from trainer.store.stages import StageStore
 
+    set_up, parent_weights = of("trainer.step.set_up"), of("trainer.export.export").parent_weights
+    StageStore, DeepSpeedEngine = of("trainer.store.stages").StageStore, of("trainer.step.engine").DeepSpeedEngine
     settings, job = made(folder, zero_stage)
     store = StageStore(folder)
     others = others_say(folder, num_ranks, rank, store.manifest("first"))
@@ -83,7 +85,7 @@ def load(folder: Path, rank: int, num_ranks: int, zero_stage: int) -> dict[str, 
 def others_say(folder: Path, num_ranks: int, rank: int, manifest: Any) -> Callable[[Any], list[Any]]:
     """What the other ranks would answer: the older builds ask whether files are sound, this one also what is in them."""
     try:
-        from trainer.store import fragments
+        fragments = of("trainer.store.fragments")
     except ImportError:
         return lambda mine: [mine] * num_ranks
     stored = fragments._stored(manifest["shapes"])
@@ -98,9 +100,7 @@ def leave(folder: Path, rank: int, num_ranks: int, _: int) -> dict[str, Any]:
     """From the fp32 weights of the stage, as a rank has them at its end, to its part of hf/."""
     import torch
 
-    import trainer.store.weights as weights
-    from trainer.store.fragment_file import fragment_file
-
+    weights, fragment_file = of("trainer.store.weights"), of("trainer.store.fragment_file").fragment_file
     shapes = json.loads((folder / "stages/first/manifest.json").read_text())["shapes"]
     hf = folder / f"hf-{rank}"
     counted = Counted(folder)
@@ -132,12 +132,10 @@ def _by_shares(mine: list[tuple[str, int, Any]], shapes: dict[str, list[int]], f
     """The other ranks have the same cut of other values, and write what this one does not."""
     import torch
 
-    from trainer.export import export, model_shards
-    from trainer.store.group import cut
-
+    export, model_shards, cut = of("trainer.export.export"), of("trainer.export.model_shards"), of("trainer.store.group").cut
     model_shards._LEAST_BYTES //= 1000  # the model is a thousandth of one that is worth sharing
-    export._describe = lambda *_: None  # type: ignore[assignment]
-    export.folder_buffers = lambda *_: ({}, {})  # type: ignore[assignment]
+    export._describe = lambda *_: None
+    export.folder_buffers = lambda *_: ({}, {})
     cuts = {name: _product(shape) for name, shape in shapes.items()}
 
     def gather(told: list[Any], own: Any, *arguments: Any, **keywords: Any) -> None:
@@ -169,13 +167,11 @@ def stages(folder: Path, rank: int, num_ranks: int, zero_stage: int) -> dict[str
 
     from benchmarks.tiny import made_store, plan_of
     from data.config import Mix, Stage
-    from data.rows.flat_rows import rank_rows
     from trainer import worker
     from trainer.config import TinyModel, TrainerConfig
-    from trainer.jobs.prepare import Job
-    from trainer.jobs.worker_settings import WorkerSettings
-    from trainer.network.model import make_tiny_model
 
+    Job, WorkerSettings = of("trainer.jobs.prepare").Job, of("trainer.jobs.worker_settings").WorkerSettings
+    rank_rows, make_tiny_model = of("data.rows.flat_rows").rank_rows, of("trainer.network.model").make_tiny_model
     make_tiny_model(folder / "model", TinyModel(hidden_size=128), ["one two three four"] * 8, 0)
     (folder / "logs").mkdir(exist_ok=True)
     store, plan = made_store(np.full(8, 20), False, vocabulary=200), plan_of(8, 8)

@@ -45,7 +45,7 @@ class Kind:
 
     def __init__(self, kind: str, root: Path, size: str, steps: int, own: ExitStack) -> None:
         log = own.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115 - the stack closes it
-        script = ROOT / "benchmarks" / "real_step_kind.py"
+        script = ROOT / "benchmarks/steps/real_step_kind.py"
         self._log, self._process = log, subprocess.Popen(
             [sys.executable, "-P", str(script), kind, size, str(steps)],
             env={**os.environ, "PYTHONPATH": str(root)}, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,

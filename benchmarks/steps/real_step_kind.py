@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu", LOCAL_RANK="0", RANK="0", WORLD_SIZE="1")
@@ -16,10 +17,13 @@ import numpy as np
 import torch
 
 from benchmarks.mix import mixed_lengths
-from data.curriculum.plan import Plan
-from data.rows.flat_rows import Row, step_rows
-from data.rows.token_store import TokenStore
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # this build's helpers by bare names: `benchmarks` is the one of PYTHONPATH
+from either_build import of
+
+Plan, TokenStore = of("data.curriculum.plan").Plan, of("data.rows.token_store").TokenStore
+step_rows = of("data.rows.flat_rows").step_rows
+Row = dict[str, Any]
 RATE = 1e-4
 SIZES = {
     "135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3},
@@ -66,9 +70,8 @@ def trainer_step(size: str, kind: str) -> Callable[[Row], float]:
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
     from trainer.config import TrainerConfig
-    from trainer.step.engine import DeepSpeedEngine
-    from trainer.step.step import optimiser_step
 
+    optimiser_step, DeepSpeedEngine = of("trainer.step.step").optimiser_step, of("trainer.step.engine").DeepSpeedEngine
     attention = "padded_sdpa" if kind == "before" else "by_item"
     model, config, device = model_of(size, attention), TrainerConfig(zero_stage=1), torch.device("cpu")
     if kind != "before":

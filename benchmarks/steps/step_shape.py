@@ -66,7 +66,7 @@ def tiny_plan_into(folder: Path) -> list[str]:
 
 
 def counts_of(root: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-P", str(ROOT / "benchmarks" / "step_shape_kind.py"), json.dumps(asked)]
+    command = [sys.executable, "-P", str(ROOT / "benchmarks/steps/step_shape_kind.py"), json.dumps(asked)]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             command, env={**os.environ, "PYTHONPATH": str(root)}, cwd=root, stdout=subprocess.PIPE, stderr=log, text=True

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data.curriculum.plan import Plan
-from data.rows.flat_rows import Row, step_rows
-from data.rows.token_store import TokenStore
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # this build's helpers by bare names: `benchmarks` is the one of PYTHONPATH
+from either_build import of
 
+Plan, TokenStore = of("data.curriculum.plan").Plan, of("data.rows.token_store").TokenStore
+step_rows = of("data.rows.flat_rows").step_rows
+Row = dict[str, Any]
 VOCABULARY = 512
 LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -77,9 +79,8 @@ def rows_of(path: Path, steps: int, static: bool) -> Iterator[list[Row]]:
 
 def counted(path: Path, steps: int, attention: str, zero_stage: int, mode: str, static: bool, compiled: bool = False) -> dict[str, Any]:
     from trainer.config import TrainerConfig
-    from trainer.step.engine import DeepSpeedEngine
-    from trainer.step.step import optimiser_step
 
+    optimiser_step, DeepSpeedEngine = of("trainer.step.step").optimiser_step, of("trainer.step.engine").DeepSpeedEngine
     engine = DeepSpeedEngine(model_of(attention, mode), TrainerConfig(zero_stage=zero_stage), "fp32", torch.device("cpu"))
     if compiled:
         from trainer.kernels.compiled import CompiledLayers
@@ -126,8 +127,7 @@ def loss_bytes(targets: int, vocabulary: int) -> dict[str, float]:
     """Most bytes that the loss holds beside its inputs at any time, in forward and backward, by logit: bf16 as on GPUs."""
     from torch.profiler import ProfilerActivity, profile
 
-    from trainer.kernels.linear_loss import weighted_nll
-
+    weighted_nll = of("trainer.kernels.linear_loss").weighted_nll
     generator = torch.Generator().manual_seed(1)
     hidden, weight = (torch.randn(n, 64, generator=generator).bfloat16().requires_grad_() for n in (targets, vocabulary))
     target, share = torch.randint(0, vocabulary, (targets,), generator=generator), torch.rand(targets, generator=generator)
