@@ -32,7 +32,8 @@ Numbers = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.uint32]
 _NOTHING: Ids = np.empty(0, dtype=np.uint32)
 _QUESTIONS: tuple[tuple[Kind, Kind], ...] = (("train_questions", "train_documents"), ("replay_questions", "replay_documents"))
-_AT_ONCE = 256
+_LIKENESSES = 2**24
+"""Of questions to documents that are held at once: 128 MiB."""
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,11 @@ def _found(catalogue: Catalogue, questions: Kind, documents: Kind) -> Numbers:
     read = vectorizer.fit_transform(document_text(document) for document in catalogue.records[documents]).T  # type: ignore[arg-type]
     asked = vectorizer.transform(_text(question) for question in catalogue.records[questions])
     found = np.full(asked.shape[0], -1, dtype=np.int64)
-    for first in range(0, len(found), _AT_ONCE):
-        likeness = (asked[first : first + _AT_ONCE] @ read).toarray()
+    at_once = max(1, _LIKENESSES // read.shape[1])
+    for first in range(0, len(found), at_once):
+        likeness = (asked[first : first + at_once] @ read).toarray()
         best = likeness.argmax(axis=1)
-        found[first : first + _AT_ONCE] = np.where(likeness.max(axis=1) > 0, best + catalogue.ranges[documents].start, -1)
+        found[first : first + at_once] = np.where(likeness.max(axis=1) > 0, best + catalogue.ranges[documents].start, -1)
     own = catalogue.document_of[catalogue.ranges[questions].start : catalogue.ranges[questions].stop]
     say(f"passages: for {int((found == own).sum()):,} of {len(found):,} {questions.replace('_', ' ')} their own document is found")
     return found
