@@ -140,8 +140,8 @@ LONG = [[1] + [(7 * i + j) % 300 + 3 for j in range(140)] for i in range(2)]  # 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @F17
-def test_a_cache_of_old_weights_is_never_used(ray_cluster: Any, checkpoints: dict[str, Path]) -> None:
-    """Fault F17. The twin, without the salt, answers from the keys and values of the weights before."""
+def test_a_cache_of_old_weights_is_never_used(ray_cluster: Any, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault F17. Prompts are salted and swaps compared; the twin, without both, answers from the keys and values of the weights before."""
 
     def logprobs(examiner: type, path: str, before: str | None = None) -> list[float]:
         with Engine(OPTIONS, examiner) as engine:
@@ -154,6 +154,8 @@ def test_a_cache_of_old_weights_is_never_used(ray_cluster: Any, checkpoints: dic
     old, new = str(checkpoints["untied-0"]), str(checkpoints["untied-1"])
     fresh = logprobs(Examiner, new)
     assert logprobs(KeepsItsCache, new, old) == pytest.approx(fresh, abs=1e-4)
+    assert logprobs(KeepsItsCacheUnsalted, new, old) == pytest.approx(fresh, abs=1e-4)
+    monkeypatch.setattr(Engine, "_prove_swap", lambda self, before: None)
     assert logprobs(KeepsItsCacheUnsalted, new, old) != pytest.approx(fresh, abs=1e-2)
 
 

@@ -131,17 +131,18 @@ def _group(world_size: int, work: Callable[[int], object], log: Callable[[int], 
     return [codes[pid] for pid in pids]
 
 
-def _command(request: dict[str, Any]) -> int:
-    """Its exit code; -9 where its time was up."""
+def _command(request: dict[str, Any]) -> dict[str, Any]:
+    """Its exit code, and whether its time was up."""
     pid = os.fork()
     if pid == 0:
         _become(request)
-    deadline = time.monotonic() + request["limit_s"]
+    deadline, late = time.monotonic() + request["limit_s"], False
     while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-        if time.monotonic() > deadline:
+        if not late and time.monotonic() > deadline:
             os.killpg(pid, signal.SIGKILL)
+            late = True
         time.sleep(0.01)
-    return os.waitstatus_to_exitcode(ended[1])
+    return {"codes": [os.waitstatus_to_exitcode(ended[1])], "late": late}
 
 
 def _become(request: dict[str, Any]) -> None:
@@ -177,7 +178,7 @@ def _become(request: dict[str, Any]) -> None:
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     if "command" in request:
-        return {"codes": [_command(request)]}
+        return _command(request)
     world_size, env, limit_s = request["world_size"], request["env"], request["limit_s"]
     if module := request.get("module"):
         out, arguments = Path(request["out"]), request["arguments"]

@@ -57,24 +57,27 @@ class Groups:
             stdin.write(typed)
             stdin.flush()
             request = {"command": [room, *arguments], "env": {**os.environ, **(env or {})}, "limit_s": timeout_s}
-            code = self._codes(request | {"stdin": stdin.name, "stdout": stdout.name, "stderr": stderr.name})[0]
-            done = subprocess.CompletedProcess([room, *arguments], code, stdout.read(), stderr.read())
-        if code == -signal.SIGKILL:
+            answer = self._asked(request | {"stdin": stdin.name, "stdout": stdout.name, "stderr": stderr.name})
+            done = subprocess.CompletedProcess([room, *arguments], answer["codes"][0], stdout.read(), stderr.read())
+        if answer["late"]:
             raise subprocess.TimeoutExpired(done.args, timeout_s, done.stdout, done.stderr)
         return done
 
     def _codes(self, request: dict[str, Any]) -> list[int]:
+        answer = self._asked(request)
+        self.error = answer.get("error", "")
+        return list(answer["codes"])
+
+    def _asked(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._server.stdin is not None
         try:
             self._server.stdin.write(json.dumps(request) + "\n")
             self._server.stdin.flush()
-            answer = json.loads(self._answer())
+            return dict(json.loads(self._answer()))
         except BaseException:  # a test's time was up: its answer would be the next one's
             self.close()
             self._start()
             raise
-        self.error = answer.get("error", "")
-        return list(answer["codes"])
 
     def close(self) -> None:
         os.killpg(self._server.pid, signal.SIGKILL)  # and the groups that it has started

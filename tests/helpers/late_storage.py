@@ -74,6 +74,6 @@ def install(late_s: float) -> None:
 def sitecustomize(folder: Path, late_s: float) -> str:
     """A PYTHONPATH under which every process that starts has such storage."""
     root = Path(__file__).resolve().parent.parent.parent
-    code = f"import sys; sys.path.insert(0, {str(root)!r}); from tests import late_storage; late_storage.install({late_s})\n"
+    code = f"import sys; sys.path.insert(0, {str(root)!r}); from tests.helpers import late_storage; late_storage.install({late_s})\n"
     (folder / "sitecustomize.py").write_text(code)
     return str(folder)
