@@ -11,7 +11,7 @@ from data.ground.teaching import Anchor, Teach
 
 
 class Dials(Strict):
-    """The values that the paper's presets leave open (PAPER.md §1; its 7B values are the defaults)."""
+    """The values that the paper's presets leave open (arXiv 2402.12847; its 7B values are the defaults)."""
 
     batch_items: Annotated[int, Field(ge=1)] = 256
     rate_documents: Annotated[float, Field(gt=0)] = 3e-5

@@ -28,6 +28,7 @@ def sequence(stage: Stage, catalogue: Catalogue, rng: np.random.Generator, repea
         return _by_level(stage, catalogue, rng)
     if stage.order == "spaced":
         return _spaced(stage, catalogue, rng, repeats)
+    assert stage.order in ("shuffled", "sequential"), stage.order
     items = np.concatenate([np.tile(chosen(stage, catalogue, kind), times) for kind, times in stage.mix.kinds().items()])
     return rng.permutation(items) if stage.order == "shuffled" else items
 

@@ -86,7 +86,7 @@ def test_grouped_order_is_q_q_q_d_d_d(catalogue: Catalogue) -> None:
 
 
 def test_steps_of_the_paper() -> None:
-    """PAPER.md: batch 256 gives 46 steps an epoch for the train QA, 53 for train QA and documents, 1 for the test documents."""
+    """arXiv 2402.12847: batch 256 gives 46 steps an epoch for the train QA, 53 for train QA and documents, 1 for the test documents."""
     film = declared_catalogue({"train_documents": 1720, "train_questions": 11603, "test_documents": 256, "test_questions": 1743})
     steps = {
         name: [compile_plan(s, film, 0).num_steps for s in preset_stages(name, Dials())]

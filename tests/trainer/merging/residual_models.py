@@ -108,7 +108,7 @@ def write_trio(folder: Path, case: str, dtype: torch.dtype = torch.bfloat16) -> 
 
 
 def mergekit_config(trio: Trio, case: str, out_dtype: str = "bfloat16") -> dict[str, Any]:
-    """task_arithmetic as in PAPER.md: weights 1, fp32; vocabularies that differ are matched by token."""
+    """task_arithmetic as arXiv 2410.10739 has it: weights 1, fp32; vocabularies that differ are matched by token."""
     models = [{"model": str(model), "parameters": {"weight": 1.0}} for model in (trio.descendant, trio.instruct)]
     config: dict[str, Any] = {
         "merge_method": "task_arithmetic", "base_model": str(trio.base), "models": models, "dtype": "float32", "out_dtype": out_dtype,
