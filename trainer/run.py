@@ -96,7 +96,7 @@ def prepare(
 
     `base_run`: the run that all arms start from, and whose records say what is new (trainer/jobs/parent.py, data/corpus/changes.py).
     `models`: further models by name, `starts`: the arms that start from one of them (trainer/jobs/starts.py). `when_sound` is called
-    when records, model and stages are found to be so, before anything is tokenised.
+    when records are found to be so and hold what the stages ask for, before torch is imported and anything is tokenised.
     """
     refuse_another_experiment(folder, data, model)
     parent = find_parent(base_run) if base_run else None
@@ -108,6 +108,9 @@ def prepare(
         _announce_changes(parent, changes, arms, corpus)
         check_same_model(parent, model, describe_model(folder, model))
     catalogue = catalogue_of(corpus)
+    check_arms(arms, catalogue)
+    if when_sound:
+        when_sound()
     given = parent.hf if parent else Path(resolve_model(folder, model, catalogue, seed))
     tensors = check_model_folder(given)
     text = text_folder(given, folder / TEXT_MODELS) if model.name else given
@@ -115,9 +118,6 @@ def prepare(
     if Path(text) != given.resolve():
         tensors = check_model_folder(Path(model_folder))
     check_stages({arm: stages for arm, stages in arms.items() if arm not in (starts or {})}, model_folder, trainer)
-    check_arms(arms, catalogue)
-    if when_sound:
-        when_sound()
     tokenizer = load_tokenizer(model_folder)
     encoder = Encoder(tokenizer)
     tokens_folder = folder / "tokens" / store_key(catalogue, encoder)[:16]  # workers may still read the store of other records

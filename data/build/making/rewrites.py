@@ -1,6 +1,6 @@
 """What a model is asked to write beside the questions: documents in other words and forms, and more questions (data/build/asking/methods.py).
 
-One wording is memorised, several are learnt (Physics of Language Models 3.1, arXiv 2309.14316); PAPER.md's sources add documents that are
+One wording is memorised, several are learnt (Physics of Language Models 3.1, arXiv 2309.14316); sources of the Pre-Instruction-Tuning papers add documents that are
 centred on a question, one for each (arXiv 2603.23562). Exam questions steer nothing here: what is written over questions is written over
 those of the train split alone, and a method whose own words hold one of the exam's is refused.
 """
