@@ -143,8 +143,8 @@ def _gc(argv: list[str]) -> int:
     folder = experiment.folder
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such run")
+    from trainer.jobs.reading import locked
     from trainer.jobs.retention import collect
-    from trainer.run import locked
 
     place, drop = experiment.trainer.checkpoint.mirror, []
     if place:
@@ -193,11 +193,10 @@ def _dry_run(experiment: Experiment, as_json: bool) -> None:
 def _train(experiment: Experiment, no_ray: bool, insecure: bool, as_written: bool) -> None:
     log = experiment.folder / "logs" / "trainer.log"
     experiment.folder.mkdir(parents=True, exist_ok=True)  # where that cannot be, it is told before torch is imported
-    from trainer.run import locked
+    from trainer.jobs.reading import locked, read_records
 
     with locked(experiment.folder), chatter_to(log):
         from cluster.connect import Connecting, announce_cluster, connected, gpus_here
-        from trainer import drive, run
         from trainer.cpus import cpus_for
 
         say(f"{experiment.name}: reading records, making tokens and plans (chatter: {log})")
@@ -221,6 +220,13 @@ def _train(experiment: Experiment, no_ray: bool, insecure: bool, as_written: boo
             use_gpu = num_gpus > 0
             cpus, gpus = cpus_for(least if in_cluster else most), least if use_gpu else 0
             with Connecting(cpus, gpus, "set trainer.num_workers lower") as ray_comes:
+                records = None
+                # A run that has come to its end before has probably nothing to train; what is bad is refused before Ray is started.
+                if not (no_ray or experiment.base_run or (experiment.folder / "arms.json").exists()):
+                    records = read_records(experiment.data, experiment.curricula(), experiment.seed, experiment.folder)
+                    ray_comes.begin()
+                from trainer import drive, run  # torch and transformers: seconds, while Ray comes up
+
                 prepared = run.prepare(
                     experiment.folder,
                     experiment.data,
@@ -232,8 +238,7 @@ def _train(experiment: Experiment, no_ray: bool, insecure: bool, as_written: boo
                     experiment.base_run,
                     experiment.models,
                     experiment.starts(),
-                    # A run that has come to its end before has probably nothing to train; what is bad is refused before Ray is started.
-                    when_sound=None if no_ray or (experiment.folder / "arms.json").exists() else ray_comes.begin,
+                    records,
                 )
                 todo = run.pending(experiment.folder, prepared)
                 run.announce(prepared, todo)
@@ -263,6 +268,9 @@ def _train(experiment: Experiment, no_ray: bool, insecure: bool, as_written: boo
 
 
 def _local_gpus() -> int:
+    """Without a device file no driver is there, and torch, whose import takes seconds, need not be asked."""
+    if not (any(Path("/dev").glob("nvidia[0-9]*")) or any(Path("/dev", name).exists() for name in ("kfd", "dxg"))):
+        return 0
     import torch
 
     return torch.cuda.device_count()

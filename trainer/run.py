@@ -1,9 +1,6 @@
 """The driver's paper work: prepares an experiment, and writes down which stages make up which arm. Training is trainer/drive.py's."""
 
-import fcntl
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,17 +87,17 @@ def prepare(
     base_run: str | None = None,
     models: dict[str, ModelConfig] | None = None,
     starts: dict[str, str] | None = None,
-    when_sound: Callable[[], None] | None = None,
+    records: Corpus | None = None,
 ) -> Prepared:
     """Records → tokens → plans → jobs. UserError for anything wrong with them; nothing has started by then.
 
     `base_run`: the run that all arms start from, and whose records say what is new (trainer/jobs/parent.py, data/corpus/changes.py).
-    `models`: further models by name, `starts`: the arms that start from one of them (trainer/jobs/starts.py). `when_sound` is called
-    when records are found to be so and hold what the stages ask for, before torch is imported and anything is tokenised.
+    `models`: further models by name, `starts`: the arms that start from one of them (trainer/jobs/starts.py). `records`: all
+    of them, where they have been read (trainer/jobs/reading.py).
     """
     refuse_another_experiment(folder, data, model)
     parent = find_parent(base_run) if base_run else None
-    whole = corpus = load_corpus(data, seed, folder / "refused.jsonl")
+    whole = corpus = records or load_corpus(data, seed, folder / "refused.jsonl")
     changes = None
     if parent:
         changes, corpus = changes_since(whole, read_earlier(parent.records))
@@ -109,8 +106,6 @@ def prepare(
         check_same_model(parent, model, describe_model(folder, model))
     catalogue = catalogue_of(corpus)
     check_arms(arms, catalogue)
-    if when_sound:
-        when_sound()
     given = parent.hf if parent else Path(resolve_model(folder, model, catalogue, seed))
     tensors = check_model_folder(given)
     text = text_folder(given, folder / TEXT_MODELS) if model.name else given
@@ -279,18 +274,6 @@ def write_arms(folder: Path, name: str, prepared: Prepared, model: ModelConfig |
         shutil.copyfile(prepared.parent.records, folder / EARLIER)
         assert prepared.changes is not None
         write_json(folder / "changes.json", {"since": prepared.parent.text, **prepared.changes.as_dict()})
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One driver a run folder; UserError for the second."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another run is at work here; wait for it, or give this one another name=…") from None
-        yield
 
 
 def _relative(path: str, folder: Path) -> str:

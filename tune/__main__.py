@@ -93,7 +93,7 @@ def _check(path: str, experiment: Experiment, values: dict[str, Any]) -> None:
 def _search(path: str, experiment: Experiment, values: dict[str, Any], retry_failed: bool, insecure: bool) -> dict[str, Any]:
     """Everything from records to report; what is known is reported however it ends."""
     experiment.folder.mkdir(parents=True, exist_ok=True)
-    from trainer.run import locked
+    from trainer.jobs.reading import locked
 
     log = experiment.folder / "logs" / "search.log"
     with locked(experiment.folder), chatter_to(log):
