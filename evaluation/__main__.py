@@ -19,6 +19,7 @@ from evaluation.config import ExamConfig
 from evaluation.exam import Exam, build_exam
 from evaluation.examining import ask
 from evaluation.examining.extras import Extras
+from evaluation.examining.own_texts import write_command
 from evaluation.examining.reading import Asked, reading_command
 from evaluation.examining.trained import collect
 from evaluation.report import sinks
@@ -57,6 +58,7 @@ other commands (each explains itself with -h):
   python -m evaluation seeds RUN RUN …               several seeds of one experiment taken together
   python -m evaluation examine MODEL QUESTIONS.jsonl  any model on any file of questions, no training
   python -m evaluation ask MODEL "question"           one question; with --documents FOLDER also after what is found there
+  python -m evaluation write MODEL --out FILE.jsonl   texts of the model's own, for an anchor without replay data
   python -m evaluation reading X.yaml                 which prompt and passages suit a small model, tried on train questions
 
 Settings under exam: are described in evaluation/config.py.
@@ -70,6 +72,8 @@ def main(argv: list[str] | None = None) -> int:
         return seeds_command(words[1:])
     if words[:1] == ["examine"]:
         return ask.examine_command(words[1:], _connected)
+    if words[:1] == ["write"]:
+        return write_command(words[1:])
     if words[:1] == ["reading"]:
         return reading_command(words[1:], _connected, _read_by)
     if words[:1] == ["ask"]:
