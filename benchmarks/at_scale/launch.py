@@ -25,7 +25,11 @@ from console import RunError, door, progress, say
 
 Phases = dict[str, float]
 """What comes to its end → seconds since the one before."""
-LINES = {"reading records": "driver's imports", "starting Ray": "records, tokens, plan", "Ray 2": "Ray's start, what is left of it"}
+LINES = {
+    "reading records": "driver's imports",
+    "starting Ray": "torch's import, records, tokens, plan",
+    "Ray 2": "Ray's start, what is left of it",
+}
 """What the command says → what is over then."""
 BEATS = {
     "start": "workers' start and imports",
