@@ -222,6 +222,15 @@ class Stage(Strict):
     anchor: Anchor | None = None
     """Hold replay items to what the stage's start says to them."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def open_share_is_a_share_of_passages(cls, values: Any) -> Any:
+        """As stages of earlier builds have it in their manifests, and files of their time."""
+        if not isinstance(values, dict) or "open_share" not in values or values.get("passages"):
+            return values
+        found = {name: value for name, value in values.items() if name != "open_share"}
+        return {**found, "passages": {"document": values["open_share"]}} if values["open_share"] else found
+
     @field_validator("sources", mode="before")
     @classmethod
     def one_share_is_the_same_throughout(cls, values: Any) -> Any:

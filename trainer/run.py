@@ -89,7 +89,7 @@ def prepare(
     starts: dict[str, str] | None = None,
     records: Corpus | None = None,
 ) -> Prepared:
-    """Records → tokens → plans → jobs. UserError for anything wrong with them; nothing has started by then.
+    """Records → tokens → plans → jobs. UserError for anything wrong with them; nothing is trained by then.
 
     `base_run`: the run that all arms start from, and whose records say what is new (trainer/jobs/parent.py, data/corpus/changes.py).
     `models`: further models by name, `starts`: the arms that start from one of them (trainer/jobs/starts.py). `records`: all

@@ -147,12 +147,29 @@ def fit_stages(stages: Sequence[Stage], whole: Corpus, moved: Corpus) -> list[St
         if any(not kind.startswith("replay") for kind in kinds) or (kinds and not emptied):
             update = {
                 "mix": Mix(**kinds),  # type: ignore[arg-type]
+                "sources": _sources_left(stage, moved, list(kinds)),
                 "best_share": {kind: share for kind, share in stage.best_share.items() if kind in kinds},
                 "sample_questions": min(stage.sample_questions, _size(moved, "train_questions")),
                 "sample_replay_questions": min(stage.sample_replay_questions, _size(moved, "replay_questions")),
             }
             fitted.append(_without_idle(stage.model_copy(update=update)))
     return fitted
+
+
+def _sources_left(stage: Stage, moved: Corpus, kinds: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Shares of the named sources that something is left of, 1 together again."""
+    names = set()
+    for kind in kinds if stage.sources else ():
+        split, _, what = kind.partition("_")
+        part = moved.part(split)  # type: ignore[arg-type]
+        names |= {record.named for record in (part.documents if what == "documents" else part.questions)}
+    left = {name: shares for name, shares in stage.sources.items() if name in names}
+    first, last = (sum(shares[end] for shares in left.values()) for end in (0, 1))
+
+    def share(value: float, total: float) -> float:
+        return value / total if total else 1 / len(left)
+
+    return {name: (share(a, first), share(b, last)) for name, (a, b) in left.items()}
 
 
 def _without_idle(stage: Stage) -> Stage:

@@ -62,6 +62,8 @@ class Merge(Strict):
     def makes_sense(self) -> "Merge":
         if self.method == "residual" and self.density is not None:
             raise ValueError("density is of the other methods; a residual is added whole")
+        if self.method == "breadcrumbs" and self.kept + self.mask > 1:
+            raise ValueError("breadcrumbs: density and mask are more than 1 together, and mergekit would mask less")
         if self.method not in _MASKED and self.mask != Merge.model_fields["mask"].default:
             raise ValueError("mask is of donor and breadcrumbs")
         if isinstance(self.scale, list) and len({percent(scale) for scale in self.scale}) < len(self.scale):

@@ -11,7 +11,7 @@ from data.config import Stage
 from data.curriculum.plan import Plan
 from data.rows.lessons import Lesson, Lessons
 from data.rows.packing import Piece, pack
-from data.rows.passages import Passages
+from data.rows.passages import NOTHING, Passages
 from data.rows.token_store import TokenStore
 from data.wording.templates import PLAIN, Wording, wording_of
 
@@ -138,7 +138,16 @@ def _passages(items: npt.NDArray[np.int64], step: int, reading: Reading) -> list
     if chosen is None:
         return None
     texts = chosen.opened()
-    return [texts.before(int(item), chosen.shares, _rng(4, step, int(item), reading)) for item in items]
+    return [
+        texts.before(int(item), chosen.shares, _rng(4, step, int(item), reading)) if not _anchored(int(item), reading) else NOTHING
+        for item in items
+    ]
+
+
+def _anchored(item: int, reading: Reading) -> bool:
+    """Whether it is held to what the stage's start says of it: which has read it as it stands."""
+    parts = reading.lessons.parts if reading.lessons else ()
+    return any(part.first <= item < part.end and not part.behind_document for part in parts)
 
 
 def _behind(item: _Tokens, passage: npt.NDArray[Any], starts: int) -> _Tokens:

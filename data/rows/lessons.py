@@ -22,6 +22,7 @@ from console import UserError
 from data.config import Kind, Stage
 from data.curriculum.catalogue import Catalogue
 from data.curriculum.plan import Plan
+from data.ground.durable import await_file
 from data.rows.passages import Passages, passages_of, with_passages
 from data.rows.token_store import TokenStore, open_store
 from data.tokens import Encoder
@@ -99,7 +100,7 @@ class Taught:
 
 @lru_cache(maxsize=4)
 def _opened(folder: str) -> Taught:
-    with np.load(Path(folder) / "lessons.npz", allow_pickle=False) as arrays:
+    with np.load(await_file(Path(folder) / "lessons.npz"), allow_pickle=False) as arrays:
         return Taught(*(arrays[name] for name in ("items", "owners", "documents", "offsets")))
 
 

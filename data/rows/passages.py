@@ -22,6 +22,7 @@ from console import UserError, say
 from data.config import Kind, Stage
 from data.curriculum.catalogue import Catalogue
 from data.curriculum.plan import Plan
+from data.ground.durable import await_file, sync
 from data.ground.words import normalise, swap, words
 from data.records import Question
 from data.rows.token_store import TokenStore, open_store
@@ -30,8 +31,9 @@ from data.wording.templates import PASSAGES, document_text
 
 Numbers = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.uint32]
-_NOTHING: Ids = np.empty(0, dtype=np.uint32)
+NOTHING: Ids = np.empty(0, dtype=np.uint32)
 _QUESTIONS: tuple[tuple[Kind, Kind], ...] = (("train_questions", "train_documents"), ("replay_questions", "replay_documents"))
+_NEIGHBOURS = 200
 _LIKENESSES = 2**24
 """Of questions to documents that are held at once: 128 MiB."""
 
@@ -71,7 +73,7 @@ class Texts:
             return self._document(self._another(item, rng))
         if kind == 3:
             return self.false[self.false_offsets[item] : self.false_offsets[item + 1]]
-        return self._document((self.documents, self.retrieved)[kind][item]) if kind < 2 else _NOTHING
+        return self._document((self.documents, self.retrieved)[kind][item]) if kind < 2 else NOTHING
 
     def _another(self, item: int, rng: np.random.Generator) -> int:
         (first, end), own = map(int, self.siblings[item]), int(self.documents[item])
@@ -83,7 +85,7 @@ class Texts:
         return drawn + (drawn >= own)
 
     def _document(self, number: int) -> Ids:
-        return self.store.item(int(number)) if number >= 0 else _NOTHING
+        return self.store.item(int(number)) if number >= 0 else NOTHING
 
     def longest(self, shares: tuple[float, float, float, float]) -> Numbers:
         """(items,): tokens of the longest passage that can stand before each."""
@@ -101,7 +103,7 @@ class Texts:
 @lru_cache(maxsize=4)
 def _opened(folder: str, tokens: str) -> Texts:
     def array(name: str) -> Any:
-        return np.load(Path(folder) / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        return np.load(await_file(Path(folder) / f"{name}.npy"), mmap_mode="r", allow_pickle=False)
 
     links = array("documents"), array("retrieved"), array("siblings")
     return Texts(*links, array("false"), array("false_offsets"), open_store(Path(tokens)).worded(PASSAGES))
@@ -115,7 +117,7 @@ def passages_of(
         return None
     items, shares = len(catalogue), stage.passages.shares()
     retrieved, siblings = np.full(items, -1, dtype=np.int64), np.zeros((items, 2), dtype=np.int64)
-    false: list[Ids] = [_NOTHING] * items
+    false: list[Ids] = [NOTHING] * items
     for questions, documents in _QUESTIONS:
         asked, read = catalogue.ranges[questions], catalogue.ranges[documents]
         siblings[asked.start : asked.stop] = read.start, read.stop
@@ -127,9 +129,12 @@ def passages_of(
         "documents": catalogue.document_of,
         "retrieved": retrieved,
         "siblings": siblings,
-        "false": np.concatenate([_NOTHING, *false]),
+        "false": np.concatenate([NOTHING, *false]),
         "false_offsets": np.concatenate([[0], np.cumsum([len(ids) for ids in false])]).astype(np.int64),
     }
+    asked = np.concatenate([np.arange(numbers.start, numbers.stop) for numbers in (catalogue.ranges[kind] for kind, _ in _QUESTIONS)])
+    if stage.passages.document and (alone := int((catalogue.document_of[asked] < 0).sum())):
+        say(f"passages: {alone:,} of {len(asked):,} questions have no document in their split and stand alone where it would be put")
     texts = open_store(tokens).worded(PASSAGES).sha256
     digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values()) + texts.encode()).hexdigest()[:16]
     _write(folder / f"passages-{digest}", arrays)
@@ -163,7 +168,7 @@ def _false_passages(catalogue: Catalogue, questions: Kind, encoder: Encoder) -> 
     """Tokens of each question's document with another answer in it; none where the answer does not stand in it, word for word."""
     asked: list[Question] = list(catalogue.records[questions])  # type: ignore[arg-type]
     others = other_answers(asked)
-    found = [_NOTHING] * len(asked)
+    found = [NOTHING] * len(asked)
     kind: Kind = questions.replace("questions", "documents")  # type: ignore[assignment]
     texts = {document.id: document_text(document) for document in catalogue.records[kind]}  # type: ignore[arg-type]
     for n, (question, other) in enumerate(zip(asked, others, strict=True)):
@@ -178,7 +183,7 @@ def _false_passages(catalogue: Catalogue, questions: Kind, encoder: Encoder) -> 
 def other_answers(questions: Sequence[Question]) -> list[str | None]:
     """For each the answer of the question that begins most like it, on another document and with another answer; None where there is none.
 
-    In the order of their words questions that begin alike are neighbours, so the nearest on either side that will do is the one.
+    In the order of their words questions that begin alike are neighbours, so the nearest on either side that will do is the one; some hundred are looked at.
     """
     said = [words(question.question) for question in questions]
     order = sorted(range(len(questions)), key=lambda n: (said[n], questions[n].id))
@@ -194,7 +199,7 @@ def other_answers(questions: Sequence[Question]) -> list[str | None]:
 
     found: list[str | None] = [None] * len(questions)
     for place, n in enumerate(order):
-        sides = (range(place - 1, -1, -1), range(place + 1, len(order)))
+        sides = (range(place - 1, max(-1, place - 1 - _NEIGHBOURS), -1), range(place + 1, min(len(order), place + 1 + _NEIGHBOURS)))
         near = [other for side in sides if (other := next((order[i] for i in side if will_do(n, order[i])), None)) is not None]
         if near:
             found[n] = questions[max(near, key=lambda other: alike(n, other))].answers[0]
@@ -208,6 +213,7 @@ def _write(folder: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
     draft.mkdir(parents=True, exist_ok=True)
     for name, array in arrays.items():
         np.save(draft / f"{name}.npy", array)
+        sync(draft / f"{name}.npy")
     try:
         draft.rename(folder)
     except OSError:  # another run of the same experiment was first

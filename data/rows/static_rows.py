@@ -40,7 +40,7 @@ class Shapes:
 
     def pad(self, row: Row) -> Row:
         """The row with the next length of the ladder. `cu_seqlens` stay those of the items; `boundaries` (pieces + 1,) are what attention is told, `num_targets` the
-        targets with their padding, `longest` a bound of all rows' items."""
+        targets with their padding, `longest` a bound of its items, and of all rows' as far as lengths were known before (other wordings and passages are drawn)."""
         real = len(row["input_ids"])
         length = self.length(real)
         pad: Row = {
@@ -55,7 +55,7 @@ class Shapes:
             **pad,
             "boundaries": self._boundaries(row["cu_seqlens"], length),
             "num_targets": ceil(targets / multiple) * multiple,
-            "longest": self.longest,
+            "longest": max(self.longest, int(np.diff(row["cu_seqlens"]).max())),  # a kernel that is told less leaves the rest uncomputed
         }
 
     def length(self, real: int) -> int:

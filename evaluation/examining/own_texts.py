@@ -1,6 +1,7 @@
 """What a model writes when nothing is asked: texts for an anchor where no replay data are at hand (docs/teaching.md)."""
 
 import argparse
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -52,8 +53,9 @@ def write_command(argv: list[str]) -> int:
     try:
         with draft.open("w", encoding="utf-8") as file, progress() as bar:
             task = bar.add_task("texts", total=args.texts)
-            for number, text in enumerate(own_texts(args, tokenizer)):
-                file.write(json.dumps({"id": f"own-{args.seed}-{number}", "text": text}, ensure_ascii=False) + "\n")
+            for text in own_texts(args, tokenizer):
+                digest = hashlib.sha256(text.encode()).hexdigest()[:16]  # texts of two models can stand side by side
+                file.write(json.dumps({"id": f"own-{digest}", "text": text}, ensure_ascii=False) + "\n")
                 bar.advance(task)
         draft.replace(args.out)
     finally:
@@ -76,9 +78,13 @@ def own_texts(args: argparse.Namespace, tokenizer: Any) -> Iterator[str]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        args.model, revision=args.revision, dtype=dtype, trust_remote_code=False, use_safetensors=True
-    )
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            args.model, revision=args.revision, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        )
+    except Exception as error:  # whatever the libraries make of a broken or unknown folder, the remedy is the user's
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"MODEL {args.model}: cannot be loaded: {reason}") from None
     model = model.to(device).eval()
     ends = int(tokenizer.eos_token_id)
     longest = min(args.tokens, int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or args.tokens) - 1)

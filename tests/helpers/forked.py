@@ -8,6 +8,7 @@ process of a gloo group; output goes to <out>/<rank>.log. {"command": [ROOM, …
 """
 
 import atexit
+import ctypes
 import gc
 import importlib
 import json
@@ -148,6 +149,7 @@ def _command(request: dict[str, Any]) -> dict[str, Any]:
 def _become(request: dict[str, Any]) -> None:
     """The command, to its end, in this process."""
     os.setsid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a command whose server is ended ends with it
     for number, path, how in (
         (0, request["stdin"], os.O_RDONLY),
         (1, request["stdout"], os.O_WRONLY | os.O_APPEND),

@@ -134,7 +134,7 @@ def make_jobs(
             before = Identity(now, stage_key(before.earlier, *facts, beside=beside.identities))
             key = names.of(before.now, before.earlier) if names else before.now
             if key not in jobs:
-                path = _write_plan(plan, worded, plan_folder)
+                path = _write_plan(plan, worded, plan_folder, beside.lengths)
                 label = f"{arm} {n + 1}/{len(stages)}: {' + '.join(stage.mix.kinds())}"
                 own = start.folder if start else None
                 sizes = _longest(plan, worded.item_lengths if beside.lengths is None else beside.lengths, capacity, longest)
@@ -186,14 +186,17 @@ def _longest(plan: Plan, item_lengths: Items, capacity: int, longest: int) -> tu
     return min(longest, int(lengths.max(initial=1))), min(capacity, int(steps.max()))
 
 
-def _write_plan(plan: Plan, store: TokenStore, folder: Path) -> Path:
-    """With the items' tokens beside it. The hash of a plan names items by id, its file by number: the name of the file follows both, so that no file outlives its numbering."""
-    numbering = hashlib.sha256(plan.items.tobytes() + store.sha256.encode()).hexdigest()[:8]
+def _write_plan(plan: Plan, store: TokenStore, folder: Path, longer: Items | None = None) -> Path:
+    """With the items' tokens beside it (`longer`: with what may stand before them). The hash of a plan names items by id, its file by number: the name of
+    the file follows both, so that no file outlives its numbering."""
+    lengths = np.asarray(store.lengths if longer is None else longer, dtype=np.int32)
+    more = b"" if longer is None else lengths.tobytes()
+    numbering = hashlib.sha256(plan.items.tobytes() + store.sha256.encode() + more).hexdigest()[:8]
     path = folder / f"{plan.sha256[:16]}-{numbering}.npz"
     if not lengths_of(path).exists() or not path.exists():
         draft = path.with_suffix(f".{os.getpid()}.npz")
         plan.save(draft)
-        np.save(of_lengths := lengths_of(draft), np.asarray(store.lengths, dtype=np.int32))
+        np.save(of_lengths := lengths_of(draft), lengths)
         of_lengths.replace(lengths_of(path))
         draft.replace(path)
     return path

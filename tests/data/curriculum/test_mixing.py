@@ -8,12 +8,14 @@ from pydantic import ValidationError
 
 from console import UserError
 from data.config import DataConfig, Source, Stage
+from data.corpus.changes import fit_stages
 from data.curriculum.catalogue import Catalogue, catalogue_of, declared_catalogue
 from data.curriculum.mixing import counts_of, pools
 from data.curriculum.plan import compile_plan
 from data.load import load_corpus
 from data.planning.plan_report import by_name
 from data.readers import check_source
+from data.records import Corpus, Document, Part
 
 SHARES = {"news": [0.8, 0.2], "wiki": [0.2, 0.5], "qa": [0.0, 0.3]}
 
@@ -110,3 +112,15 @@ def test_what_the_data_do_not_name_is_refused(catalogue: Catalogue) -> None:
         compile_plan(stage(), declared_catalogue({"train_documents": 5, "train_questions": 5}), 0)
     with pytest.raises(UserError, match=r"a streamed source keeps no names"):
         check_source(Source(path="x.jsonl", split="train", holds="documents", stream=True, name="x"))
+
+
+def test_an_update_keeps_the_sources_that_something_new_is_of() -> None:
+    documents = [Document("a", "One.", named="news"), Document("b", "Two.", named="wiki"), Document("c", "Three.", named="more")]
+    mixed = stage(mix={"train_documents": 1}, sources={"news": [0.1, 0.6], "wiki": [0.8, 0.2], "more": [0.1, 0.2]})
+    whole, moved = (Corpus({"train": Part(documents[:size])}) for size in (3, 2))
+    (fitted,) = fit_stages([mixed], whole, moved)
+    assert {name: tuple(round(share, 6) for share in shares) for name, shares in fitted.sources.items()} == {
+        "news": (0.111111, 0.75),
+        "wiki": (0.888889, 0.25),
+    }
+    assert fit_stages([mixed], whole, whole) == [mixed]  # the twin

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from data.config import Stage
 from data.curriculum.arm_config import Dials
 from data.curriculum.presets import preset_stages
+from data.ground.teaching import Before
 from tests.data.curriculum.test_plan_language import stage
 from trainer.store.stages import stage_facts
 
@@ -77,3 +78,10 @@ def test_dials_that_a_user_gives_win_over_what_a_preset_fixes() -> None:
     )
     [turned] = preset_stages("interleaved", Dials(rate_documents=1e-5))
     assert (turned.rate, turned.batch_items) == (1e-5, 8)
+
+
+def test_stages_of_earlier_builds_are_read() -> None:
+    """Their manifests name every field, and passages.document was open_share."""
+    plain = stage()
+    assert Stage.model_validate({**plain.model_dump(), "open_share": 0.0}) == plain
+    assert Stage.model_validate({**plain.model_dump(exclude={"passages"}), "open_share": 0.4}).passages == Before(document=0.4)

@@ -121,3 +121,13 @@ def test_questions_that_never_stand_alone_are_told(made: Made, capsys: pytest.Ca
     assert "warning: arms.arm.stages.0: passages: every question stands behind a document with its answer" in capsys.readouterr().err
     compile_arms({"base": [], "arm": [stage({"document": 0.6, "distracting": 0.4})]}, made[0], 0)
     assert "warning" not in capsys.readouterr().err
+
+
+def test_what_an_anchor_holds_stands_alone(made: Made, tmp_path: Path) -> None:  # noqa: F811
+    """Its start has read it so. Without the anchor (the twin) replay questions stand behind their documents too."""
+    settings = {"mix": {"replay_questions": 1}, "epochs": 1, "batch_items": 12, "rate": 1e-3, "passages": {"document": 1}}
+    longest = [
+        max(len(one["input_ids"]) for one in items(rows_of(Stage.model_validate({**settings, **anchor}), made, tmp_path)))
+        for anchor in ({"anchor": {}}, {})
+    ]
+    assert longest[0] < 40 < longest[1]

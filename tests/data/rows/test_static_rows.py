@@ -77,3 +77,11 @@ def test_row_tokens_are_as_long_as_rows_stay_full() -> None:
     uneven = np.random.default_rng(0).integers(100, 2000, 400)
     assert best_row_tokens([(plan_of(400, 3), uneven)], 1, 2000, 16384)[1] < FULL
     assert best_row_tokens([(plan_of(4, 1), np.full(4, 3000))], 1, 3000, 16384)[0] >= 4096  # a row holds the longest item
+
+
+def test_attention_is_told_of_items_that_are_longer_than_was_known() -> None:
+    """As a question behind a passage, or in another wording: a kernel that is told less leaves queries out."""
+    shapes = Shapes((64, 1024), 4, 24)
+    for lengths, longest in (([24, 8], 24), ([624, 24], 624)):
+        row = {"input_ids": np.zeros(sum(lengths), dtype=np.int64), "loss_weight": np.ones(sum(lengths), dtype=np.float32)}
+        assert shapes.pad({**row, "cu_seqlens": np.cumsum([0, *lengths]).astype(np.int32)})["longest"] == longest

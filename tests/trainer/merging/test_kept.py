@@ -1,8 +1,12 @@
 """Which differences are added: bounds against a sort, for tensors read in pieces."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
+from trainer.merging.residual.artefact import _masked
 from trainer.merging.residual.kept import ALL, Kept
 
 
@@ -35,3 +39,14 @@ def test_what_is_equal_goes_together() -> None:
 def test_nothing_and_everything() -> None:
     assert ALL.is_all and not Kept(0.5).is_all and not Kept(mask=0.1).is_all
     assert Kept(0.5).bounds(lambda: [torch.empty(0)], 0) == (0.0, 0.0)
+
+
+def test_rows_that_are_no_differences_do_not_count() -> None:
+    """Rows of tokens that the base lacks are the instruct model's weights, a hundred times as large."""
+    small, large = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), torch.full((5, 8), 100.0)
+    values = torch.cat([small, large])
+    weights = SimpleNamespace(shape=lambda name: (55, 8), dtype=lambda name: "F32", chunk=lambda name, start, end: values[start:end])
+    known = np.arange(55) < 50
+    residual = SimpleNamespace(weights=weights, has_base=known, manifest={"vocabulary": {"tensors": ["embed"]}})
+    kept = {name: int((_masked(residual, name, Kept(1, 0.1))(small) != 0).sum()) for name in ("embed", "other")}  # type: ignore[arg-type]
+    assert kept == {"embed": 360, "other": 396}  # of 400; the twin masks 44 of 440 values, of which 40 are none of ours

@@ -143,7 +143,7 @@ def add_residual(
 
     def pieces(spec: TensorSpec) -> Iterator[Tensor]:
         by_rows = spec.name in by_row and not rows.is_plain
-        added = _masked(residual.weights, spec.name, keep)
+        added = _masked(residual, spec.name, keep)
         if not _is_floating(spec.dtype):
             yield from _copied(spec, descendant, residual)
             return
@@ -184,12 +184,24 @@ def add_residual(
     return manifest
 
 
-def _masked(residual: LazyWeights, name: str, kept: Kept) -> Callable[[Tensor], Tensor]:
-    """What of the differences of one tensor is added."""
-    shape = tuple(residual.shape(name))
-    if kept.is_all or not _is_floating(residual.dtype(name)):
+def _masked(residual: Residual, name: str, kept: Kept) -> Callable[[Tensor], Tensor]:
+    """What of the differences of one tensor is added; rows of tokens that the base lacks are none."""
+    weights = residual.weights
+    shape = tuple(weights.shape(name))
+    if kept.is_all or not _is_floating(weights.dtype(name)):
         return lambda difference: difference
-    bounds = kept.bounds(lambda: (residual.chunk(name, *part).float() for part in chunks(shape)), math.prod(shape))
+    rows = (
+        np.asarray(residual.has_base, dtype=bool)
+        if name in residual.manifest["vocabulary"]["tensors"]
+        else np.ones(shape[0] if shape else 1, dtype=bool)
+    )
+
+    def differences() -> Iterator[Tensor]:
+        for start, end in chunks(shape):
+            part = weights.chunk(name, start, end).float()
+            yield part[torch.from_numpy(rows[start:end])] if shape else part
+
+    bounds = kept.bounds(differences, int(rows.sum()) * math.prod(shape[1:]))
     return lambda difference: kept.of(difference, bounds)
 
 
