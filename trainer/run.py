@@ -97,7 +97,7 @@ def prepare(
     """
     refuse_another_experiment(folder, data, model)
     parent = find_parent(base_run) if base_run else None
-    whole = corpus = records or load_corpus(data, seed, folder / "refused.jsonl")
+    whole = corpus = load_corpus(data, seed, folder / "refused.jsonl") if records is None else records
     changes = None
     if parent:
         changes, corpus = changes_since(whole, read_earlier(parent.records))

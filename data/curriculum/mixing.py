@@ -39,12 +39,12 @@ def _names(stage: Stage, catalogue: Catalogue) -> Iterator[str | None]:
         yield from (rows[int(n) - numbers.start].named for n in chosen(stage, catalogue, kind))
 
 
-def by_source(stage: Stage, catalogue: Catalogue, rng_of: RngOf) -> list[Items]:
+def by_source(stage: Stage, of_source: dict[str, Items], rng_of: RngOf) -> list[Items]:
     """The items of each step; of each source every item once before any comes again, and by every step as many as its shares until then ask for, ±1."""
     assert stage.steps and stage.batch_items
     wanted = counts_of(list(stage.sources.values()), stage.steps, stage.batch_items)
     drawn = []
-    for (name, pool), number in zip(pools(stage, catalogue).items(), wanted.T, strict=True):
+    for (name, pool), number in zip(of_source.items(), wanted.T, strict=True):
         total, passes = int(number.sum()), []
         for n in range(-(-total // len(pool))):
             passes.append(rng_of(f"source {name}, pass {n}").permutation(pool))
@@ -73,12 +73,12 @@ def counts_of(shares: list[tuple[float, float]], steps: int, batch_items: int) -
     return counts
 
 
-def prove_shares(stage: Stage, catalogue: Catalogue, items: Items) -> None:
+def prove_shares(stage: Stage, of_source: dict[str, Items], items: Items) -> None:
     """Each source as often as its shares ask for, each of its items as often as any other, give or take one."""
     assert stage.steps and stage.batch_items
-    times = np.bincount(items, minlength=len(catalogue))
+    times = np.bincount(items, minlength=1 + max(int(pool.max()) for pool in of_source.values()))
     assert len(items) == stage.steps * stage.batch_items
-    for (name, pool), (first, last) in zip(pools(stage, catalogue).items(), stage.sources.values(), strict=True):
+    for (name, pool), (first, last) in zip(of_source.items(), stage.sources.values(), strict=True):
         assert times[pool].max() - times[pool].min() <= 1, f"each item of {name} once before any comes again"
         asked = (first + last) / 2 * stage.steps * stage.batch_items if stage.steps > 1 else first * stage.batch_items
         assert abs(times[pool].sum() - asked) < len(stage.sources), f"{name}: {times[pool].sum()} items, {asked:.1f} asked for"

@@ -56,9 +56,10 @@ def compile_plan(stage: Stage, catalogue: Catalogue, seed: int, lengths: Items |
     """
     check_stage(stage, catalogue)
     if stage.sources:
-        steps = by_source(stage, catalogue, lambda purpose: _rng(seed, stage, purpose))
+        of_source = pools(stage, catalogue)
+        steps = by_source(stage, of_source, lambda purpose: _rng(seed, stage, purpose))
         items = np.concatenate(steps)
-        prove_shares(stage, catalogue, items)
+        prove_shares(stage, of_source, items)
         return _plan(steps, items, catalogue)
     if stage.batch_tokens and lengths is None:
         raise UserError("batch_tokens needs the items' lengths, and without data there are none: give data.root, or use batch_items")

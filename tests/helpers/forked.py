@@ -167,6 +167,8 @@ def _become(request: dict[str, Any]) -> None:
         code = 0
     except SystemExit as ended:
         code = ended.code or 0
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     try:
