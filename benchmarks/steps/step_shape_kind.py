@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -40,12 +41,12 @@ class Counts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def model_of(attention: str, mode: str) -> Any:
+def model_of(attention: str, mode: str, layers: int = 2) -> Any:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=1,
         max_position_embeddings=16384, attn_implementation=attention,
     )  # fmt: skip
     model: Any = AutoModelForCausalLM.from_config(config)
@@ -77,35 +78,54 @@ def rows_of(path: Path, steps: int, static: bool) -> Iterator[list[Row]]:
         yield [pad(row) for row in step_rows(plan, store, int(step), 0, 1, capacity, "example")]
 
 
-def counted(path: Path, steps: int, attention: str, zero_stage: int, mode: str, static: bool, compiled: bool = False) -> dict[str, Any]:
+def engine_of(attention: str, zero_stage: int, mode: str, compiled: bool, layers: int = 2) -> Any:
     from trainer.config import TrainerConfig
 
-    optimiser_step, DeepSpeedEngine = of("trainer.step.step").optimiser_step, of("trainer.step.engine").DeepSpeedEngine
-    engine = DeepSpeedEngine(model_of(attention, mode), TrainerConfig(zero_stage=zero_stage), "fp32", torch.device("cpu"))
+    engine = of("trainer.step.engine").DeepSpeedEngine(
+        model_of(attention, mode, layers), TrainerConfig(zero_stage=zero_stage), "fp32", torch.device("cpu")
+    )
     if compiled:
         from trainer.kernels.compiled import CompiledLayers
 
         CompiledLayers(engine.module, static=True)
         torch._dynamo.utils.counters.clear()
-    counts, micro_steps, real, computed = Counts(), 0, 0, 0
+    return engine
+
+
+def counted(path: Path, steps: int, attention: str, zero_stage: int, mode: str, static: bool, compiled: bool = False) -> dict[str, Any]:
+    optimiser_step = of("trainer.step.step").optimiser_step
+    engine = engine_of(attention, zero_stage, mode, compiled)
+    counts, micro_steps = Counts(), 0
     for number, rows in enumerate(rows_of(path, steps, static)):
         if number == 0:  # buffers are made, the head is tried
             optimiser_step(engine, rows, 1e-4, attention)
-            called = python_calls(lambda rows=rows: optimiser_step(engine, rows, 1e-4, attention)) / len(rows)
         with nullcontext() if compiled else counts:  # torch's compiler steps aside where operations are listened to
             optimiser_step(engine, rows, 1e-4, attention)
         micro_steps += len(rows)
-        real += sum(int(row["cu_seqlens"][-1]) for row in rows)
-        computed += sum(len(row["input_ids"]) for row in rows)
     engine.close()
-    figures = {"micro_steps": micro_steps, "fill": round(real / computed, 4), "called_a_micro_step": round(called)}
     if compiled:
         found = torch._dynamo.utils.counters
-        return {**figures, "graphs": found["stats"]["unique_graphs"], "breaks": sum(found["graph_break"].values())}
-    return {**figures, "attention_shapes": len(counts.shapes), "operations_a_micro_step": round(counts.operations / micro_steps)}
+        return {"micro_steps": micro_steps, "graphs": found["stats"]["unique_graphs"], "breaks": sum(found["graph_break"].values())}
+    return {
+        "micro_steps": micro_steps, "attention_shapes": len(counts.shapes), "operations_a_micro_step": round(counts.operations / micro_steps),
+    }  # fmt: skip
 
 
-def python_calls(work: Callable[[], Any]) -> int:
+def called(path: Path, attention: str, zero_stage: int, mode: str, static: bool, compiled: bool, layers: int) -> dict[str, int]:
+    """Of one step of a network as deep as a real one, by micro-step: what is asked of the dispatcher, and how much of it is matrix products and attention."""
+    optimiser_step = of("trainer.step.step").optimiser_step
+    rows = next(rows_of(path, 1, static))
+    engine = engine_of(attention, zero_stage, mode, compiled, layers)
+    optimiser_step(engine, rows, 1e-4, attention)
+    names = python_calls(lambda: optimiser_step(engine, rows, 1e-4, attention))
+    engine.close()
+    products = sum(
+        count for name, count in names.items() if name.endswith(("mm", "linear", "matmul")) or "attention" in name or "by_item" in name
+    )
+    return {"called_a_micro_step": round(sum(names.values()) / len(rows)), "of_them_products": round(products / len(rows))}
+
+
+def python_calls(work: Callable[[], Any]) -> Counter[str]:
     """Operations that are asked of the dispatcher from outside it, forward and backward: those that compiled code has left are seen too."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -120,7 +140,7 @@ def python_calls(work: Callable[[], Any]) -> int:
 
     with profile(activities=[ProfilerActivity.CPU]) as made:
         work()
-    return sum(is_operation(event) and not inside_another(event) for event in made.events())
+    return Counter(event.name for event in made.events() if is_operation(event) and not inside_another(event))
 
 
 def loss_bytes(targets: int, vocabulary: int) -> dict[str, float]:
@@ -142,7 +162,7 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
-    found = {}
+    found, deep = {}, {}
     for plan in asked["plans"]:
         for zero_stage in asked["zero"]:
             for mode in asked["modes"]:
@@ -150,8 +170,10 @@ def main() -> None:
                 steps = asked["steps"] if (zero_stage, mode) == (1, "full") else asked["fewer_steps"]
                 path, known = Path(asked["folder"]) / f"{plan}.npz", [asked[name] for name in ("attention", "static", "compiled")]
                 found[case] = counted(path, steps, known[0], zero_stage, mode, *known[1:])
+                if asked["deep"] and plan == asked["plans"][-1]:
+                    deep[f"ZeRO-{zero_stage}, {mode}"] = called(path, known[0], zero_stage, mode, *known[1:], asked["deep"])
                 print(json.dumps({"told": f"{case}: {found[case]}"}), flush=True)
-    print(json.dumps({"counts": found, "loss": loss_bytes(512, 4096)}), flush=True)
+    print(json.dumps({"counts": found, "deep": deep, "loss": loss_bytes(512, 4096)}), flush=True)
 
 
 if __name__ == "__main__":

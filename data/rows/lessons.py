@@ -23,7 +23,7 @@ from data.config import Kind, Stage
 from data.curriculum.catalogue import Catalogue
 from data.curriculum.plan import Plan
 from data.ground.durable import await_file
-from data.rows.passages import Passages, passages_of, with_passages
+from data.rows.passages import Made, Passages, passages_of, with_passages
 from data.rows.token_store import TokenStore, open_store
 from data.tokens import Encoder
 from data.wording.templates import PASSAGES, Wording, wording_of
@@ -132,12 +132,14 @@ class Teaching:
     """Tokens that a row or the model's positions can hold."""
     encoder: Encoder
     """Of the plain wording."""
+    made: Made = field(default_factory=dict)
+    """Passages that a stage before has needed too."""
 
     def beside(self, stage: Stage, plan: Plan, store: TokenStore, start: str) -> Beside:
         """Of a stage that begins with the model of identity `start`; `store` is in its wording. UserError for what cannot be."""
         taught = self.lessons(stage, plan, store, start)
         begin = self.starts.get((wording_of(stage), "train_questions"), 0)
-        open_book = passages_of(stage, self.catalogue, self.tokens, begin, self.folder.parent / "plans", self.encoder)
+        open_book = passages_of(stage, self.catalogue, self.tokens, begin, self.folder.parent / "plans", self.encoder, self.made)
         identities = {"teacher": taught[0]} if taught else {}
         if open_book is None:
             return Beside(identities, taught[1] if taught else None)

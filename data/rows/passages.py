@@ -109,21 +109,36 @@ def _opened(folder: str, tokens: str) -> Texts:
     return Texts(*links, array("false"), array("false_offsets"), open_store(Path(tokens)).worded(PASSAGES))
 
 
+Made = dict[tuple[bool, bool], tuple[str, Path]]
+"""What has been made of an experiment's records, by whether documents were looked for and false ones written: (digest, folder)."""
+
+
 def passages_of(
-    stage: Stage, catalogue: Catalogue, tokens: Path, starts: int, folder: Path, encoder: Encoder
+    stage: Stage, catalogue: Catalogue, tokens: Path, starts: int, folder: Path, encoder: Encoder, made: Made
 ) -> tuple[str, Passages] | None:
-    """(identity of what stands before what, for keys; the passages) of a stage, or None. They are written below `folder`."""
+    """(identity of what stands before what, for keys; the passages) of a stage, or None. They are written below `folder`, once for stages that need the same."""
     if stage.passages is None:
         return None
-    items, shares = len(catalogue), stage.passages.shares()
+    needs = stage.passages.retrieved > 0, stage.passages.conflicting > 0
+    if needs not in made:
+        made[needs] = _make(*needs, catalogue, tokens, folder, encoder)
+    digest, place = made[needs]
+    asked = np.concatenate([np.arange(numbers.start, numbers.stop) for numbers in (catalogue.ranges[kind] for kind, _ in _QUESTIONS)])
+    if stage.passages.document and (alone := int((catalogue.document_of[asked] < 0).sum())):
+        say(f"passages: {alone:,} of {len(asked):,} questions have no document in their split and stand alone where it would be put")
+    return digest, Passages(str(place.resolve()), str(tokens.resolve()), stage.passages.shares(), starts)
+
+
+def _make(look: bool, falsify: bool, catalogue: Catalogue, tokens: Path, folder: Path, encoder: Encoder) -> tuple[str, Path]:
+    items = len(catalogue)
     retrieved, siblings = np.full(items, -1, dtype=np.int64), np.zeros((items, 2), dtype=np.int64)
     false: list[Ids] = [NOTHING] * items
     for questions, documents in _QUESTIONS:
         asked, read = catalogue.ranges[questions], catalogue.ranges[documents]
         siblings[asked.start : asked.stop] = read.start, read.stop
-        if stage.passages.retrieved and asked and read:
+        if look and asked and read:
             retrieved[asked.start : asked.stop] = _found(catalogue, questions, documents)
-        if stage.passages.conflicting and asked:
+        if falsify and asked:
             false[asked.start : asked.stop] = _false_passages(catalogue, questions, encoder)
     arrays = {
         "documents": catalogue.document_of,
@@ -132,13 +147,10 @@ def passages_of(
         "false": np.concatenate([NOTHING, *false]),
         "false_offsets": np.concatenate([[0], np.cumsum([len(ids) for ids in false])]).astype(np.int64),
     }
-    asked = np.concatenate([np.arange(numbers.start, numbers.stop) for numbers in (catalogue.ranges[kind] for kind, _ in _QUESTIONS)])
-    if stage.passages.document and (alone := int((catalogue.document_of[asked] < 0).sum())):
-        say(f"passages: {alone:,} of {len(asked):,} questions have no document in their split and stand alone where it would be put")
     texts = open_store(tokens).worded(PASSAGES).sha256
     digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values()) + texts.encode()).hexdigest()[:16]
     _write(folder / f"passages-{digest}", arrays)
-    return digest, Passages(str((folder / f"passages-{digest}").resolve()), str(tokens.resolve()), shares, starts)
+    return digest, folder / f"passages-{digest}"
 
 
 def _found(catalogue: Catalogue, questions: Kind, documents: Kind) -> Numbers:

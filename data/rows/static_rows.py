@@ -19,8 +19,8 @@ from data.rows.packing import pack
 
 FULL = 0.97
 """Share of real tokens that a ladder is made long for."""
-_MOST_LENGTHS = {False: 6, True: 8}
-"""By whether rows hold one item each: lengths of single items lie further apart."""
+_MOST_LENGTHS = 9
+"""As many graphs are compiled at most: the film plan, one row a step, is FULL with nine and 95.5 % with six."""
 _LENGTH_MULTIPLE = {False: 32, True: 8}  # of an item of 100 tokens 28 would be lost to the larger one
 _PIECES_MULTIPLE = 16
 _TARGETS_SHARE = 16  # targets are padded to a multiple of this share of the row: so many counts a length at most
@@ -73,12 +73,12 @@ class Shapes:
 
 
 def static_shapes(plan: Plan, lengths: Items, world_size: int, capacity: int, longest: int, one_item: bool = False) -> Shapes:
-    """Of a stage: as few lengths as leave FULL of the tokens real, at most six (eight for rows of one item), from its own packed steps.
+    """Of a stage: as few lengths as leave FULL of the tokens real, at most nine, from its own packed steps.
 
     `lengths`: tokens of every item of the catalogue; `longest`: tokens of an item before it is cut.
     """
     tokens, pieces, item = (np.array(column) for column in zip(*_rows(plan, lengths, world_size, capacity, longest, one_item), strict=True))
-    ladder = _ladder(_up(tokens, _LENGTH_MULTIPLE[one_item]), int(tokens.sum()), _MOST_LENGTHS[one_item])
+    ladder = _ladder(_up(tokens, _LENGTH_MULTIPLE[one_item]), int(tokens.sum()), _MOST_LENGTHS)
     bound = int(item.max())
     padded = np.array(ladder)[np.searchsorted(ladder, tokens)]
     return Shapes(ladder, _up(int((pieces + -(-(padded - tokens) // bound)).max()), _PIECES_MULTIPLE), bound)
@@ -92,7 +92,7 @@ def fill(shapes: Shapes, plan: Plan, lengths: Items, world_size: int, capacity: 
 
 def padded(tokens: npt.NDArray[np.int64], one_item: bool = False) -> npt.NDArray[np.int64]:
     """Of rows of so many tokens: what a ladder of their own pads each to."""
-    ladder = np.array(_ladder(_up(tokens, _LENGTH_MULTIPLE[one_item]).ravel(), int(tokens.sum()), _MOST_LENGTHS[one_item]))
+    ladder = np.array(_ladder(_up(tokens, _LENGTH_MULTIPLE[one_item]).ravel(), int(tokens.sum()), _MOST_LENGTHS))
     return ladder[np.searchsorted(ladder, tokens)]
 
 

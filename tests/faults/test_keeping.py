@@ -87,3 +87,16 @@ def test_gc_finds_what_nothing_needs(tmp_path: Path) -> None:
     assert found() == {"orphan", "corrupt-step-1"}
     assert found(keep_best=1) == {"orphan", "corrupt-step-1", "worse"}
     assert found(unfinished=True) == {"orphan", "corrupt-step-1", "begun"}
+
+
+def test_gc_takes_what_trained_stages_have_read(tmp_path: Path) -> None:
+    """Not what a stage under way reads, unless such stages go too."""
+    store = StageStore(tmp_path)
+    made = {"lessons": "teachers/told", "passages": "plans/passages-read"}
+    for place in (*made.values(), "teachers/new", "plans/passages-new"):
+        (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "plans" / "0123-4567.npz").touch()
+    write_json(store.folder("done") / "manifest.json", {"job": {field: {"folder": str(tmp_path / place)} for field, place in made.items()}})
+    write_json(tmp_path / "arms.json", {"arms": {"base": {"stages": ["done"]}}})
+    assert {waste.path.name for waste in find_waste(tmp_path, None, False)} == {"told", "passages-read"}
+    assert {waste.path.name for waste in find_waste(tmp_path, None, True)} == {"told", "passages-read", "new", "passages-new"}

@@ -15,13 +15,15 @@ import yaml
 from experiment import load_experiment
 from tests.conftest import ROOT
 from tests.faults.promises import F16
+from trainer.config import TinyModel
+from trainer.network.model import make_tiny_model
 
 # A rate that learns and one that cannot; the driver is killed when a trial has ended.
 EXPERIMENT = """\
 name: small-search
 runs: {runs}
 data: {{bios: {{replay_people: 8, train_people: 8, test_people: 8}}}}
-model: {{tiny: {{hidden_size: 32, layers: 1}}}}
+model: {{name: {model}}}
 base:
   - {{mix: {{replay_documents: 1, replay_questions: 1}}, epochs: 2, batch_items: 24, rate: 1.0e-3}}
 arms:
@@ -55,7 +57,11 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
 @pytest.mark.timeout(1300)
 def test_killed_driver_and_raising_trials(ray_cluster: str, tmp_path: Path) -> None:
     experiment = tmp_path / "search.yaml"
-    experiment.write_text(EXPERIMENT.format(runs=tmp_path / "runs"))
+    make_tiny_model(tmp_path / "model", TinyModel(hidden_size=32, layers=1), ["Who is it? The answer is x."] * 8, 0)
+    relative = os.path.relpath(
+        tmp_path / "model", ROOT
+    )  # means the same to a trial as to the driver, whatever folder Ray Tune has for trials
+    experiment.write_text(EXPERIMENT.format(runs=tmp_path / "runs", model=relative))
     folder = tmp_path / "runs" / "small-search"
     command = [sys.executable, "-m", "tune", str(experiment)]
     env = {**os.environ, "RAY_ADDRESS": ray_cluster, "DS_ACCELERATOR": "cpu"}

@@ -44,7 +44,7 @@ def find_waste(run_folder: Path, keep_best: int | None, unfinished: bool, curric
         elif stage.name not in used:
             waste.append(Waste(stage, "no arm uses it"))
     waste += [Waste(stage, "rounded, set aside") for stage in sorted((run_folder / SET_ASIDE).glob("*"))]
-    waste += _told_teachers(run_folder, store, unfinished)
+    waste += _served(run_folder, store, unfinished)
     waste += _unused_sums(run_folder, arms)
     if keep_best is not None:
         kept = best_arms(run_folder, keep_best) | {"base"}
@@ -57,14 +57,22 @@ def find_waste(run_folder: Path, keep_best: int | None, unfinished: bool, curric
     return waste
 
 
-def _told_teachers(run_folder: Path, store: StageStore, unfinished: bool) -> list[Waste]:
-    """Teacher stores whose stages are trained: what the teacher said stands in their weights."""
-    manifests = (store.manifest(folder.name) for folder in store.root.glob("*"))
-    served = {Path(lessons["folder"]).name for manifest in manifests if manifest and (lessons := manifest.get("job", {}).get("lessons"))}
+_BESIDE = {
+    "lessons": ("teachers/*", "the stages that it taught are trained"),
+    "passages": ("plans/passages-*", "the stages that read them are trained"),
+}
+"""Of a job's own fields: what lies in a run folder for its stage alone. What a teacher said, and what stood before questions, is in the weights by then."""
+
+
+def _served(run_folder: Path, store: StageStore, unfinished: bool) -> list[Waste]:
+    """Teacher stores and passages whose stages are trained; another stage that needs the same makes them again."""
+    jobs = [manifest.get("job", {}) for folder in store.root.glob("*") if (manifest := store.manifest(folder.name))]
     found = []
-    for folder in sorted((run_folder / "teachers").glob("*")):
-        if folder.name in served or unfinished:
-            found.append(Waste(folder, "the stages that it taught are trained" if folder.name in served else "unfinished"))
+    for field, (places, why) in _BESIDE.items():
+        served = {Path(told["folder"]).name for job in jobs if (told := job.get(field))}
+        for folder in sorted(run_folder.glob(places)):
+            if folder.name in served or unfinished:
+                found.append(Waste(folder, why if folder.name in served else "unfinished"))
     return found
 
 

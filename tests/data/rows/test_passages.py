@@ -116,6 +116,18 @@ def test_keys_follow_what_stands_before(made: Made, tmp_path: Path) -> None:  # 
     assert len(set(kinds)) == 3
 
 
+def test_stages_that_need_the_same_passages_share_them(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    same, plan = teaching(made, tmp_path), compile_plan(stage({}), made[0], 0)
+    found = [
+        same.beside(stage(shares), plan, made[1], "start").passages
+        for shares in ({"retrieved": 0.5}, {"retrieved": 0.2}, {"conflicting": 0.5})
+    ]
+    assert (
+        [one and one.folder for one in found[:2]] == 2 * [found[0] and found[0].folder] and found[2] and found[2].folder != found[0].folder
+    )  # type: ignore[union-attr]
+    assert capsys.readouterr().err.count("train questions their own document is found") == 1, "looked for once"
+
+
 def test_questions_that_never_stand_alone_are_told(made: Made, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     compile_arms({"base": [], "arm": [stage({"document": 0.6, "retrieved": 0.4})]}, made[0], 0)
     assert "warning: arms.arm.stages.0: passages: every question stands behind a document with its answer" in capsys.readouterr().err
