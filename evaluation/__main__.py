@@ -19,6 +19,7 @@ from evaluation.config import ExamConfig
 from evaluation.exam import Exam, build_exam
 from evaluation.examining import ask
 from evaluation.examining.extras import Extras
+from evaluation.examining.own_answers import answers_command
 from evaluation.examining.own_texts import write_command
 from evaluation.examining.reading import Asked, reading_command
 from evaluation.examining.trained import collect
@@ -59,6 +60,7 @@ other commands (each explains itself with -h):
   python -m evaluation examine MODEL QUESTIONS.jsonl  any model on any file of questions, no training
   python -m evaluation ask MODEL "question"           one question; with --documents FOLDER also after what is found there
   python -m evaluation write MODEL --out FILE.jsonl   texts of the model's own, for an anchor without replay data
+  python -m evaluation answers X.yaml --out FILE.jsonl  a model's own answers to the train questions, with their documents in view
   python -m evaluation reading X.yaml                 which prompt and passages suit a small model, tried on train questions
 
 Settings under exam: are described in evaluation/config.py.
@@ -72,6 +74,8 @@ def main(argv: list[str] | None = None) -> int:
         return seeds_command(words[1:])
     if words[:1] == ["examine"]:
         return ask.examine_command(words[1:], _connected)
+    if words[:1] == ["answers"]:
+        return answers_command(words[1:], _connected, _read_by)
     if words[:1] == ["write"]:
         return write_command(words[1:])
     if words[:1] == ["reading"]:

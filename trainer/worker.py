@@ -48,7 +48,7 @@ from trainer.store.stages import StageStore
 from trainer.store.storage import give_groups
 from trainer.store.weights import FragmentWeights, Weights
 from trainer.watch.guard import Guard, Stopped
-from trainer.watch.heap import keep_freed_memory
+from trainer.watch.heap import give_back_freed_memory, keep_freed_memory
 from trainer.watch.heartbeat import Heartbeat, Sending
 from trainer.watch.limits import Limits
 
@@ -92,6 +92,8 @@ def train_jobs(
         if mirror:
             mirror.close()
         beat.close()
+        if not settings.use_gpu:
+            give_back_freed_memory()
 
 
 def _settings_of(settings: WorkerSettings, job: Job) -> WorkerSettings:

@@ -78,23 +78,25 @@ def rows_of(path: Path, steps: int, static: bool) -> Iterator[list[Row]]:
         yield [pad(row) for row in step_rows(plan, store, int(step), 0, 1, capacity, "example")]
 
 
-def engine_of(attention: str, zero_stage: int, mode: str, compiled: bool, layers: int = 2) -> Any:
+def engine_of(attention: str, zero_stage: int, mode: str, backend: str | None, layers: int = 2) -> Any:
+    """`backend` of torch.compile: graphs and breaks are found before it, and "aot_eager" builds no kernels, which takes minutes a case; None: not compiled."""
     from trainer.config import TrainerConfig
 
     engine = of("trainer.step.engine").DeepSpeedEngine(
         model_of(attention, mode, layers), TrainerConfig(zero_stage=zero_stage), "fp32", torch.device("cpu")
     )
-    if compiled:
-        from trainer.kernels.compiled import CompiledLayers
+    if backend:
+        from trainer.kernels import compiled
 
-        CompiledLayers(engine.module, static=True)
+        compiled.BACKEND = backend
+        compiled.CompiledLayers(engine.module, static=True)
         torch._dynamo.utils.counters.clear()
     return engine
 
 
 def counted(path: Path, steps: int, attention: str, zero_stage: int, mode: str, static: bool, compiled: bool = False) -> dict[str, Any]:
     optimiser_step = of("trainer.step.step").optimiser_step
-    engine = engine_of(attention, zero_stage, mode, compiled)
+    engine = engine_of(attention, zero_stage, mode, "aot_eager" if compiled else None)
     counts, micro_steps = Counts(), 0
     for number, rows in enumerate(rows_of(path, steps, static)):
         if number == 0:  # buffers are made, the head is tried
@@ -115,7 +117,7 @@ def called(path: Path, attention: str, zero_stage: int, mode: str, static: bool,
     """Of one step of a network as deep as a real one, by micro-step: what is asked of the dispatcher, and how much of it is matrix products and attention."""
     optimiser_step = of("trainer.step.step").optimiser_step
     rows = next(rows_of(path, 1, static))
-    engine = engine_of(attention, zero_stage, mode, compiled, layers)
+    engine = engine_of(attention, zero_stage, mode, "inductor" if compiled else None, layers)
     optimiser_step(engine, rows, 1e-4, attention)
     names = python_calls(lambda: optimiser_step(engine, rows, 1e-4, attention))
     engine.close()
