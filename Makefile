@@ -33,9 +33,9 @@ mergekit: setup  ## .venv-mergekit: TIES, DARE and the oracle of instruction res
 real-model: setup  ## .real-model: SmolLM2-135M-Instruct (Apache-2.0, 93 MB), fetched by hash and converted; the tests use it where it is
 	@requirements/real-model.sh
 
-# On CPUs 26 films in small steps; on a GPU the whole. DATA: a folder with {train,test}_{doc,qa}.jsonl (docs/data.md says from where).
+# On CPUs 26 films in small steps, at the rate that wiki2023_smollm2_search.yaml found; on a GPU the whole. DATA: a folder with {train,test}_{doc,qa}.jsonl (docs/data.md says from where).
 DATA ?= $(wildcard ../shared/data/wiki2023_film)
-REAL_CPU := name=wiki2023-smollm2-cpu data.sample='{train: 16, test: 10}' dials.batch_items=8 dials.epochs_documents=12 dials.sample_questions=8 arms.mix.dials.epochs_pit=4 exam.train_questions=20 exam.looks='[wordings]' data.wordings=$(CURDIR)/experiments/wiki2023_film_wordings.jsonl
+REAL_CPU := name=wiki2023-smollm2-cpu data.sample='{train: 16, test: 10}' trainer.num_workers=1 dials.batch_items=8 dials.rate_documents=2.0e-4 dials.epochs_documents=12 dials.sample_questions=8 arms.mix.dials.epochs_pit=4 exam.train_questions=20 exam.looks='[wordings]' data.wordings=$(CURDIR)/experiments/wiki2023_film_wordings.jsonl
 
 real: real-model  ## the paper's arms on the real model: DATA=DIR holds the film files; go on after a stop with the same command
 	@test -d "$(DATA)" || { echo "make real: give the folder with the film files, DATA=DIR (docs/data.md)" >&2; exit 2; }
