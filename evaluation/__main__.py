@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console import RunError, UserError, chatter_to, door, out, say, write_result
+from console import Command, RunError, UserError, chatter_to, door, out, say, write_result
 from data.corpus.validation import without_validation
 from data.load import load_corpus
 from data.records import Corpus
@@ -243,12 +243,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("experiment", metavar="X.yaml", help="the experiment, as given to python -m trainer")
-    overrides_help = "settings to change, e.g. exam.answer_tokens=32; repeat those that you trained with"
-    parser.add_argument("overrides", metavar="a.b=c", nargs="*", help=overrides_help)
+    parser = Command("python -m evaluation", description=DESCRIPTION, epilog=EXAMPLES)
+    about = "the experiment, as given to python -m trainer"
+    parser.takes_experiment("exam.answer_tokens=32; repeat those that you trained with", "experiment", about)
     parser.add_argument("--json", action="store_true", help="print report.json instead of the table")
     parser.add_argument("--insecure", action="store_true", help="use a cluster of several nodes that has no token authentication")
     return parser.parse_intermixed_args(argv)

@@ -42,15 +42,10 @@ exit code: 0 good, 1 the model failed, 2 bad input (one line says where, why, an
 
 def add_rewordings(commands: Any, data_of: DataOf, connect: Connect, gpu_gib_here: Callable[[], float]) -> None:
     """The command's arguments, and the command."""
-    wordings = commands.add_parser(
-        "wordings",
-        help="questions in other words, for the exam and for training",
-        description="Has a model write an experiment's questions in other words, checks them by rule and by the model, and keeps them in a file.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    wordings.add_argument("file", metavar="X.yaml")
-    wordings.add_argument("overrides", nargs="*", metavar="a.b=c", help="values to change in the experiment, e.g. data.root=DIR")
+    about = "Has a model write an experiment's questions in other words, checks them by rule and by the model, and keeps them in a file."
+    short = "questions in other words, for the exam and for training"
+    wordings = commands.add_parser("wordings", help=short, description=about, epilog=_EXAMPLES)
+    wordings.takes_experiment("data.root=DIR")
     wordings.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"holds {FILE} and the replies; the same DIR goes on")
     wordings.add_argument("--dry-run", action="store_true", help="read and estimate; ask nothing and write nothing")
     wordings.add_argument("--json", action="store_true", help="print one JSON object instead of tables")

@@ -86,15 +86,10 @@ def plan_arms(
 
 def add_plan(commands: Any, planned_of: PlannedOf) -> None:
     """The command's arguments, and the command."""
-    plan = commands.add_parser(
-        "plan",
-        help="what an experiment would train, step by step",
-        description="Compiles every arm's curriculum and prints it; trains nothing.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Compiles every arm's curriculum and prints it; trains nothing."
+    plan = commands.add_parser("plan", help="what an experiment would train, step by step", description=about, epilog=_EXAMPLES)
     plan.add_argument("file", metavar="X.yaml", nargs="?", help="an experiment; not needed for --diff of two files")
-    plan.add_argument("overrides", nargs="*", metavar="a.b=c", help="values to change in the experiment, e.g. data.root=DIR")
+    plan.takes_overrides("data.root=DIR")
     plan.add_argument(
         "--world-size", type=whole(1), default=0, metavar="N", help="also pack the steps for N ranks, and say how full their rows are"
     )
