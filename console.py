@@ -122,6 +122,11 @@ def _inner(error: BaseException) -> BaseException | None:
     return next((one for one in held if isinstance(one, BaseException) and type(one).__name__ != "UserCodeException"), None)
 
 
+def tell(line: str) -> None:
+    """One line of a result on stdout for people, not wrapped and with brackets as they are."""
+    out.print(line, markup=False, soft_wrap=True)
+
+
 def write_result(text: str) -> None:
     """One result on stdout, as it is: what `--json` or a pipe reads."""
     out.file.write(text + "\n")

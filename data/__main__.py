@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from cluster.connect import connected, gpu_gib_here
 from cluster.workload import planned_of
-from console import Command, UserError, door, out, say, write_result
+from console import Command, UserError, door, out, say, tell, write_result
 from data.build.command import add_build
 from data.build.show import add_show
 from data.build.wordings_command import add_rewordings
@@ -102,7 +102,7 @@ def _check(args: argparse.Namespace) -> None:
     else:
         _print(corpus)
         if line := golds.in_words():
-            out.print(line, markup=False, soft_wrap=True)
+            tell(line)
     if args.quarantine and any(intake.refused for intake in corpus.intakes):
         say(f"rows that are not used: {args.quarantine}")
 
@@ -211,7 +211,7 @@ def _print_overlap(overlap: OverlapReport) -> None:
         markup=False,
     )
     for example in overlap.examples:
-        out.print(f"  {example}", markup=False, soft_wrap=True)
+        tell(f"  {example}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console import Command, RunError, UserError, chatter_to, door, out, say, write_result
+from console import Command, RunError, UserError, chatter_to, door, out, say, tell, write_result
 from data.corpus.validation import without_validation
 from data.load import load_corpus
 from data.records import Corpus
@@ -229,8 +229,8 @@ def _print(report: dict[str, Any], more: list[str]) -> None:
     if text := "\n\n".join(filter(None, more)):
         out.print(Markdown(text))  # its tables fit the terminal
     for line in [*baseline_lines(report), *report.get("choices", {}).get("findings", [])]:
-        out.print(line, markup=False, soft_wrap=True)
-    out.print(summary(report), markup=False, soft_wrap=True)
+        tell(line)
+    tell(summary(report))
     out.print(terminal_table(report, out.width))
 
 

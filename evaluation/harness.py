@@ -32,7 +32,8 @@ from evaluation.config import ExamConfig
 from evaluation.engines.network import Network, read_network
 from evaluation.exam import sample
 from evaluation.score_files import TrainedArm, under_new_name
-from evaluation.scoring.statistics import Interval, paired_difference
+from evaluation.scoring.aggregate import as_dict
+from evaluation.scoring.statistics import paired_difference
 
 HARNESS_FORMAT = 1
 """Raised by hand whenever prompting or the files change."""
@@ -259,7 +260,7 @@ def _change(after: Mapping[str, float], before: Mapping[str, float], resamples: 
     both = [key for key in after if key in before]
     if not both:
         return None
-    return _interval(paired_difference([after[k] for k in both], [before[k] for k in both], both, resamples, seed))
+    return as_dict(paired_difference([after[k] for k in both], [before[k] for k in both], both, resamples, seed))
 
 
 def _choices(
@@ -308,7 +309,3 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _interval(interval: Interval) -> dict[str, float]:
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     if job["offline"]:
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if job["backend"] == "vllm":
-        _prepare_vllm(job)
+        _prepare_vllm()
     import lm_eval
     from lm_eval.tasks import TaskManager
 
@@ -67,7 +67,7 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _prepare_vllm(job: dict[str, Any]) -> None:
+def _prepare_vllm() -> None:
     os.environ |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     from vllm.platforms import current_platform
 

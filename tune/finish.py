@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console import RunError, out, say
+from console import RunError, out, say, tell
 from data.corpus.validation import split_validation
 from data.records import Corpus
 from evaluation.report.sound import made_sound
@@ -70,10 +70,10 @@ class Finish:
         _write(folder / "report.json", json.dumps(report, indent=1) + "\n")
         _write(folder / "report.md", markdown(report))
         _write(folder / "report.html", page(report))
-        out.print(summary(report), markup=False, soft_wrap=True)
-        out.print(in_text(terminal_table(self.search, rows), out.width if out.is_terminal else _PIPE_WIDTH), markup=False, soft_wrap=True)
+        tell(summary(report))
+        tell(in_text(terminal_table(self.search, rows), out.width if out.is_terminal else _PIPE_WIDTH))
         for line in findings(report):
-            out.print(line, markup=False, soft_wrap=True)
+            tell(line)
         if winner:
             path = write_winner(folder, self._values, self.arm, self.search, winner)
             say(f"the winner's experiment: {path}; run it with python -m trainer {path}")

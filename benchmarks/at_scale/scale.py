@@ -72,7 +72,7 @@ def asked_for_tiny(name: str, doc: str | None) -> bool:
 
 
 @contextmanager
-def stage_andold_build(num_ranks: int, layers: int) -> Iterator[tuple[Path, dict[str, list[int]], Path | None]]:
+def stage_and_old_build(num_ranks: int, layers: int) -> Iterator[tuple[Path, dict[str, list[int]], Path | None]]:
     """A run folder with the stage, in a folder that goes with its end; the shapes of the stage's parameters; the older build."""
     with tempfile.TemporaryDirectory() as place:
         old = old_build(Path(place))

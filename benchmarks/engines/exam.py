@@ -23,7 +23,7 @@ GOAL = 4.0
 VOCABULARY, EOS = 8192, 2
 
 
-def make_llama(folder: Path, seed: int, layers: int = 4) -> str:
+def make_llama(folder: Path, seed: int) -> str:
     """A random untied Llama with wide weights, so that no two next tokens nearly tie."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -33,7 +33,7 @@ def make_llama(folder: Path, seed: int, layers: int = 4) -> str:
         vocab_size=VOCABULARY,
         hidden_size=320,
         intermediate_size=960,
-        num_hidden_layers=layers,
+        num_hidden_layers=4,
         num_attention_heads=5,
         num_key_value_heads=5,
         head_dim=64,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich import box
 from rich.table import Table
 
-from console import Command, UserError, chatter_to, out, progress, say, write_result
+from console import Command, UserError, chatter_to, out, progress, say, tell, write_result
 from data.config import DataConfig
 from data.load import load_corpus
 from data.records import Corpus, Part
@@ -155,7 +155,7 @@ def _print(found: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     reading, retrieval = found["chosen"]["reading"], found["chosen"]["retrieval"]
-    out.print(f"exam:\n  reading: {json.dumps(reading)}\n  retrieval: {json.dumps(retrieval)}", markup=False, soft_wrap=True)
+    tell(f"exam:\n  reading: {json.dumps(reading)}\n  retrieval: {json.dumps(retrieval)}")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -10,7 +10,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from console import Command, UserError, out, whole, write_result
+from console import Command, UserError, out, tell, whole, write_result
 from evaluation.score_files import asked_in, newest_score, trained_arms
 from evaluation.scoring.scores import METRICS
 from evaluation.scoring.statistics import Interval, document_clusters, seeded_bootstrap
@@ -159,7 +159,7 @@ def _print(found: dict[str, Any]) -> None:
         out.print("Paired differences, points", markup=False)
         out.print(_table("arms", gaps, found["seeds"]))
     for name, folders in found["missing"].items():
-        out.print(f"{name} is left out: no score in {', '.join(folders)}", markup=False, soft_wrap=True)
+        tell(f"{name} is left out: no score in {', '.join(folders)}")
     if len(found["seeds"]) < 10:
         out.print("With so few seeds the intervals are somewhat too narrow; look at each seed too.", markup=False)
 

@@ -1,4 +1,4 @@
-"""Small networks, and weights that lie in memory."""
+"""Small networks, weights that lie in memory, and tensors compared."""
 
 import torch
 
@@ -31,3 +31,7 @@ class Held:
 
     def slice(self, name: str, start: int, end: int) -> torch.Tensor:
         return self._tensors[name].flatten()[start:end]
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)

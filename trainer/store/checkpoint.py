@@ -48,9 +48,9 @@ def checkpoints(stage_folder: Path) -> list[Checkpoint]:
     return found
 
 
-def first_bad_file(folder: Path, files: dict[str, Any], rank: int = 0, world_size: int = 1) -> str | None:
-    """Why `folder` is not what its manifest lists, or None; each rank looks through its share of the files."""
-    for name, expected in sorted(files.items())[rank::world_size]:
+def first_bad_file(folder: Path, files: dict[str, Any]) -> str | None:
+    """Why `folder` is not what its manifest lists, or None."""
+    for name, expected in sorted(files.items()):
         path = folder / name
         if not path.exists():
             return f"{path}: is missing"
