@@ -11,7 +11,7 @@ from console import UserError, chatter_to, say, write_result
 from data.build.arguments import add_asker, add_wordings
 from data.build.asking.exchange import Answers
 from data.build.asking.generate import Spent
-from data.build.crews import asked_by, asking_of, check_asked, crew_of, writers_of
+from data.build.crews import asked_by, asking_of, check_asked, writers_of
 from data.build.estimate import estimate
 from data.build.making.account import Account
 from data.build.making.wordings import FILE, SPARE, Original, first_requests, make_wordings, write_file
@@ -77,9 +77,7 @@ def _reword(args: argparse.Namespace, data_of: DataOf, connect: Connect, gpu_gib
         asking, spent = asking_of(args, gpu_gib), Spent()
         writers = writers_of(args, asking)
         say(estimate(first_requests(originals, writers), answers, asking).in_words(args.price))
-        crew = crew_of(args, asking, gpu_gib)
-        checkers = crew_of(args, asking, gpu_gib, args.checker) if args.checker else crew
-        ask = asked_by(crew, checkers, answers, args.out / "work" / "requests.jsonl", spent, not args.no_ray)
+        ask = asked_by(args, asking, gpu_gib, answers, spent)
         taken = [question.question for part in corpus.parts.values() for question in part.questions]
         rows = make_wordings(originals, taken, writers, answers, ask, args.tries, account)
     _finish(args, rows, account.as_dict(), len(originals))
