@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from console import Command, RunError, UserError, chatter_to, door, out, say, tell, write_result
 from data.corpus.validation import without_validation
+from data.ground.durable import write_text
 from data.load import load_corpus
 from data.records import Corpus
 from data.rows.framing import framing_of
@@ -235,11 +235,8 @@ def _print(report: dict[str, Any], more: list[str]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    if path.exists() and path.read_text(encoding="utf-8") == text:  # a rerun leaves what lies beside committed weights untouched
-        return
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:  # a rerun leaves what lies beside committed weights untouched
+        write_text(path, text)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -26,6 +26,7 @@ from typing import Any
 
 from console import UserError, error_line, progress, raised_in, say
 from data.ground.contents import MEMORY, contents
+from data.ground.durable import write_text
 from data.records import ChoiceQuestion, Corpus
 from evaluation.asking.choices import FORMS, Asked, ask, findings, judge, predictions
 from evaluation.config import ExamConfig
@@ -137,10 +138,7 @@ def measure(
                     reason = found["error"] if found else failure or "the harness ended without a result"
                     missing.setdefault(arm.name, {})[name] = reason
                     continue
-                path = _path(folder, arm, name, measures, config, seed)
-                draft = path.with_name(f".{path.name}.{os.getpid()}")
-                draft.write_text(json.dumps(found), encoding="utf-8")
-                draft.replace(path)
+                write_text(_path(folder, arm, name, measures, config, seed), json.dumps(found))
             bars.advance(bar, len(todo[arm.name]))
             for name, reason in missing.get(arm.name, {}).items():
                 say(f"{arm.name}: {name}: missing: {reason}")

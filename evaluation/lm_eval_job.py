@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from console import error_line
+from data.ground.durable import write_text
 from data.tokens import load_tokenizer
 from data.wording.begins import start_ids
 
@@ -54,9 +55,7 @@ def main(argv: list[str]) -> int:
             result["tasks"][task["name"]] = _likelihoods(found, task["name"]) if "data" in task else _scores(found, task["name"])
         except Exception as error:  # whatever a task, a data set or the network throws: the others are still measured
             result["tasks"][task["name"]] = {"error": error_line(error)[:300]}
-        draft = result_path.with_suffix(".draft")
-        draft.write_text(json.dumps(result), encoding="utf-8")
-        draft.replace(result_path)
+        write_text(result_path, json.dumps(result))
     return 0
 
 

@@ -1,7 +1,6 @@
 """python -m data show DIR: what a build has made, read from its manifest; samples, and whether a file has changed since."""
 
 import argparse
-import hashlib
 import json
 import random
 from pathlib import Path
@@ -15,6 +14,7 @@ from data.build.making.figures import RUN
 from data.build.making.questions import ORDER
 from data.build.output import FORMAT, MANIFEST
 from data.build.parquet_file import read_rows, record_file
+from data.ground.contents import sha256_of
 from data.sources.raw_rows import excerpt
 
 
@@ -66,8 +66,7 @@ def changed_files(folder: Path, about: dict[str, Any]) -> list[str]:
 
     def differs(name: str, sha256: str) -> bool:
         try:
-            with (folder / name).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() != sha256
+            return sha256_of(folder / name) != sha256
         except OSError:
             return True
 

@@ -22,6 +22,14 @@ def write_json(path: Path, content: Any, durable: bool = True) -> None:
         sync(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all for who reads it meanwhile; a power cut may lose it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
 def sync(path: Path) -> None:
     """Makes a file's content, or the renames inside a folder, last through a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
