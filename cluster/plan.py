@@ -64,14 +64,14 @@ def plan_experiment(experiment: Experiment, hardware: Hardware) -> Advice:
 
 
 def question_of(experiment: Experiment, hardware: Hardware) -> Question:
-    trainer = experiment.trainer
+    trainer, shape = experiment.trainer, shape_of(experiment.model)  # a name that is none is refused before transformers is imported
     rank, on_experts = _adapters(experiment)
     how = (trainer.zero_stage, trainer.row_bound, trainer.gradient_checkpointing, trainer.offload_optimizer)
     file = SetUp(*how, rank, on_experts)
     fp32 = trainer.precision == "fp32" or (trainer.precision == "auto" and hardware.chip is None)
     work, minutes = workload_of(experiment), trainer.checkpoint.every_minutes
     asked = Asked(len(experiment.arms) + 1, work.questions, experiment.exam.gpus)
-    every_s, shape, keep = 60 * minutes if minutes else None, shape_of(experiment.model), trainer.checkpoint.keep
+    every_s, keep = 60 * minutes if minutes else None, trainer.checkpoint.keep
     return Question(shape, work, file, keep, fp32, every_s, asked, trainer.shapes, trainer.packing)
 
 

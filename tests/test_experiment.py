@@ -112,6 +112,15 @@ def test_on_and_off_as_people_write_them(tmp_path: Path, written: str, meant: st
         load_experiment(DEMO, ["trainer.fp8=on"])
 
 
+def test_on_is_a_key(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(DEMO.read_text().replace("arms:\n", "arms:\n  taught: {preset: pit, teach: {on: documents}}\n", 1))
+    loaded = load_experiment(path)
+    assert loaded.arms["taught"].teach and loaded.arms["taught"].teach.on == "documents"
+    again = load_experiment(path, ["arms.taught.teach={share: 1, on: everything}"]).arms["taught"].teach
+    assert again and again.on == "everything" == load_experiment(path, ["arms.taught.teach.on=everything"]).arms["taught"].teach.on  # type: ignore[union-attr]
+
+
 def test_missing_file() -> None:
     with pytest.raises(ExperimentError, match="cannot be read"):
         load_experiment("nowhere.yaml")
