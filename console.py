@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from itertools import dropwhile
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 if _lacking := [name for name in ("rich", "pydantic", "yaml", "numpy") if find_spec(name) is None]:
     # Before anything of ours or theirs is imported: a Python beside the environment would end in a traceback.
@@ -121,6 +122,11 @@ def _inner(error: BaseException) -> BaseException | None:
     return next((one for one in held if isinstance(one, BaseException) and type(one).__name__ != "UserCodeException"), None)
 
 
+def tell(line: str) -> None:
+    """One line of a result on stdout for people, not wrapped and with brackets as they are."""
+    out.print(line, markup=False, soft_wrap=True)
+
+
 def write_result(text: str) -> None:
     """One result on stdout, as it is: what `--json` or a pipe reads."""
     out.file.write(text + "\n")
@@ -171,6 +177,30 @@ def mask(log: Path) -> None:
         for found in list(pattern.finditer(content)):
             begin = found.start() + 1 + re.search(rb"[:=]", found[0]).start()  # type: ignore[union-attr]
             content[begin : found.end()] = b"*" * (found.end() - begin)
+
+
+class Command(argparse.ArgumentParser):
+    """The arguments of a command; description and examples are shown as they are written, those of its sub-commands as well."""
+
+    def __init__(self, prog: str | None = None, **more: Any) -> None:
+        super().__init__(prog, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+
+    def takes_experiment(self, example: str, name: str = "file", about: str = "the experiment's YAML file") -> None:
+        """X.yaml and overrides. `example`: an override that makes sense here."""
+        self.add_argument(name, metavar="X.yaml", help=about)
+        self.takes_overrides(example)
+
+    def takes_overrides(self, example: str) -> None:
+        self.add_argument("overrides", nargs="*", metavar="a.b=c", help=f"values to change in the experiment, e.g. {example}")
+
+    def run(self, argv: list[str] | None) -> int | None:
+        """Calls the `run` of the sub-command that argv names. Overrides may stand behind options, which sub-parsers cannot tell from their own."""
+        args, rest = self.parse_known_args(argv)
+        if any(word.startswith("-") for word in rest) or (rest and not hasattr(args, "overrides")):
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        if rest:
+            args.overrides += rest
+        return args.run(args)  # type: ignore[no-any-return]
 
 
 def whole(least: int) -> Callable[[str], int]:

@@ -15,7 +15,13 @@ _MOST_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes 3e-5 (no dot) and 2.5e10 (no sign) for texts; people, and YAML 1.2, mean numbers."""
+    """YAML 1.1 takes 3e-5 (no dot) and 2.5e10 (no sign) for texts; people, and YAML 1.2, mean numbers. And `on`, where it is a key (teach.on), for a truth."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:bool":
+                key.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

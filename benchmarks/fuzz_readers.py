@@ -5,7 +5,6 @@ can be looked at again with --only reader:number. What must hold: nothing but a 
 record usable, and of formats with a row a line as many rows as lines. Writes benchmarks/results/fuzz.json; exit code 1 after a crash.
 """
 
-import argparse
 import json
 import os
 import random
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fuzz_inputs import ENDING, EXPERIMENT, GOOD_FILES, HOLDS, MAKERS, TABLES, edited, parts_of
-from console import UserError
+from console import Command, UserError
 from data.build.confined import Confined
 from data.build.documents.extract import extract
 from data.build.making.chunks import cut
@@ -160,9 +159,7 @@ def run(target: str, numbers: range, limit_s: float, at: Path) -> dict[str, Any]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.fuzz_readers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Command("python -m benchmarks.fuzz_readers", description=__doc__)
     parser.add_argument("--inputs", type=int, default=10_000, help="of each reader")
     parser.add_argument("--reader", choices=list(TARGETS), action="append", help="only these; the results of the others stay")
     parser.add_argument("--only", metavar="READER:NUMBER", help="one input, with its traceback")

@@ -80,11 +80,11 @@ def check_open_door(num_nodes: int, dashboard: str, insecure: bool) -> None:
     say(f"warning: {what} (--insecure)")
 
 
-def refuses_strangers(dashboard: str, timeout_s: float = 10) -> bool:
+def refuses_strangers(dashboard: str) -> bool:
     """Whether the job API at host:port turns away who brings no token (401 or 403). A job list is asked for; nothing is started."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy would answer in its place
     try:
-        with opener.open(f"http://{dashboard}/api/jobs/", timeout=timeout_s) as reply:
+        with opener.open(f"http://{dashboard}/api/jobs/", timeout=10) as reply:
             json.loads(reply.read() or b"[]")
             return False
     except urllib.error.HTTPError as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.guard import check_version, token_file
-from console import EXIT_FAILED, RunError, UserError, is_secret_name, out, say, write_result
+from console import EXIT_FAILED, Command, RunError, UserError, is_secret_name, out, say, write_result
 from experiment import load_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,8 +44,7 @@ exit code of a job that is followed: the job's own; 2: nothing was submitted; 13
 def add_jobs(commands: Any) -> None:
     """The four commands."""
     submit = _command(commands, "submit", _submit, "send the checkout and train an experiment there")
-    submit.add_argument("file", metavar="X.yaml")
-    submit.add_argument("overrides", nargs="*", metavar="a.b=c", help="values to change in the experiment, e.g. runs=/shared/runs")
+    submit.takes_experiment("runs=/shared/runs")
     submit.add_argument("--name", metavar="ID", help="the job's id; default: the experiment's name and four digits")
     submit.add_argument("--detach", action="store_true", help="do not follow the log")
     submit.add_argument("--no-preflight", action="store_true", help="do not check the cluster first (python -m cluster preflight)")
@@ -64,10 +63,8 @@ def add_jobs(commands: Any) -> None:
     status.add_argument("id", metavar="ID", nargs="?")
 
 
-def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], about: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=about, description=about, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], about: str) -> Command:
+    parser: Command = commands.add_parser(name, help=about, description=about, epilog=_EXAMPLES)
     parser.add_argument("--address", help="of the job server")
     parser.set_defaults(run=run)
     return parser

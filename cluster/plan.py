@@ -64,14 +64,14 @@ def plan_experiment(experiment: Experiment, hardware: Hardware) -> Advice:
 
 
 def question_of(experiment: Experiment, hardware: Hardware) -> Question:
-    trainer = experiment.trainer
+    trainer, shape = experiment.trainer, shape_of(experiment.model)  # a name that is none is refused before transformers is imported
     rank, on_experts = _adapters(experiment)
     how = (trainer.zero_stage, trainer.row_bound, trainer.gradient_checkpointing, trainer.offload_optimizer)
     file = SetUp(*how, rank, on_experts)
     fp32 = trainer.precision == "fp32" or (trainer.precision == "auto" and hardware.chip is None)
     work, minutes = workload_of(experiment), trainer.checkpoint.every_minutes
     asked = Asked(len(experiment.arms) + 1, work.questions, experiment.exam.gpus)
-    every_s, shape, keep = 60 * minutes if minutes else None, shape_of(experiment.model), trainer.checkpoint.keep
+    every_s, keep = 60 * minutes if minutes else None, trainer.checkpoint.keep
     return Question(shape, work, file, keep, fp32, every_s, asked, trainer.shapes, trainer.packing)
 
 
@@ -110,15 +110,9 @@ def _lack(one: Offer) -> float:
 
 
 def add_plan(commands: Any) -> None:
-    plan = commands.add_parser(
-        "plan",
-        help="what fits, how long it takes, what it costs",
-        description="Memory, time and cost of every set-up of an experiment on some GPUs; one is recommended. Needs no GPU, no torch, no Ray.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    plan.add_argument("file", metavar="X.yaml")
-    plan.add_argument("overrides", nargs="*", metavar="a.b=c", help="values to change in the experiment, e.g. data.root=DIR")
+    about = "Memory, time and cost of every set-up of an experiment on some GPUs; one is recommended. Needs no GPU, no torch, no Ray."
+    plan = commands.add_parser("plan", help="what fits, how long it takes, what it costs", description=about, epilog=_EXAMPLES)
+    plan.takes_experiment("data.root=DIR")
     plan.add_argument("--gpus", metavar="16xH100", help="how many of which; default: this machine")
     plan.add_argument("--price", type=positive, default=None, metavar="P", help="per GPU and hour, in any currency")
     plan.add_argument("--gpus-per-node", type=whole(1), metavar="N", help="default 8")

@@ -35,15 +35,9 @@ _MOST_UNKNOWN = 0.01
 
 
 def add_preflight(commands: Any) -> None:
-    parser = commands.add_parser(
-        "preflight",
-        help="is the cluster ready for an experiment",
-        description="Checks the cluster, its storage, the model and the data of an experiment, a line each. Trains nothing.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("file", metavar="X.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values to change in the experiment, e.g. runs=/shared/runs")
+    about = "Checks the cluster, its storage, the model and the data of an experiment, a line each. Trains nothing."
+    parser = commands.add_parser("preflight", help="is the cluster ready for an experiment", description=about, epilog=_EXAMPLES)
+    parser.takes_experiment("runs=/shared/runs")
     parser.add_argument("--insecure", action="store_true", help="accept a cluster of several nodes that has no token authentication")
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of lines")
     parser.set_defaults(run=_preflight)

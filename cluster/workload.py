@@ -122,6 +122,8 @@ def planned_of(experiment: Experiment) -> Planned:
         tiny.vocab_size if tiny else None,
         experiment.trainer.row_bound,
         experiment.base_records,
+        experiment.exam.answer_tokens,
+        model.bos,
     )
 
 

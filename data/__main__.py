@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from cluster.connect import connected, gpu_gib_here
-from console import UserError, door, out, say, write_result
+from cluster.workload import planned_of
+from console import Command, UserError, door, out, say, tell, write_result
 from data.build.command import add_build
 from data.build.show import add_show
 from data.build.wordings_command import add_rewordings
@@ -16,7 +17,7 @@ from data.config import DataConfig, Source
 from data.corpus.golds import unreachable
 from data.ground.formats import SAVED_AS, Format, format_of
 from data.load import load_corpus
-from data.planning.plan_command import Planned, add_plan, plan_arms
+from data.planning.plan_command import Planned, add_plan
 from data.records import Corpus, Intake, OverlapReport, Part
 from experiment import load_experiment, located
 from experiment_files import check_files, check_tokens
@@ -33,8 +34,8 @@ exit code: 0 good, 2 bad input (one line says where, why, and what to do)"""
 
 
 def main(argv: list[str] | None = None) -> int | None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data",
+    parser = Command(
+        "python -m data",
         description="Documents and questions: check them, see what will be trained on them, or make them from a folder of files.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -43,33 +44,14 @@ def main(argv: list[str] | None = None) -> int | None:
     add_build(commands, connected, gpu_gib_here)
     add_rewordings(commands, _data_of, connected, gpu_gib_here)
     add_show(commands)
-    args, rest = parser.parse_known_args(argv)  # overrides may stand behind options; sub-parsers know no intermixed arguments
-    if any(word.startswith("-") for word in rest) or (rest and not hasattr(args, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        args.overrides += rest
-    return args.run(args)
+    return parser.run(argv)
 
 
 def _planned(file: str, overrides: list[str]) -> Planned:
     experiment = load_experiment(file, overrides)
-    arms = experiment.curricula()
-    model, tiny = experiment.model, experiment.model.tiny
     with located(file):
         check_files(experiment, networks=True)
-        planned = plan_arms(
-            experiment.name,
-            experiment.data,
-            arms,
-            experiment.seed,
-            model.name,
-            model.revision,
-            tiny.vocab_size if tiny else None,
-            experiment.trainer.row_bound,
-            experiment.base_records,
-            experiment.exam.answer_tokens,
-            model.bos,
-        )
+        planned = planned_of(experiment)
         check_tokens(experiment, planned.lengths.largest())
     return planned
 
@@ -80,15 +62,10 @@ def _data_of(file: str, overrides: list[str]) -> tuple[DataConfig, int]:
 
 
 def _add_check(commands: Any) -> None:
-    check = commands.add_parser(
-        "check",
-        help="read all data and account for every row",
-        description="Reads all data of an experiment, or one file, and accounts for every row.",
-        epilog=_CHECK_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Reads all data of an experiment, or one file, and accounts for every row."
+    check = commands.add_parser("check", help="read all data and account for every row", description=about, epilog=_CHECK_EXAMPLES)
     check.add_argument("file", metavar="FILE", help="an experiment (.yaml), or one file of records")
-    check.add_argument("overrides", nargs="*", metavar="a.b=c", help="values to change in the experiment, e.g. data.root=DIR")
+    check.takes_overrides("data.root=DIR")
     check.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     check.add_argument(
         "--quarantine", type=Path, metavar="OUT.jsonl", help="go on after bad rows and write all rows that are not used here"
@@ -125,7 +102,7 @@ def _check(args: argparse.Namespace) -> None:
     else:
         _print(corpus)
         if line := golds.in_words():
-            out.print(line, markup=False, soft_wrap=True)
+            tell(line)
     if args.quarantine and any(intake.refused for intake in corpus.intakes):
         say(f"rows that are not used: {args.quarantine}")
 
@@ -234,7 +211,7 @@ def _print_overlap(overlap: OverlapReport) -> None:
         markup=False,
     )
     for example in overlap.examples:
-        out.print(f"  {example}", markup=False, soft_wrap=True)
+        tell(f"  {example}")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,15 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console import RunError, UserError, chatter_to, door, out, say, write_result
+from console import Command, RunError, UserError, chatter_to, door, out, say, tell, write_result
 from data.corpus.validation import without_validation
+from data.ground.durable import write_text
 from data.load import load_corpus
 from data.records import Corpus
 from data.rows.framing import framing_of
@@ -229,26 +229,20 @@ def _print(report: dict[str, Any], more: list[str]) -> None:
     if text := "\n\n".join(filter(None, more)):
         out.print(Markdown(text))  # its tables fit the terminal
     for line in [*baseline_lines(report), *report.get("choices", {}).get("findings", [])]:
-        out.print(line, markup=False, soft_wrap=True)
-    out.print(summary(report), markup=False, soft_wrap=True)
+        tell(line)
+    tell(summary(report))
     out.print(terminal_table(report, out.width))
 
 
 def _write(path: Path, text: str) -> None:
-    if path.exists() and path.read_text(encoding="utf-8") == text:  # a rerun leaves what lies beside committed weights untouched
-        return
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:  # a rerun leaves what lies beside committed weights untouched
+        write_text(path, text)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("experiment", metavar="X.yaml", help="the experiment, as given to python -m trainer")
-    overrides_help = "settings to change, e.g. exam.answer_tokens=32; repeat those that you trained with"
-    parser.add_argument("overrides", metavar="a.b=c", nargs="*", help=overrides_help)
+    parser = Command("python -m evaluation", description=DESCRIPTION, epilog=EXAMPLES)
+    about = "the experiment, as given to python -m trainer"
+    parser.takes_experiment("exam.answer_tokens=32; repeat those that you trained with", "experiment", about)
     parser.add_argument("--json", action="store_true", help="print report.json instead of the table")
     parser.add_argument("--insecure", action="store_true", help="use a cluster of several nodes that has no token authentication")
     return parser.parse_intermixed_args(argv)

@@ -26,13 +26,15 @@ from typing import Any
 
 from console import UserError, error_line, progress, raised_in, say
 from data.ground.contents import MEMORY, contents
+from data.ground.durable import write_text
 from data.records import ChoiceQuestion, Corpus
 from evaluation.asking.choices import FORMS, Asked, ask, findings, judge, predictions
 from evaluation.config import ExamConfig
 from evaluation.engines.network import Network, read_network
 from evaluation.exam import sample
 from evaluation.score_files import TrainedArm, under_new_name
-from evaluation.scoring.statistics import Interval, paired_difference
+from evaluation.scoring.aggregate import as_dict
+from evaluation.scoring.statistics import paired_difference
 
 HARNESS_FORMAT = 1
 """Raised by hand whenever prompting or the files change."""
@@ -136,10 +138,7 @@ def measure(
                     reason = found["error"] if found else failure or "the harness ended without a result"
                     missing.setdefault(arm.name, {})[name] = reason
                     continue
-                path = _path(folder, arm, name, measures, config, seed)
-                draft = path.with_name(f".{path.name}.{os.getpid()}")
-                draft.write_text(json.dumps(found), encoding="utf-8")
-                draft.replace(path)
+                write_text(_path(folder, arm, name, measures, config, seed), json.dumps(found))
             bars.advance(bar, len(todo[arm.name]))
             for name, reason in missing.get(arm.name, {}).items():
                 say(f"{arm.name}: {name}: missing: {reason}")
@@ -259,7 +258,7 @@ def _change(after: Mapping[str, float], before: Mapping[str, float], resamples: 
     both = [key for key in after if key in before]
     if not both:
         return None
-    return _interval(paired_difference([after[k] for k in both], [before[k] for k in both], both, resamples, seed))
+    return as_dict(paired_difference([after[k] for k in both], [before[k] for k in both], both, resamples, seed))
 
 
 def _choices(
@@ -308,7 +307,3 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _interval(interval: Interval) -> dict[str, float]:
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from console import error_line
+from data.ground.durable import write_text
 from data.tokens import load_tokenizer
 from data.wording.begins import start_ids
 
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> int:
     if job["offline"]:
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if job["backend"] == "vllm":
-        _prepare_vllm(job)
+        _prepare_vllm()
     import lm_eval
     from lm_eval.tasks import TaskManager
 
@@ -54,9 +55,7 @@ def main(argv: list[str]) -> int:
             result["tasks"][task["name"]] = _likelihoods(found, task["name"]) if "data" in task else _scores(found, task["name"])
         except Exception as error:  # whatever a task, a data set or the network throws: the others are still measured
             result["tasks"][task["name"]] = {"error": error_line(error)[:300]}
-        draft = result_path.with_suffix(".draft")
-        draft.write_text(json.dumps(result), encoding="utf-8")
-        draft.replace(result_path)
+        write_text(result_path, json.dumps(result))
     return 0
 
 
@@ -67,7 +66,7 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _prepare_vllm(job: dict[str, Any]) -> None:
+def _prepare_vllm() -> None:
     os.environ |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     from vllm.platforms import current_platform
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from console import UserError
 from data.ground.contents import MEMORY, names_and_contents
+from data.ground.durable import write_text
 from data.rows.framing import template_of_stage
 
 SCORE_FORMAT = 3
@@ -271,5 +272,4 @@ def write_score(stem: Path, arm: str, seed: int, rows: list[dict[str, Any]], abo
     draft = stem.with_name(f".{stem.name}.{os.getpid()}")
     pq.write_table(table, draft)
     draft.replace(stem.with_name(stem.name + ".parquet"))
-    draft.write_text(json.dumps(about, indent=1), encoding="utf-8")
-    draft.replace(stem.with_name(stem.name + ".json"))
+    write_text(stem.with_name(stem.name + ".json"), json.dumps(about, indent=1))

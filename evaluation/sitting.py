@@ -1,10 +1,10 @@
 """One checkpoint sits the exam: its answers, how likely it found the right ones, the loss of the documents."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import inf
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from data.wording.templates import document_text
 from evaluation.asking.prompts import Look, Prompt, answer_third
@@ -13,7 +13,12 @@ from evaluation.exam import Exam, Paper
 from evaluation.scoring.scores import exact_match, score_answer
 
 _PROMPTS_PER_CALL = 256
+_TOKENS_PER_CALL = 2**15
+"""Of prompts: few enough to be in the engine's cache still when they are asked the second time."""
 _SEQUENCES_PER_CALL = 64
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +53,10 @@ def sit(exam: Exam, paper: Paper, engine: Answering, eos_id: int, advance: Calla
     short = paper.short or inf
     rows: dict[int, dict[str, Any]] = {}
     looks = enumerate(zip(paper.looks, paper.prompts, paper.texts, paper.golds, strict=True))
-    for batch in _batches(neighbours(looks, lambda one: len(one[1][1].ids) + exam.answer_tokens > short), _PROMPTS_PER_CALL):
-        answers = engine.answer([prompt.ids for _, (_, prompt, _, _) in batch], exam.answer_tokens, eos_id)
+    for batch in _calls(neighbours(looks, lambda one: len(one[1][1].ids) + exam.answer_tokens > short), lambda one: len(one[1][1].ids)):
+        # First, because vLLM reads its cache of prompts for answers alone: likelihoods fill it. The other way each prompt is computed twice.
         golds = iter(_likelihoods(engine, [(prompt.ids + gold, len(prompt.ids)) for _, (_, prompt, _, gold) in batch if gold]))
+        answers = engine.answer([prompt.ids for _, (_, prompt, _, _) in batch], exam.answer_tokens, eos_id)
         for (n, (look, prompt, text, gold)), answer in zip(batch, answers, strict=True):
             rows[n] = _row(look, prompt, text, answer, next(golds) if gold else None, exam)
         advance(len(batch))
@@ -102,6 +108,20 @@ def _row(look: Look, prompt: Prompt, text: str, answer: Any, gold_logprob: float
         "swapped": look.swapped,
         "follows": exact_match(said, [look.swapped], exam.numbers) if look.swapped else None,
     }
+
+
+def _calls(looks: Iterable[T], tokens_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """In order, as many at once as have _TOKENS_PER_CALL together, one at least."""
+    batch: list[T] = []
+    tokens = 0
+    for look in looks:
+        if batch and (len(batch) == _PROMPTS_PER_CALL or tokens + tokens_of(look) > _TOKENS_PER_CALL):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(look)
+        tokens += tokens_of(look)
+    if batch:
+        yield batch
 
 
 def _batches(items: Any, size: int) -> Iterator[list[Any]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
+from tests.helpers.experiments import tiny
 from tests.helpers.places import ROOT, THREADS, without_ray_settings
 
 __all__ = ["ROOT", "without_ray_settings"]
@@ -32,7 +33,7 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 LANES = {
     "ray": re.compile(r"\b(ray_cluster|main_job|nodes): (str|MainJob|Any)\b"),
-    "machines": re.compile(r"\b(machines|head): (Machines|Head)\b"),
+    "machines": re.compile(r"\b(machines|head): Machines\b"),
 }
 """Files whose text holds this are one lane: the first have the run's Ray cluster, the second clusters of several nodes, which mostly wait."""
 
@@ -77,13 +78,9 @@ def ray_cluster() -> Iterator[str]:
 
 
 # 8 people, each seen often: a tiny model memorises them through the whole stack.
-MAIN_JOB = """\
-name: small
-runs: {runs}
-data:
-  bios: {{replay_people: 0, train_people: 8, test_people: 4}}
-model:
-  tiny: {{hidden_size: 64, layers: 2}}
+MAIN_JOB = (
+    tiny("small", 0, 8, 4, hidden=64, layers=2)
+    + """\
 dials: {{batch_items: 24, rate_documents: 3.0e-3, rate_questions: 3.0e-3, epochs_documents: 4, epochs_instruction: 40, epochs_pit: 40, sample_questions: 16}}
 arms:
   standard: {{preset: standard}}
@@ -91,6 +88,7 @@ arms:
 trainer: {{row_tokens: 256}}
 exam: {{resamples: 200, answer_tokens: 8}}
 """
+)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 from experiment import load_experiment
 from experiment_yaml import ExperimentError, parse, parse_override
 from tests.conftest import ROOT
+from tests.helpers.experiments import LEAST
 
 DEMO = ROOT / "experiments/bios_cpu.yaml"
 FILES = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -29,18 +30,6 @@ def test_every_experiment_dry_runs_without_gpu_or_hub(path: Path, run_command) -
         assert all(stage["steps"] > 0 and len(stage["plan_hash"]) == 64 for stage in stages)
 
 
-GOOD = """\
-name: x
-data:
-  bios: {train_people: 5}
-model:
-  tiny: {}
-arms:
-  pit:
-    preset: pit
-"""
-
-
 def refused(tmp_path: Path, text: str, *overrides: str) -> str:
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ExperimentError) as caught:
@@ -51,7 +40,7 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
 
 
 def test_good_one_loads(tmp_path: Path) -> None:
-    (tmp_path / "x.yaml").write_text(GOOD)
+    (tmp_path / "x.yaml").write_text(LEAST)
     experiment = load_experiment(tmp_path / "x.yaml", ["dials.rate_documents=3e-5", "arms.mine={preset: cpt}"])
     assert experiment.dials.rate_documents == 3e-5 and set(experiment.arms) == {"pit", "mine"}
 
@@ -83,7 +72,7 @@ def test_good_one_loads(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_name_their_line(tmp_path: Path, wrong: str, right: str, message: str) -> None:
-    assert refused(tmp_path, GOOD.replace(wrong, right)).startswith(message)
+    assert refused(tmp_path, LEAST.replace(wrong, right)).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -96,13 +85,13 @@ def test_mistakes_name_their_line(tmp_path: Path, wrong: str, right: str, messag
     ],
 )
 def test_mistaken_overrides(tmp_path: Path, override: str, message: str) -> None:
-    assert refused(tmp_path, GOOD, override).startswith(message)
+    assert refused(tmp_path, LEAST, override).startswith(message)
 
 
 def test_rates_as_people_write_them(tmp_path: Path) -> None:
     """1e-3 is a text for YAML 1.1, and so are 2e5 and 2.5e3; names and quoted texts stay texts."""
     values = "[1e-3, 2E-3, 1.e-2, .5e-1, 2.5e3, +1e3, 3, 0.5, 1e, e3, v1e3, '1e-3']"
-    (tmp_path / "x.yaml").write_text(GOOD)
+    (tmp_path / "x.yaml").write_text(LEAST)
     for text, expected in [(values, [1e-3, 2e-3, 1e-2, 0.05, 2500.0, 1000.0, 3, 0.5, "1e", "e3", "v1e3", "1e-3"])]:
         assert parse(f"a: {text}", tmp_path)[1] == {"a": expected}
         assert parse_override(f"a={text}")[1] == expected
@@ -121,6 +110,15 @@ def test_on_and_off_as_people_write_them(tmp_path: Path, written: str, meant: st
         assert (trainer.compile, trainer.fp8, trainer.gradient_checkpointing) == (meant, "off", True)
     with pytest.raises(ExperimentError, match="trainer.fp8: input should be 'off' or 'tensorwise'"):
         load_experiment(DEMO, ["trainer.fp8=on"])
+
+
+def test_on_is_a_key(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(DEMO.read_text().replace("arms:\n", "arms:\n  taught: {preset: pit, teach: {on: documents}}\n", 1))
+    loaded = load_experiment(path)
+    assert loaded.arms["taught"].teach and loaded.arms["taught"].teach.on == "documents"
+    again = load_experiment(path, ["arms.taught.teach={share: 1, on: everything}"]).arms["taught"].teach
+    assert again and again.on == "everything" == load_experiment(path, ["arms.taught.teach.on=everything"]).arms["taught"].teach.on  # type: ignore[union-attr]
 
 
 def test_missing_file() -> None:
@@ -204,7 +202,7 @@ def test_an_arm_of_another_model_and_base_stages_exclude_one_another() -> None:
 
 
 def test_compare_to_names_an_arm(tmp_path: Path) -> None:
-    (tmp_path / "x.yaml").write_text(GOOD)
+    (tmp_path / "x.yaml").write_text(LEAST)
     with pytest.raises(ExperimentError, match="exam.compare_to: no arm is called 'pitt'; did you mean pit"):
         load_experiment(tmp_path / "x.yaml", ["exam.compare_to=pitt"])
     assert load_experiment(tmp_path / "x.yaml", ["exam.compare_to=base"]).exam.compare_to == "base"

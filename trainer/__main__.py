@@ -7,7 +7,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from console import RunError, UserError, chatter_to, door, run_child, say, whole, write_result
+from console import Command, RunError, UserError, chatter_to, door, run_child, say, whole, write_result
 from experiment import Experiment, load_experiment, located
 from experiment_files import check_files
 
@@ -33,11 +33,8 @@ examples:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m trainer", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("experiment", help="the experiment's YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values to use instead of the file's, e.g. trainer.zero_stage=3")
+    parser = Command("python -m trainer", description=_ABOUT, epilog=_EXAMPLES)
+    parser.takes_experiment("trainer.zero_stage=3", "experiment")
     parser.add_argument("--dry-run", action="store_true", help="print stages, steps, tokens, coverage and plan hashes; train nothing")
     parser.add_argument("--no-exam", action="store_true", help="train only; `python -m evaluation X.yaml` examines later")
     parser.add_argument("--no-ray", action="store_true", help="train in this process alone (one GPU or CPU), for trials")
@@ -130,9 +127,8 @@ def _final(experiment: Experiment, arguments: argparse.Namespace) -> int:
 
 def _gc(argv: list[str]) -> int:
     about = "Lists what a run folder holds that nothing needs any more, with sizes; --delete removes it."
-    parser = argparse.ArgumentParser("python -m trainer gc", description=about)
-    parser.add_argument("experiment", help="the experiment's YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c")
+    parser = Command("python -m trainer gc", description=about)
+    parser.takes_experiment("runs=/shared/runs", "experiment")
     parser.add_argument(
         "--keep-best", type=whole(0), metavar="N", help="also the stages that only arms outside the N best (by test EM) need"
     )

@@ -4,7 +4,6 @@ transformers reads architecture, weights and tokenizer; what it leaves out is ad
 token that ends a turn, how digits are split. Nothing of a GGUF file is run.
 """
 
-import argparse
 import json
 import shutil
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from console import UserError, say
+from console import Command, UserError, say
 from data.wording.begins import begin
 
 _ABOUT = """\
@@ -32,11 +31,9 @@ _BLOCK = 32
 
 
 def model_command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser("python -m trainer model", description="Models as other programs keep them.")
+    parser = Command("python -m trainer model", description="Models as other programs keep them.")
     commands = parser.add_subparsers(dest="command", required=True)
-    convert = commands.add_parser(
-        "convert", help=_ABOUT.splitlines()[0], description=_ABOUT, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    convert = commands.add_parser("convert", help=_ABOUT.splitlines()[0], description=_ABOUT, epilog=_EXAMPLE)
     convert.add_argument("file", metavar="FILE.gguf", type=Path)
     convert.add_argument("--out", metavar="DIR", type=Path, required=True, help="a folder that is not there yet, or empty")
     convert.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of the weights; auto: exact")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from console import UserError, finite, positive, say, write_result
+from console import Command, UserError, finite, positive, say, write_result
 from trainer.config import ModelConfig
 
 _ABOUT = """\
@@ -34,8 +34,7 @@ def residual_command(argv: list[str]) -> int:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m trainer residual", description=_ABOUT, epilog=_EXAMPLES, formatter_class=form)
+    parser = Command("python -m trainer residual", description=_ABOUT, epilog=_EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="make | apply")
     make = commands.add_parser("make", help="save instruct − base")
     make.add_argument("instruct", help="the instruct model")

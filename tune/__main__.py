@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console import EXIT_FAILED, RunError, UserError, chatter_to, door, say, write_result
+from console import EXIT_FAILED, Command, RunError, UserError, chatter_to, door, say, write_result
 from data.records import Corpus
 from experiment import Experiment, located, read_experiment
 from experiment_files import check_files
@@ -37,11 +37,8 @@ Settings under search: are described in tune/config.py, and in docs/search.md.
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m tune", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("experiment", help="the experiment's YAML file, with a section search")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values to use instead of the file's, e.g. search.trials=30")
+    parser = Command("python -m tune", description=_ABOUT, epilog=_EXAMPLES)
+    parser.takes_experiment("search.trials=30", "experiment", "the experiment's YAML file, with a section search")
     parser.add_argument(
         "--dry-run", action="store_true", help="print trials, shared stages, steps, and cost where it can be planned; train nothing"
     )

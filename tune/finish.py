@@ -1,12 +1,12 @@
 """The end of a search, however it came: the winner's test, report.{json,md,html}, winner.yaml, and the table in the terminal."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console import RunError, out, say
+from console import RunError, out, say, tell
 from data.corpus.validation import split_validation
+from data.ground.durable import write_text
 from data.records import Corpus
 from evaluation.report.sound import made_sound
 from evaluation.score_files import Score
@@ -67,13 +67,13 @@ class Finish:
             sweep(self._experiment.folder, self.search, rows, at_end=True)
         tests = self._tests(winner) if winner else {}
         report = build_report(self._experiment, self.arm, rows, self.questions(), self.ledger.base(), tests, self.ended)
-        _write(folder / "report.json", json.dumps(report, indent=1) + "\n")
-        _write(folder / "report.md", markdown(report))
-        _write(folder / "report.html", page(report))
-        out.print(summary(report), markup=False, soft_wrap=True)
-        out.print(in_text(terminal_table(self.search, rows), out.width if out.is_terminal else _PIPE_WIDTH), markup=False, soft_wrap=True)
+        write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
+        write_text(folder / "report.md", markdown(report))
+        write_text(folder / "report.html", page(report))
+        tell(summary(report))
+        tell(in_text(terminal_table(self.search, rows), out.width if out.is_terminal else _PIPE_WIDTH))
         for line in findings(report):
-            out.print(line, markup=False, soft_wrap=True)
+            tell(line)
         if winner:
             path = write_winner(folder, self._values, self.arm, self.search, winner)
             say(f"the winner's experiment: {path}; run it with python -m trainer {path}")
@@ -89,10 +89,3 @@ class Finish:
         if base is None:
             return {}
         return known_tests(self.ledger.folder, candidates(self._experiment.folder, winner, base), test_exam(self._experiment, self._test))
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

@@ -1,10 +1,14 @@
 """A model with the 723 tensors of a 70B Llama at a thousandth of its size, and a stage of it as 64 ranks leave one under ZeRO-3: for benchmarks.scale_*."""
 
+import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OLD = "06945e2"
+RANKS, HIDDEN, LAYERS = 64, 256, 80
 
 
 def model_config(hidden: int, layers: int) -> Any:
@@ -58,6 +63,23 @@ def forget(build: Path | None) -> None:
     if build:
         subprocess.run(["git", "worktree", "remove", "--force", str(build)], cwd=ROOT, capture_output=True)
         shutil.rmtree(build, ignore_errors=True)
+
+
+def asked_for_tiny(name: str, doc: str | None) -> bool:
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=doc)
+    parser.add_argument("--tiny", action="store_true", help="8 ranks of 3 layers, some of them: that it runs; no result is written")
+    return parser.parse_args().tiny  # type: ignore[no-any-return]
+
+
+@contextmanager
+def stage_and_old_build(num_ranks: int, layers: int) -> Iterator[tuple[Path, dict[str, list[int]], Path | None]]:
+    """A run folder with the stage, in a folder that goes with its end; the shapes of the stage's parameters; the older build."""
+    with tempfile.TemporaryDirectory() as place:
+        old = old_build(Path(place))
+        try:
+            yield Path(place) / "run", make_stage(Path(place) / "run", HIDDEN, layers, num_ranks), old
+        finally:
+            forget(old)
 
 
 def ranks(build: Path, what: str, folder: Path, first: int, last: int, num_ranks: int, zero_stage: int = 3) -> list[dict[str, Any]]:

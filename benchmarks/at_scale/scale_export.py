@@ -5,34 +5,24 @@ group of 64 (what others would send has no values, and its size is what counts);
 Goal: the busiest rank writes at most 1.1 of a 64th and the index; nothing is read. Writes benchmarks/results/scale_export.json.
 """
 
-import argparse
-import tempfile
-from pathlib import Path
+from math import prod
 from typing import Any
 
-from benchmarks.scale import OLD, ROOT, forget, make_stage, old_build, ranks
-from benchmarks.scale_load import HIDDEN, LAYERS, RANKS
+from benchmarks.scale import LAYERS, OLD, RANKS, ROOT, asked_for_tiny, ranks, stage_and_old_build
 
 from benchmarks.result_file import write_result_file
 from console import say
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale_export", description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="8 ranks of 3 layers, two of them: that it runs; no result is written")
-    tiny = parser.parse_args().tiny
+    tiny = asked_for_tiny("scale_export", __doc__)
     num_ranks, layers = (8, 3) if tiny else (RANKS, LAYERS)
-    with tempfile.TemporaryDirectory() as place:
-        folder, old = Path(place) / "run", old_build(Path(place))
-        try:
-            shapes = make_stage(folder, HIDDEN, layers, num_ranks)
-            new = ranks(ROOT, "leave", folder, 0, 1 if tiny else num_ranks - 1, num_ranks)
-            for one in new:
-                say(f"rank {one['rank']}: {one['written'] / 1e6:.2f} MB written, {one['read']} bytes read, {one['seconds']:.2f} s")
-            before = ranks(old, "leave", folder, 0, 0, num_ranks)[0] if old and not tiny else None
-        finally:
-            forget(old)
-    total = 2 * sum(_product(shape) for shape in shapes.values())
+    with stage_and_old_build(num_ranks, layers) as (folder, shapes, old):
+        new = ranks(ROOT, "leave", folder, 0, 1 if tiny else num_ranks - 1, num_ranks)
+        for one in new:
+            say(f"rank {one['rank']}: {one['written'] / 1e6:.2f} MB written, {one['read']} bytes read, {one['seconds']:.2f} s")
+        before = ranks(old, "leave", folder, 0, 0, num_ranks)[0] if old and not tiny else None
+    total = 2 * sum(prod(shape) for shape in shapes.values())
     index = max(one["index"] for one in new)
     figures: dict[str, Any] = {
         "busiest_over_share": round(max(one["written"] - one["index"] for one in new) * num_ranks / total, 4),
@@ -51,12 +41,6 @@ def main() -> None:
         figures["seconds_of_the_slowest"][OLD] = round(before["seconds"], 1)
     holds = figures["busiest_over_share"] <= 1.1 and figures["read_bytes"] == 0
     write_result_file("scale_export", figures, {"busiest_over_share": "<= 1.1", "read_bytes": "= 0"}, holds)
-
-
-def _product(shape: list[int]) -> int:
-    from math import prod
-
-    return prod(shape)
 
 
 if __name__ == "__main__":

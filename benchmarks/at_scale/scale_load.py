@@ -8,17 +8,15 @@ Goal: bytes of a rank at most 1.05 of its share; openings at most the files ther
 share and one tensor. Takes half an hour, nearly all of it the older build's. Writes benchmarks/results/scale_load.json.
 """
 
-import argparse
-import tempfile
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scale import OLD, ROOT, forget, make_stage, old_build, ranks
+from benchmarks.scale import LAYERS, OLD, RANKS, ROOT, asked_for_tiny, make_stage, ranks, stage_and_old_build
 
 from benchmarks.result_file import write_result_file
 from console import say
 
-RANKS, HIDDEN, LAYERS = 64, 256, 80
 LARGER = 832
 """Hidden size of the model at a hundredth."""
 
@@ -44,21 +42,14 @@ def compared(new: list[dict[str, Any]], old: list[dict[str, Any]], num_ranks: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale_load", description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="8 ranks of 3 layers, some of them: that it runs; no result is written")
-    tiny = parser.parse_args().tiny
+    tiny = asked_for_tiny("scale_load", __doc__)
     num_ranks, layers = (8, 3) if tiny else (RANKS, LAYERS)
-    with tempfile.TemporaryDirectory() as place:
-        folder, old = Path(place) / "run", old_build(Path(place))
-        try:
-            shapes = make_stage(folder, HIDDEN, layers, num_ranks)
-            new = count(ROOT, folder, *((1, 1) if tiny else (0, num_ranks - 1)), num_ranks)
-            before = count(old, folder, 0, 1, num_ranks) if old and not tiny else []
-            large = Path(place) / "large"
-            largest = max(_bytes(shape) for shape in make_stage(large, LARGER, layers, num_ranks).values()) if not tiny else 0
-            memory = ranks(ROOT, "load", large, 1, 1, num_ranks)[0] if not tiny else new[0]
-        finally:
-            forget(old)
+    with stage_and_old_build(num_ranks, layers) as (folder, shapes, old):
+        new = count(ROOT, folder, *((1, 1) if tiny else (0, num_ranks - 1)), num_ranks)
+        before = count(old, folder, 0, 1, num_ranks) if old and not tiny else []
+        large = folder.with_name("large")
+        largest = max(4 * prod(shape) for shape in make_stage(large, LARGER, layers, num_ranks).values()) if not tiny else 0
+        memory = ranks(ROOT, "load", large, 1, 1, num_ranks)[0] if not tiny else new[0]
     worst = max(one["bytes"] / one["share"] for one in new)
     figures = {
         "bytes_over_share": round(worst, 4),
@@ -81,12 +72,6 @@ def main() -> None:
     held = worst <= 1.05 and figures["openings"] <= num_ranks + 1 and figures["host_peak_over_share"] <= 1.2
     holds = held and figures["fewer_bytes"] >= 20 and figures["less_time"] >= 10 if before else None
     write_result_file("scale_load", figures, goal, holds)
-
-
-def _bytes(shape: list[int]) -> int:
-    from math import prod
-
-    return 4 * prod(shape)
 
 
 if __name__ == "__main__":

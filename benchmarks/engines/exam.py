@@ -11,6 +11,8 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ GOAL = 4.0
 VOCABULARY, EOS = 8192, 2
 
 
-def make_llama(folder: Path, seed: int, layers: int = 4) -> str:
+def make_llama(folder: Path, seed: int) -> str:
     """A random untied Llama with wide weights, so that no two next tokens nearly tie."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -33,7 +35,7 @@ def make_llama(folder: Path, seed: int, layers: int = 4) -> str:
         vocab_size=VOCABULARY,
         hidden_size=320,
         intermediate_size=960,
-        num_hidden_layers=layers,
+        num_hidden_layers=4,
         num_attention_heads=5,
         num_key_value_heads=5,
         head_dim=64,
@@ -122,19 +124,25 @@ def measure(path: str, engine: Any, asked: list[list[int]], rounds: int) -> dict
     }
 
 
-def main() -> None:
+@contextmanager
+def own_ray() -> Iterator[None]:
+    """Two CPUs, without a dashboard."""
     import ray
-
-    from evaluation.engine import Engine
-    from evaluation.engines.options import EngineOptions
 
     root = Path(__file__).resolve().parent.parent.parent
     env_vars = {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(THREADS)}
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20, runtime_env={"env_vars": env_vars})
-    with tempfile.TemporaryDirectory() as folder, Engine(EngineOptions(timeout_s=600)) as engine:
+    yield
+    ray.shutdown()
+
+
+def main() -> None:
+    from evaluation.engine import Engine
+    from evaluation.engines.options import EngineOptions
+
+    with own_ray(), tempfile.TemporaryDirectory() as folder, Engine(EngineOptions(timeout_s=600)) as engine:
         path = make_llama(Path(folder), 0)
         figures = measure(path, engine, prompts(), ROUNDS)
-    ray.shutdown()
     goal = {"ratio": f">= {GOAL:g}", "identical": NUM_QUESTIONS}
     holds = figures["ratio"] >= GOAL and figures["identical"] == NUM_QUESTIONS
     write_result_file("exam", figures, goal, holds, ratio=figures["ratio"], versions=versions())

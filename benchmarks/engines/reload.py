@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.exam import EOS, THREADS, make_llama, prompts, versions
+from benchmarks.exam import EOS, make_llama, own_ray, prompts, versions
 
 from benchmarks.result_file import write_result_file
 
@@ -17,18 +17,13 @@ GOAL, ROUNDS = 20.0, 5
 
 
 def main() -> None:
-    import ray
-
     from evaluation.engine import Engine
     from evaluation.engines.options import EngineOptions
 
-    root = Path(__file__).resolve().parent.parent.parent
-    env_vars = {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(THREADS)}
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20, runtime_env={"env_vars": env_vars})
     asked = prompts()[:1]
     seconds: dict[str, list[float]] = {"reload": [], "new_engine": []}
     same = True
-    with tempfile.TemporaryDirectory() as folder, Engine(EngineOptions(timeout_s=600)) as kept:
+    with own_ray(), tempfile.TemporaryDirectory() as folder, Engine(EngineOptions(timeout_s=600)) as kept:
         paths = [make_llama(Path(folder), seed) for seed in (0, 1)]
         kept.open(paths[1], paths[1], 1024)
         for n in range(ROUNDS):
@@ -43,7 +38,6 @@ def main() -> None:
                 seconds["new_engine"].append(time.perf_counter() - middle)
             seconds["reload"].append(middle - start)
             same &= ours[0]["token_ids"] == theirs[0]["token_ids"]
-    ray.shutdown()
     ratio = statistics.median(seconds["new_engine"]) / statistics.median(seconds["reload"])
     figures = {"seconds": {name: [round(s, 3) for s in of] for name, of in seconds.items()}, "same_answers": same}
     goal = {"ratio": f">= {GOAL:g}", "same_answers": True}

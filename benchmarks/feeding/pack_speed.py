@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.mix import mixed_lengths, uniform_lengths
+from benchmarks.peers import step_clock
 from benchmarks.result_file import write_result_file
 from benchmarks.tiny import made_store, plan_of, tiny_llama
 from console import door, progress
@@ -72,18 +73,9 @@ class HuggingFace:
     """transformers' Trainer; one call trains one step, and only the step is timed."""
 
     def __init__(self, folder: str) -> None:
-        from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+        from transformers import PrinterCallback, Trainer, TrainingArguments
 
-        class Clock(TrainerCallback):
-            began, spent = 0.0, 0.0
-
-            def on_step_begin(self, *_: Any, **__: Any) -> None:
-                self.began = time.perf_counter()
-
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                self.spent = time.perf_counter() - self.began
-
-        self.clock = Clock()
+        self.clock = step_clock()
         arguments = TrainingArguments(
             output_dir=folder,
             per_device_train_batch_size=PADDED_BATCH,

@@ -9,7 +9,6 @@ One process; about 20 minutes a seed and core; what is trained already is not tr
 Goal: regret ≤ 2 points in ≥ 90 % of the replays with ≤ 40 % of the grid's tokens. Writes benchmarks/results/search.json.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from benchmarks.result_file import write_result_file
+from console import Command
 from evaluation.exam import Exam
 from evaluation.score_files import TrainedArm, closed, is_scored, read_score, score_stem
 from experiment import load_experiment
@@ -218,9 +218,7 @@ def figures_of(replays: list[dict[str, float]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Command("python -m benchmarks.search", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", default="runs")
     arguments = parser.parse_args()

@@ -1,7 +1,6 @@
 """A random Llama of 3.2 billion parameters on one GPU: python -m benchmarks.gpu_3b [--tiny]
 
-Documents of a thousand tokens, packed into rows of 4,096, about eight a step and other ones at every step; bf16 with fp32 masters: our step (DeepSpeed
-ZeRO-1, layers compiled), transformers' Trainer and a plain torch loop on the same rows, and ours on the mix; each in a process of its own.
+Rows, steps and peers are those of benchmarks.gpu_1b.
 Goal: at least 48 % MFU, at least 1.5 times transformers' Trainer. Writes benchmarks/results/gpu_3b.json.
 """
 

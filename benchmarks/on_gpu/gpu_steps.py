@@ -2,13 +2,12 @@
 
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.peers import peer
+from benchmarks.peers import peer, step_clock
 from data.curriculum.plan import Plan
 from data.rows.flat_rows import Row, step_rows
 from data.rows.token_store import TokenStore
@@ -188,20 +187,9 @@ def hugging_face(
 ) -> Step:
     """transformers' Trainer with bf16=True, `batch` rows a micro-batch, padded to the longest of them; it is asked for one optimiser step at a time, and only that is timed."""
     import torch
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
-    class Clock(TrainerCallback):
-        began, spent = 0.0, 0.0
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.perf_counter()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            if not setting.tiny:
-                torch.cuda.synchronize()
-            self.spent = time.perf_counter() - self.began
-
-    clock = Clock()
+    clock = step_clock() if setting.tiny else step_clock(torch.cuda.synchronize)
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=batch,

@@ -92,7 +92,6 @@ class GpuMemory:
     """The optimiser's temporaries; they do not meet activations."""
     loading: float
     """Peak before the first step."""
-    precision_bytes: int = 2
 
     @property
     def kept(self) -> float:
@@ -133,7 +132,7 @@ def gpu_memory(shape: ModelShape, set_up: SetUp, num_gpus: int, fp32: bool = Fal
     loading = weights if stage == 3 else 4.0 * size  # built and filled in fp32, then rounded
     return GpuMemory(
         weights, gradients, states, activation_bytes(shape, set_up.row_tokens, set_up.recompute, wide) + expert_copies(shape, set_up, wide),
-        logit_bytes(shape, set_up.row_tokens), buffers, step, loading, wide,
+        logit_bytes(shape, set_up.row_tokens), buffers, step, loading,
     )  # fmt: skip
 
 

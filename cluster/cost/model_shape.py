@@ -109,10 +109,6 @@ class ModelShape:
         """
         return 6.0 * self.product_parameters + 12.0 * self.attention_width * attended
 
-    def causal_flops_per_token(self, attended: float) -> float:
-        """The same with the half of attention that a causal mask leaves."""
-        return 6.0 * self.product_parameters + 6.0 * self.attention_width * attended
-
 
 # From the models' own config.json; so that a laptop without hub can plan.
 _KNOWN = {

@@ -1,6 +1,7 @@
 """The words that `python -m data build` understands."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,12 +40,9 @@ def generator_for(gpu_gib: float) -> str:
 
 def add_arguments(commands: Any) -> argparse.ArgumentParser:
     """The command's parser; what it runs is the caller's to set."""
-    build = commands.add_parser(
-        "build",
-        help="from a folder of files to questions and an experiment",
-        description="Reads a folder, cuts it into documents, has a model write questions, filters them, splits them without leaks.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    about = "Reads a folder, cuts it into documents, has a model write questions, filters them, splits them without leaks."
+    build: argparse.ArgumentParser = commands.add_parser(
+        "build", help="from a folder of files to questions and an experiment", description=about, epilog=_EXAMPLES
     )
     build.add_argument("folder", type=Path, metavar="FOLDER")
     build.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything goes; the same DIR goes on")
@@ -53,7 +51,7 @@ def add_arguments(commands: Any) -> argparse.ArgumentParser:
     _add_reading(build.add_argument_group("what is read"))
     _add_splits(build.add_argument_group("splits"))
     _add_model(build.add_argument_group("who writes the questions"))
-    return build  # type: ignore[no-any-return]
+    return build
 
 
 def _add_reading(group: Any) -> None:
@@ -92,7 +90,7 @@ def _add_model(group: Any) -> None:
     group.add_argument("--paraphrases", type=whole(0), default=0, metavar="N", help="of every document, as more documents (0)")
     group.add_argument(
         "--rewrites",
-        type=_ratio,
+        type=_up_to(100, "ratio"),
         default=0.0,
         metavar="R",
         help="of train documents around a question, for each train question (0); 1: as many",
@@ -156,21 +154,17 @@ def _price(text: str) -> float:
     return 0.0 if text.strip() in ("0", "0.0") else positive(text)
 
 
-def _ratio(text: str) -> float:
-    try:
-        ratio = float(text)
-    except ValueError:
-        ratio = -1.0
-    if not 0 <= ratio <= 100:
-        raise argparse.ArgumentTypeError(f"{text}: expected a ratio from 0 to 100")
-    return ratio
+def _up_to(most: float, what: str) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text}: expected a {what} from 0 to {most:g}")
+        return value
+
+    return number
 
 
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a share from 0 to 1")
-    return share
+_share = _up_to(1, "share")

@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from typing import Any
 from console import UserError, chatter_to, say, write_result
 from data.build import output
 from data.build.arguments import STUDENT, add_arguments
-from data.build.asking.exchange import Answers, write_pending
-from data.build.asking.generate import Crew, Spent, generate
+from data.build.asking.exchange import Answers
+from data.build.asking.generate import Spent
 from data.build.asking.methods import parts_of
 from data.build.asking.prompts import load_prompts
-from data.build.crews import asked_by, asking_of, check_asked, crew_of, writers_of
+from data.build.crews import asked_by, asking_of, check_asked, writers_of
 from data.build.estimate import Estimate, estimate, total
 from data.build.making.account import Account
 from data.build.making.near import Benchmarks
@@ -69,91 +69,75 @@ def _build(args: argparse.Namespace, connect: Connect, gpu_gib_here: Callable[[]
             asking = asking_of(args, gpu_gib)
             answers = Answers(args.out / "answers")
             spent = Spent(allowed=_told(args, _estimate(args, reading, splits, asking, answers), answers))
-            crew = crew_of(args, asking, gpu_gib)
-            checkers = crew_of(args, asking, gpu_gib, args.checker) if args.checker else crew
-            made = _questions(args, reading, splits, asking, answers, crew, checkers, spent, account, benchmarks)
-            ask = asked_by(crew, checkers, answers, args.out / "work" / "requests.jsonl", spent, not args.no_ray)
-            wordings = _wordings(args, reading, asking, answers, ask, made, account, benchmarks)
-            written = _written(args, reading, splits, asking, answers, ask, made, account, benchmarks)
+            ask = asked_by(args, asking, gpu_gib, answers, spent)
+            build = _Build(args, reading, splits, asking, answers, ask, account, benchmarks)
+            made = _questions(build)
+            wordings = _wordings(build, made)
+            written = _written(build, made)
         levels = settle(made, account)
-    _write(args, options, reading, splits, asking, made, levels, written, wordings, account.as_dict(), int(gpu_gib > 0), spent)
+    _write(build, options, made, levels, written, wordings, int(gpu_gib > 0), spent)
 
 
-def _questions(
-    args: argparse.Namespace,
-    reading: Reading,
-    splits: dict[str, SplitName],
-    asking: Asking,
-    answers: Answers,
-    crew: Crew,
-    checkers: Crew,
-    spent: Spent,
-    account: Account,
-    benchmarks: Benchmarks | None,
-) -> Made:
+@dataclass(frozen=True)
+class _Build:
+    """What every part of a build works with."""
+
+    args: argparse.Namespace
+    reading: Reading
+    splits: dict[str, SplitName]
+    asking: Asking
+    answers: Answers
+    ask: Ask
+    account: Account
+    benchmarks: Benchmarks | None
+
+
+def _questions(build: _Build) -> Made:
     """Asks, asks again where the reply was no good, reads, filters, checks."""
-    pending_file = args.out / "work" / "requests.jsonl"
+    args, reading, asking, answers = build.args, build.reading, build.asking, build.answers
     declined: dict[str, str] = {}
     for attempt in range(args.tries):
-        pending = write_pending(to_ask(reading, splits, asking, answers, attempt), answers, pending_file)
-        declined |= generate(pending, pending_file, answers, crew, "questions" if attempt == 0 else "asked again", spent, not args.no_ray)
-    made = collect(reading, splits, asking, answers, args.tries, declined, account, benchmarks)
+        todo = to_ask(reading, build.splits, asking, answers, attempt)
+        declined |= build.ask(todo, "write", "questions" if attempt == 0 else "asked again")
+    made = collect(reading, build.splits, asking, answers, args.tries, declined, build.account, build.benchmarks)
     for wanted, with_document, what in ((args.drop_known, False, "asked alone"), (args.drop_unanswerable, True, "asked with document")):
         if wanted:
-            pending = write_pending(check_requests(made, asking, with_document, reading), answers, pending_file)
-            generate(pending, pending_file, answers, checkers, what, spent, not args.no_ray)
-            drop_checked(made, asking, with_document, reading, answers, account)
+            build.ask(check_requests(made, asking, with_document, reading), "check", what)
+            drop_checked(made, asking, with_document, reading, answers, build.account)
     return made
 
 
-def _wordings(
-    args: argparse.Namespace,
-    reading: Reading,
-    asking: Asking,
-    answers: Answers,
-    ask: Ask,
-    made: Made,
-    account: Account,
-    benchmarks: Benchmarks | None,
-) -> dict[str, int]:
+def _wordings(build: _Build, made: Made) -> dict[str, int]:
     """Questions in other words, those of the exam and of validation first; how many of each split."""
+    args = build.args
     (args.out / FILE).unlink(missing_ok=True)
     number = {split: args.train_wordings if split == "train" else args.wordings for split in ORDER}
     if not any(number.values()):
         return {}
-    titles = {document.id: document.title for document in reading.documents()}
+    titles = {document.id: document.title for document in build.reading.documents()}
     originals = [
         Original(row["id"], split, row["question"], row["answers"][0], titles.get(row["doc_id"]), number[split])
         for split in ORDER
         for row in made.rows[split]
         if number[split]
     ]
-    writers = writers_of(args, asking)
+    writers = writers_of(args, build.asking)
     taken = [row["question"] for row in all_rows(made)]
-    rows = make_wordings(originals, taken, writers, answers, ask, args.tries, account, benchmarks)
+    rows = make_wordings(originals, taken, writers, build.answers, build.ask, args.tries, build.account, build.benchmarks)
     write_file(args.out / FILE, rows)
     return {split: sum(len(row["wordings"]) for row in rows if row["split"] == split) for split in ORDER}
 
 
-def _written(
-    args: argparse.Namespace,
-    reading: Reading,
-    splits: dict[str, SplitName],
-    asking: Asking,
-    answers: Answers,
-    ask: Ask,
-    made: Made,
-    account: Account,
-    benchmarks: Benchmarks | None,
-) -> Written:
+def _written(build: _Build, made: Made) -> Written:
     """What is written beside the questions, after those that some of it is written around: lists first, then what follows from them."""
-    refuse_exam(asking, examined(made), benchmarks)
+    refuse_exam(build.asking, examined(made), build.benchmarks)
     declined: dict[str, str] = {}
+    known = (build.reading, build.splits, build.asking, made, build.answers)
     for lists in (True, False):
-        for attempt in range(args.tries if asking.parts else 0):
-            todo = to_write(reading, splits, asking, made, answers, attempt, lists)
-            declined |= ask(todo, "write", ("lists" if lists else "rewrites") if attempt == 0 else "written again")
-    return write_rewrites(args.out, reading, splits, asking, made, answers, declined, account, benchmarks)
+        for attempt in range(build.args.tries if build.asking.parts else 0):
+            what = ("lists" if lists else "rewrites") if attempt == 0 else "written again"
+            declined |= build.ask(to_write(*known, attempt, lists), "write", what)
+    return write_rewrites(build.args.out, *known, declined, build.account, build.benchmarks)
 
 
 def _estimate(
@@ -205,21 +189,18 @@ def _dry_run(args: argparse.Namespace, options: ReadOptions, benchmarks: Benchma
 
 
 def _write(
-    args: argparse.Namespace,
+    build: _Build,
     options: ReadOptions,
-    reading: Reading,
-    splits: dict[str, SplitName],
-    asking: Asking,
     made: Made,
     levels: dict[str, dict[str, int]],
     written: Written,
     wordings: dict[str, int],
-    account: dict[str, Any],
     gpus: int,
     spent: Spent,
 ) -> None:
+    args, reading, asking, account = build.args, build.reading, build.asking, build.account.as_dict()
     name = args.name or re.sub(r"[^A-Za-z0-9._-]+", "-", args.out.resolve().name).strip("-._") or "built"
-    counts = output.write_records(args.out, reading, splits, made)
+    counts = output.write_records(args.out, reading, build.splits, made)
     for split, number in written.documents.items():
         counts[split] |= {"rewrites": number, "asked": written.questions[split]}
     for split, number in wordings.items():

@@ -67,12 +67,15 @@ def writers_of(args: argparse.Namespace, asking: Asking) -> Writers:
     return Writers(asking.model, asking.checker or asking.model, asking.seed, asking.bounded, not args.unchecked)
 
 
-def asked_by(writes: Crew, checks: Crew, answers: Answers, pending_file: Path, spent: Spent, use_ray: bool) -> Ask:
+def asked_by(args: argparse.Namespace, asking: Asking, gpu_gib: float, answers: Answers, spent: Spent) -> Ask:
     """What has requests answered that are not answered yet."""
+    writes = crew_of(args, asking, gpu_gib)
+    checks = crew_of(args, asking, gpu_gib, args.checker) if args.checker else writes
+    pending_file = args.out / "work" / "requests.jsonl"
 
     def ask(requests: Iterable[Request], who: str, what: str) -> dict[str, str]:
         pending = write_pending(requests, answers, pending_file)
-        return generate(pending, pending_file, answers, writes if who == "write" else checks, what, spent, use_ray)
+        return generate(pending, pending_file, answers, writes if who == "write" else checks, what, spent, not args.no_ray)
 
     return ask
 

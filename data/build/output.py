@@ -1,6 +1,5 @@
 """What a build leaves: records in our own format, an experiment that reads them, and the manifest that says how they came about."""
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from data.build.making.reading import Reading
 from data.build.making.splits import SplitName
 from data.build.making.wordings import FILE as WORDINGS
 from data.build.parquet_file import record_file, write_rows
+from data.ground.contents import sha256_of
 from data.records import Document
 
 MANIFEST = "manifest.json"
@@ -123,12 +123,12 @@ def _experiment(
     return path
 
 
-def interval_points(questions: int, share: float = 0.5) -> float:
-    """Half the width, in percentage points, of the 95 % interval of a score (normal approximation), were all questions independent.
+def interval_points(questions: int) -> float:
+    """Half the width, in percentage points, of the 95 % interval of a score of 50 % (normal approximation), were all questions independent.
 
-    Questions of one document are not, so the real one is wider; share 0.5 is the widest.
+    Questions of one document are not, so the real one is wider; other scores have a narrower one.
     """
-    return 100 * 1.96 * math.sqrt(share * (1 - share) / questions)
+    return 100 * 1.96 * 0.5 / math.sqrt(questions)
 
 
 def few_questions(questions: int) -> str | None:
@@ -145,12 +145,7 @@ def few_questions(questions: int) -> str | None:
 def write_manifest(out: Path, about: dict[str, Any]) -> None:
     """Last, whole: a folder with a manifest is a finished build. Hashes of every file that was written stand in it."""
     names = sorted(path.name for path in out.iterdir() if path.is_file() and path.suffix in (".jsonl", ".parquet", ".yaml", ".html"))
-    files = {name: {"bytes": (out / name).stat().st_size, "sha256": _sha256(out / name)} for name in names}
+    files = {name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in names}
     beside = out / f"{MANIFEST}.part"
     beside.write_text(json.dumps({"format": FORMAT, **about, "files": files}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     beside.replace(out / MANIFEST)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

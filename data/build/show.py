@@ -1,7 +1,6 @@
 """python -m data show DIR: what a build has made, read from its manifest; samples, and whether a file has changed since."""
 
 import argparse
-import hashlib
 import json
 import random
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import Any
 import pyarrow as pa  # type: ignore[import-untyped]
 from rich.table import Table
 
-from console import UserError, out, whole, write_result
+from console import UserError, out, tell, whole, write_result
 from data.build.making.figures import RUN
 from data.build.making.questions import ORDER
 from data.build.output import FORMAT, MANIFEST
 from data.build.parquet_file import read_rows, record_file
+from data.ground.contents import sha256_of
 from data.sources.raw_rows import excerpt
 
 
@@ -37,17 +37,17 @@ def _show(args: argparse.Namespace) -> None:
     print_splits(about["splits"], about["levels"])
     print_figures(about.get("figures", {}))
     lengths = about["statistics"]["length"]
-    _say(
+    tell(
         f"documents: {', '.join(f'{name} {value:,}' for name, value in lengths.items())} characters; {_counted(about['statistics'], 'formats')}"
     )
-    _say(
+    tell(
         f"questions by {about['model']}, prompts {about['prompts']['name']}: {about['tokens']['prompt']:,} tokens read, {about['tokens']['answer']:,} written"
     )
     for split, rows in samples.items():
         for row in rows:
-            _say(f"{split}: {excerpt(row['question'], 160)} – {excerpt(row['answers'][0], 80)}")
+            tell(f"{split}: {excerpt(row['question'], 160)} – {excerpt(row['answers'][0], 80)}")
     for name in changed:
-        _say(f"changed since it was built: {name}")
+        tell(f"changed since it was built: {name}")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -66,8 +66,7 @@ def changed_files(folder: Path, about: dict[str, Any]) -> list[str]:
 
     def differs(name: str, sha256: str) -> bool:
         try:
-            with (folder / name).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() != sha256
+            return sha256_of(folder / name) != sha256
         except OSError:
             return True
 
@@ -119,14 +118,10 @@ def print_figures(figures: dict[str, dict[str, Any]]) -> None:
         )
     out.print(table, markup=False)
     hit = figures["documents"]["exam"]
-    _say(
+    tell(
         f"exam: share of the exam questions' runs of {RUN} words that stand in a text (in the documents themselves {hit:.0%}); no text holds a question"
     )
 
 
 def _counted(statistics: dict[str, Any], what: str) -> str:
     return ", ".join(f"{name} {number:,}" for name, number in statistics[what].items())
-
-
-def _say(line: str) -> None:
-    out.print(line, markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from console import UserError, chatter_to, say, write_result
 from data.build.arguments import add_asker, add_wordings
 from data.build.asking.exchange import Answers
 from data.build.asking.generate import Spent
-from data.build.crews import asked_by, asking_of, check_asked, crew_of, writers_of
+from data.build.crews import asked_by, asking_of, check_asked, writers_of
 from data.build.estimate import estimate
 from data.build.making.account import Account
 from data.build.making.wordings import FILE, SPARE, Original, first_requests, make_wordings, write_file
@@ -42,15 +42,10 @@ exit code: 0 good, 1 the model failed, 2 bad input (one line says where, why, an
 
 def add_rewordings(commands: Any, data_of: DataOf, connect: Connect, gpu_gib_here: Callable[[], float]) -> None:
     """The command's arguments, and the command."""
-    wordings = commands.add_parser(
-        "wordings",
-        help="questions in other words, for the exam and for training",
-        description="Has a model write an experiment's questions in other words, checks them by rule and by the model, and keeps them in a file.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    wordings.add_argument("file", metavar="X.yaml")
-    wordings.add_argument("overrides", nargs="*", metavar="a.b=c", help="values to change in the experiment, e.g. data.root=DIR")
+    about = "Has a model write an experiment's questions in other words, checks them by rule and by the model, and keeps them in a file."
+    short = "questions in other words, for the exam and for training"
+    wordings = commands.add_parser("wordings", help=short, description=about, epilog=_EXAMPLES)
+    wordings.takes_experiment("data.root=DIR")
     wordings.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"holds {FILE} and the replies; the same DIR goes on")
     wordings.add_argument("--dry-run", action="store_true", help="read and estimate; ask nothing and write nothing")
     wordings.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -82,9 +77,7 @@ def _reword(args: argparse.Namespace, data_of: DataOf, connect: Connect, gpu_gib
         asking, spent = asking_of(args, gpu_gib), Spent()
         writers = writers_of(args, asking)
         say(estimate(first_requests(originals, writers), answers, asking).in_words(args.price))
-        crew = crew_of(args, asking, gpu_gib)
-        checkers = crew_of(args, asking, gpu_gib, args.checker) if args.checker else crew
-        ask = asked_by(crew, checkers, answers, args.out / "work" / "requests.jsonl", spent, not args.no_ray)
+        ask = asked_by(args, asking, gpu_gib, answers, spent)
         taken = [question.question for part in corpus.parts.values() for question in part.questions]
         rows = make_wordings(originals, taken, writers, answers, ask, args.tries, account)
     _finish(args, rows, account.as_dict(), len(originals))

@@ -31,6 +31,15 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def damage_of(path: Path, expected: dict[str, Any]) -> str | None:
+    """Why a file is not what a manifest says of it ("bytes", "sha256"), or None."""
+    if not path.is_file():
+        return f"{path}: is missing"
+    if (size := path.stat().st_size) != expected["bytes"]:
+        return f"{path}: has {size} bytes, its manifest says {expected['bytes']}"
+    return None if sha256_of(path) == expected["sha256"] else f"{path}: its SHA-256 is not the one in its manifest"
+
+
 def contents(files: Sequence[Path], memory: Path | None) -> list[str]:
     """The SHA-256 of each file; `memory`: the file that remembers them (None, or one that cannot be written: all are read). Raises OSError."""
     known = _remembered(memory)

@@ -3,9 +3,12 @@
 import json
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from console import UserError
 
 
 def write_json(path: Path, content: Any, durable: bool = True) -> None:
@@ -20,6 +23,34 @@ def write_json(path: Path, content: Any, durable: bool = True) -> None:
     draft.replace(path)
     if durable:
         sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all for who reads it meanwhile; a power cut may lose it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def check_new(path: Path) -> None:
+    """UserError unless --out can become a new file."""
+    if path.exists():
+        raise UserError(f"{path}: is there already; give another --out, or move it away")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: {path.parent} is no folder")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[TextIO]:
+    """Put in place when the block has ended; an error leaves nothing."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            yield file
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.tree import Tree
 
-from console import UserError, out, whole, write_result
+from console import UserError, out, tell, whole, write_result
 from data.config import DataConfig
 from data.corpus.contamination import contamination
 from data.corpus.golds import unreachable, unreachable_in_words
@@ -86,15 +86,10 @@ def plan_arms(
 
 def add_plan(commands: Any, planned_of: PlannedOf) -> None:
     """The command's arguments, and the command."""
-    plan = commands.add_parser(
-        "plan",
-        help="what an experiment would train, step by step",
-        description="Compiles every arm's curriculum and prints it; trains nothing.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Compiles every arm's curriculum and prints it; trains nothing."
+    plan = commands.add_parser("plan", help="what an experiment would train, step by step", description=about, epilog=_EXAMPLES)
     plan.add_argument("file", metavar="X.yaml", nargs="?", help="an experiment; not needed for --diff of two files")
-    plan.add_argument("overrides", nargs="*", metavar="a.b=c", help="values to change in the experiment, e.g. data.root=DIR")
+    plan.takes_overrides("data.root=DIR")
     plan.add_argument(
         "--world-size", type=whole(1), default=0, metavar="N", help="also pack the steps for N ranks, and say how full their rows are"
     )
@@ -208,12 +203,8 @@ def _diff(args: argparse.Namespace, planned_of: PlannedOf) -> dict[str, Any]:
     return {"a": args.diff[0], "b": args.diff[1], "pairs": pairs}
 
 
-def _say(text: str) -> None:
-    out.print(text, markup=False, soft_wrap=True)
-
-
 def _show_whole(report: dict[str, Any]) -> None:
-    _say(f"{report['experiment']}: {report['records']}; tokens {report['tokens']}")
+    tell(f"{report['experiment']}: {report['records']}; tokens {report['tokens']}")
     num_base = len(report["arms"]["base"])
     for arm, stages in report["arms"].items():
         first = 0 if arm == "base" else num_base
@@ -241,14 +232,14 @@ def _show_whole(report: dict[str, Any]) -> None:
         out.print(table, markup=False)
         for n, stage in enumerate(stages[first:], first):
             if "packing" in stage:
-                _say(f"  stage {n + 1}: " + _fill_in_words(stage["packing"]))
+                tell(f"  stage {n + 1}: " + _fill_in_words(stage["packing"]))
     tree = Tree("stages that arms share are trained once")
     _grow(tree, report["graph"])
     out.print(tree, markup=False)
     shared = report["shared"]
-    _say(f"{shared['stages']} stages, {shared['steps']:,} steps; every arm alone would take {shared['steps_if_every_arm_trained_alone']:,}")
+    tell(f"{shared['stages']} stages, {shared['steps']:,} steps; every arm alone would take {shared['steps_if_every_arm_trained_alone']:,}")
     if line := unreachable_in_words(report["unreachable"]):
-        _say(line)
+        tell(line)
     if report["contamination"]:
         _show_contamination(report["overlap"], report["contamination"])
 
@@ -268,37 +259,37 @@ def _grow(tree: Tree, nodes: list[dict[str, Any]]) -> None:
 
 def _show_contamination(overlap: dict[str, Any] | None, runs: dict[str, Any]) -> None:
     if overlap:
-        _say(
+        tell(
             f"also in training, whole text: {overlap['questions']} exam questions ({overlap['same_answer']} with an accepted answer), "
             f"{overlap['documents']} exam documents; policy {overlap['policy']}; dropped: {overlap['dropped'] or 'nothing'}"
         )
     for kind, shared in runs["kinds"].items():
-        _say(
+        tell(
             f"share {runs['num_words']} words in a row with training: {shared['shared']:,} of {shared['long_enough']:,} exam {kind} "
             f"that are long enough ({shared['texts']:,} in all)"
         )
     for example in runs["examples"]:
-        _say(f"  {example}")
+        tell(f"  {example}")
 
 
 def _show_step(report: dict[str, Any]) -> None:
-    _say(
+    tell(
         f"step {report['step']} of {report['arm']} (stage {report['stage']}, its step {report['step_of_stage']}), {len(report['items'])} items:"
     )
     runs = [(name, len(list(run))) for name, run in groupby(item["is"] for item in report["items"])]
-    _say(", then ".join(name + (f" ({num}×)" if num > 1 else "") for name, num in runs[:12]) + (", …" if len(runs) > 12 else ""))
+    tell(", then ".join(name + (f" ({num}×)" if num > 1 else "") for name, num in runs[:12]) + (", …" if len(runs) > 12 else ""))
     for item in report["items"]:
-        _say(f"  {item['is']} ({item['item']})" + (f": {item['text']}" if item["text"] else ""))
+        tell(f"  {item['is']} ({item['item']})" + (f": {item['text']}" if item["text"] else ""))
 
 
 def _show_diff(report: dict[str, Any]) -> None:
     for name, d in report["pairs"].items():
         first = d["first_differing_step"]
         if first is None:
-            _say(f"{name}: the same items in the same {d['steps'][0]:,} steps")
+            tell(f"{name}: the same items in the same {d['steps'][0]:,} steps")
             continue
-        _say(f"{name}: {d['steps'][0]:,} and {d['steps'][1]:,} steps; the first that differs is step {first:,}")
+        tell(f"{name}: {d['steps'][0]:,} and {d['steps'][1]:,} steps; the first that differs is step {first:,}")
         for kind, c in d["trained_unequally_often"].items():
-            _say(f"  {c['items']:,} {kind} are not trained equally often: {c['a']:,} times in all against {c['b']:,}")
+            tell(f"  {c['items']:,} {kind} are not trained equally often: {c['a']:,} times in all against {c['b']:,}")
         if not d["trained_unequally_often"]:
-            _say("  each item equally often: only order or batches differ")
+            tell("  each item equally often: only order or batches differ")

@@ -132,9 +132,9 @@ def _unpacked(table: pa.Table) -> Iterator[Row]:
         yield row
 
 
-def iterate(iterator: Any, timeout_s: float, ahead: int = 8) -> Iterator[Row]:
-    """Rows of a stream, fetched `ahead` by a thread. RunError when none comes for `timeout_s`, naming the likely cause."""
-    ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
+def iterate(iterator: Any, timeout_s: float) -> Iterator[Row]:
+    """Rows of a stream, up to 8 fetched ahead by a thread. RunError when none comes for `timeout_s`, naming the likely cause."""
+    ready: queue.Queue[Any] = queue.Queue(maxsize=8)
 
     def fetch() -> None:
         try:

@@ -17,7 +17,8 @@ from typing import Any, Literal
 from data.records import ChoiceQuestion, Question
 from data.wording.templates import question_prompt
 from evaluation.benchmarks_config import ChoicesConfig
-from evaluation.scoring.statistics import Interval, cluster_bootstrap, document_clusters, paired_difference
+from evaluation.scoring.aggregate import as_dict
+from evaluation.scoring.statistics import cluster_bootstrap, document_clusters, paired_difference
 
 Form = Literal["printed", "shuffled", "text"]
 FORMS: tuple[Form, ...] = ("printed", "shuffled", "text")
@@ -89,16 +90,16 @@ def judge(asked: Sequence[Asked], predicted: Sequence[int], form: Form, leaked: 
     result: dict[str, Any] = {
         "n": len(asked),
         "right": int(sum(right)),
-        "accuracy": _interval(cluster_bootstrap(right, clusters, resamples, seed)),
+        "accuracy": as_dict(cluster_bootstrap(right, clusters, resamples, seed)),
         "letters": {letter: counts[letter] / len(asked) for letter in _letters(asked)},
         "clean": None,
     }
     if clean and len(clean) < len(asked):
-        result["clean"] = _interval(cluster_bootstrap([right[i] for i in clean], [clusters[i] for i in clean], resamples, seed))
+        result["clean"] = as_dict(cluster_bootstrap([right[i] for i in clean], [clusters[i] for i in clean], resamples, seed))
     if form != "text":
         gold = gold_letters(asked)
         constant = [float(LETTERS[one.gold] == commonest(gold)) for one in asked]
-        result |= {"gold": gold, "minus_constant": _interval(paired_difference(right, constant, clusters, resamples, seed))}
+        result |= {"gold": gold, "minus_constant": as_dict(paired_difference(right, constant, clusters, resamples, seed))}
     return result
 
 
@@ -153,7 +154,3 @@ def _doubts(result: Mapping[str, Any], form: str, config: ChoicesConfig) -> list
             f"{100 * minus['mean']:+.1f} points (95 % interval {100 * minus['low']:.1f} to {100 * minus['high']:.1f}).".replace("-", "−")
         )
     return said
-
-
-def _interval(interval: Interval) -> dict[str, float]:
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}

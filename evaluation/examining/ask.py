@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from console import chatter_to, out, say, whole, write_result
+from console import Command, chatter_to, out, say, tell, whole, write_result
 from data.ground.model_config import check_name
 from data.records import Question
 from data.rows.framing import template_of
@@ -83,14 +83,12 @@ def ask_command(argv: list[str], connect: Connect) -> int:
     for answer in answers:
         found = f", found in {', '.join(answer['passages'][: args.k])}" if answer["passages"] else ""
         sure = "" if answer["probability"] is None else f" (probability {answer['probability']:.2g}{found})"
-        out.print(f"{answer['mode']}: {answer['answer'] or '(nothing)'}{sure}", markup=False, soft_wrap=True)
+        tell(f"{answer['mode']}: {answer['answer'] or '(nothing)'}{sure}")
     return 0
 
 
 def _parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m evaluation {name}", description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Command(f"python -m evaluation {name}", description=description, epilog=examples)
     parser.add_argument("model", metavar="MODEL", help="a folder with config.json, tokenizer and safetensors, or a hub id")
     parser.add_argument("--revision", help="of a hub id")
     wordings = "wording of questions; default: the one that the model was trained in, else pit; chat: the model's own chat template"

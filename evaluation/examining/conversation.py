@@ -5,12 +5,12 @@ runs/<name>/conversation/<arm>-<key>.json    {"answers": [text], "ended": [bool]
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from console import UserError, say
+from data.ground.durable import write_text
 from data.tokens import Encoder, load_tokenizer
 from data.wording.templates import Wording, question_prompt
 from evaluation.benchmarks_config import ConversationConfig
@@ -50,14 +50,12 @@ def converse(arms: Sequence[TrainedArm], config: ConversationConfig, dtype: str,
             except EngineFailure as failure:
                 missing[arm.name] = str(failure)
                 continue
-            _write(
-                _path(folder, arm, config, dtype),
-                {
-                    "answers": [a["text"].strip() for a in answers],
-                    "ended": [a["finish_reason"] == "stop" for a in answers],
-                    "tokens": [len(a["token_ids"]) for a in answers],
-                },
-            )
+            said = {
+                "answers": [a["text"].strip() for a in answers],
+                "ended": [a["finish_reason"] == "stop" for a in answers],
+                "tokens": [len(a["token_ids"]) for a in answers],
+            }
+            write_text(_path(folder, arm, config, dtype), json.dumps(said, ensure_ascii=False))
     return missing
 
 
@@ -96,10 +94,3 @@ def _path(folder: Path, arm: TrainedArm, config: ConversationConfig, dtype: str)
     facts = [requests(config), config.answer_tokens, dtype, question_prompt(""), *own, *arm.begins]
     keys = [hashlib.sha256(json.dumps([weights, *facts]).encode()).hexdigest() for weights in (arm.weights, arm.earlier) if weights]
     return under_new_name(*(folder / "conversation" / f"{arm.name}-{key[:16]}.json" for key in keys))
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-    draft.replace(path)

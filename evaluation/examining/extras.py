@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from console import chatter_to
+from data.ground.durable import write_text
 from data.records import Corpus
 from evaluation import harness
 from evaluation.config import ExamConfig
@@ -67,10 +68,6 @@ def _passages(corpus: Corpus, config: ExamConfig, folder: Path, seed: int) -> di
         with chatter_to(folder / "logs" / "exam.log"):
             store = open_store(folder / "retrieval", {str(split): of for split, of in documents.items()}, config.retrieval)
             found = store.find([q.question for q in asked])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".draft")
-        draft.write_text(
-            json.dumps({q.id: [hit.text for hit in hits[: config.choices.passages]] for q, hits in zip(asked, found, strict=True)})
-        )
-        draft.replace(path)
+        texts = {q.id: [hit.text for hit in hits[: config.choices.passages]] for q, hits in zip(asked, found, strict=True)}
+        write_text(path, json.dumps(texts))
     return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]

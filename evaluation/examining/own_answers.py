@@ -5,12 +5,12 @@ A teacher's own answers are likelier under it than those of a file, so that foll
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from console import RunError, UserError, chatter_to, progress, say
+from console import Command, RunError, UserError, chatter_to, progress, say
+from data.ground.durable import check_new, new_file
 from data.load import load_corpus
 from data.records import Corpus, Part, Question
 from data.rows.framing import template_of
@@ -23,7 +23,14 @@ from evaluation.sitting import sit
 
 _HALVES = 2
 """Questions are asked in so many parts, each with solved readings (exam.reading.shots) from the documents of the others: none is shown its own answer."""
-_NO_MORE = {"test_questions": None, "documents": 0, "train_questions": 0, "replay_questions": 0, "retention_questions": 0, "looks": []}
+_NO_MORE: dict[str, Any] = {
+    "test_questions": None,
+    "documents": 0,
+    "train_questions": 0,
+    "replay_questions": 0,
+    "retention_questions": 0,
+    "looks": [],
+}
 _EXAMPLES = """\
 examples:
   python -m evaluation answers experiments/wiki2023_smollm2.yaml data.root=DIR --out own.jsonl
@@ -37,10 +44,7 @@ then, in an experiment, in the place of the train questions:
 
 def answers_command(argv: list[str], connect: Connect, asked_of: Callable[[str, list[str]], Asked]) -> int:
     args = _parse(argv)
-    if args.out.exists():
-        raise UserError(f"{args.out}: is there already; give another --out, or move it away")
-    if not args.out.parent.is_dir():
-        raise UserError(f"{args.out}: {args.out.parent} is no folder")
+    check_new(args.out)
     asked = asked_of(args.file, args.overrides)
     model = args.model or asked.model
     if not model or not Path(model).is_dir():
@@ -56,7 +60,11 @@ def answers_command(argv: list[str], connect: Connect, asked_of: Callable[[str, 
     kept = [row for row in rows["open"] if row["answer"] and (row["em"] or not args.right)]
     if not kept:
         raise RunError(f"{model}: no answer that could be kept; see what a small model needs with python -m evaluation reading")
-    _write(args.out, kept, {question.id: question.question for half, _ in parts for question in half})
+    questions = {question.id: question.question for half, _ in parts for question in half}
+    with new_file(args.out) as file:
+        for row in kept:
+            told = {"id": row["question_id"], "question": questions[row["question_id"]], "answer": row["answer"], "doc_id": row["doc_id"]}
+            file.write(json.dumps({**told, "gold": row["gold"]}, ensure_ascii=False) + "\n")
     alone, behind = (100 * sum(row["em"] for row in rows[mode]) / len(rows[mode]) for mode in ("closed", "open"))
     say(
         f"{args.out}: {len(kept):,} of {len(rows['open']):,} answers; as the file has them are {behind:.1f} % (without the document {alone:.1f} %)"
@@ -100,29 +108,9 @@ def _ask(
     return found
 
 
-def _write(path: Path, rows: list[dict[str, Any]], questions: dict[str, str]) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            for row in rows:
-                told = {
-                    "id": row["question_id"],
-                    "question": questions[row["question_id"]],
-                    "answer": row["answer"],
-                    "doc_id": row["doc_id"],
-                }
-                file.write(json.dumps({**told, "gold": row["gold"]}, ensure_ascii=False) + "\n")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation answers", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("file", metavar="X.yaml", help="an experiment: its train questions and documents")
-    parser.add_argument("overrides", metavar="a.b=c", nargs="*", help="settings to change, e.g. data.root=DIR")
+    parser = Command("python -m evaluation answers", description=__doc__, epilog=_EXAMPLES)
+    parser.takes_experiment("data.root=DIR", about="an experiment: its train questions and documents")
     parser.add_argument("--model", metavar="FOLDER", help="who answers; default: the experiment's model")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl", help="written whole or not at all")
     parser.add_argument("--right", action="store_true", help="keep only answers that are also the file's, by exact match")

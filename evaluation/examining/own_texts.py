@@ -3,12 +3,12 @@
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from console import RunError, UserError, progress, say, whole
+from console import Command, RunError, UserError, positive, progress, say, whole
+from data.ground.durable import check_new, new_file
 from data.ground.model_config import check_name
 from data.tokens import load_tokenizer
 from data.wording.begins import start_ids
@@ -31,44 +31,27 @@ then, in an experiment:
 
 
 def write_command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation write", description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Command("python -m evaluation write", description=_DESCRIPTION, epilog=_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help="a folder with config.json, tokenizer and safetensors, or a hub id")
     parser.add_argument("--revision", help="of a hub id")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl", help="written whole or not at all")
     parser.add_argument("--texts", type=whole(1), default=500, help="different ones (default 500)")
     parser.add_argument("--tokens", type=whole(2), default=256, help="longest text (default 256)")
-    parser.add_argument("--temperature", type=_above_zero, default=1.0, help="1 (default): what the model itself says")
+    parser.add_argument("--temperature", type=positive, default=1.0, help="1 (default): what the model itself says")
     parser.add_argument("--batch", type=whole(1), default=32, help="texts written at once (default 32)")
     parser.add_argument("--seed", type=whole(0), default=0)
     args = parser.parse_args(argv)
-    if args.out.exists():
-        raise UserError(f"{args.out}: is there already; give another --out, or move it away")
-    if not args.out.parent.is_dir():
-        raise UserError(f"{args.out}: {args.out.parent} is no folder")
+    check_new(args.out)
     check_name("MODEL", args.model)
     tokenizer = load_tokenizer(args.model, args.revision)
-    draft = args.out.with_name(f".{args.out.name}.{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8") as file, progress() as bar:
-            task = bar.add_task("texts", total=args.texts)
-            for text in own_texts(args, tokenizer):
-                digest = hashlib.sha256(text.encode()).hexdigest()[:16]  # texts of two models can stand side by side
-                file.write(json.dumps({"id": f"own-{digest}", "text": text}, ensure_ascii=False) + "\n")
-                bar.advance(task)
-        draft.replace(args.out)
-    finally:
-        draft.unlink(missing_ok=True)
+    with new_file(args.out) as file, progress() as bar:
+        task = bar.add_task("texts", total=args.texts)
+        for text in own_texts(args, tokenizer):
+            digest = hashlib.sha256(text.encode()).hexdigest()[:16]  # texts of two models can stand side by side
+            file.write(json.dumps({"id": f"own-{digest}", "text": text}, ensure_ascii=False) + "\n")
+            bar.advance(task)
     say(f"{args.out}: {args.texts} texts; read it before you train on it")
     return 0
-
-
-def _above_zero(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
-    return value
 
 
 def own_texts(args: argparse.Namespace, tokenizer: Any) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich import box
 from rich.table import Table
 
-from console import UserError, chatter_to, out, progress, say, write_result
+from console import Command, UserError, chatter_to, out, progress, say, tell, write_result
 from data.config import DataConfig
 from data.load import load_corpus
 from data.records import Corpus, Part
@@ -155,13 +155,12 @@ def _print(found: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     reading, retrieval = found["chosen"]["reading"], found["chosen"]["retrieval"]
-    out.print(f"exam:\n  reading: {json.dumps(reading)}\n  retrieval: {json.dumps(retrieval)}", markup=False, soft_wrap=True)
+    tell(f"exam:\n  reading: {json.dumps(reading)}\n  retrieval: {json.dumps(retrieval)}")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m evaluation reading", description=__doc__)
-    parser.add_argument("file", metavar="X.yaml", help="an experiment whose model is a folder")
-    parser.add_argument("overrides", metavar="a.b=c", nargs="*", help="settings to change, e.g. data.root=DIR")
+    parser = Command("python -m evaluation reading", description=__doc__)
+    parser.takes_experiment("data.root=DIR", about="an experiment whose model is a folder")
     parser.add_argument("--questions", type=int, default=40, metavar="N", help="train questions to try on (40)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--insecure", action="store_true", help="use a cluster of several nodes that has no token authentication")

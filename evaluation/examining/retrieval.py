@@ -10,7 +10,6 @@ word, which would handicap the rival. A store that is gone, broken or locked by 
 import hashlib
 import json
 import logging
-import os
 import shutil
 import sqlite3
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from console import RunError, UserError, say
+from data.ground.durable import write_text
 from data.records import Document
 from data.wording.templates import document_text
 from evaluation.asking.passages import Passage, cut_passages
@@ -225,9 +225,7 @@ def _build(folder: Path, key: str, pointer: Path, documents: dict[str, list[Docu
         "passages": len(passages),
         "truncated_share": sum(p.truncated for p in passages) / max(1, len(passages)),
     }
-    draft = pointer.with_name(f".{pointer.name}.{os.getpid()}")
-    draft.write_text(json.dumps(about, indent=1), encoding="utf-8")
-    draft.replace(pointer)
+    write_text(pointer, json.dumps(about, indent=1))
     for broken in old:
         shutil.rmtree(broken, ignore_errors=True)
     return Store(collection, embedder, about)

@@ -3,7 +3,7 @@
 Each is {"title", "caption", "heads", "rows", "notes", "findings"}, or None where the report has no such block.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from evaluation.report.render import MISSING, _markdown_table, _one_line, _percent, _points, _range
@@ -13,14 +13,18 @@ Block = dict[str, Any]
 
 def blocks(report: dict[str, Any]) -> dict[str, Block | None]:
     """By the names that the template uses."""
+
+    def own(name: str, make: Callable[..., Block], *more: Any) -> Block | None:
+        return make(report[name], *more) if report.get(name) else None
+
     return {
-        "wordings": _wordings(report),
+        "wordings": own("wordings", _wordings),
         "lost": _lost(report),
-        "merged": _merged(report),
+        "merged": own("merged", _merged, report["arms"]),
         "mode_table": _modes(report),
-        "choices": _choices(report),
-        "benchmarks": _benchmarks(report),
-        "conversation": _conversation(report),
+        "choices": own("choices", _choices),
+        "benchmarks": own("benchmarks", _benchmarks, list(report["arms"])),
+        "conversation": own("conversation", _conversation),
     }
 
 
@@ -43,13 +47,10 @@ def _block(title: str, caption: str, heads: list[str], rows: list[list[str]], no
     return {"title": title, "caption": caption, "heads": heads, "rows": rows, "notes": notes or [], "findings": [], **more}
 
 
-def _merged(report: dict[str, Any]) -> Block | None:
-    block = report.get("merged")
-    if not block:
-        return None
+def _merged(block: dict[str, Any], arms: dict[str, Any]) -> Block:
     rows = []
     for name, told in block["arms"].items():
-        arm = report["arms"][name]
+        arm = arms[name]
         sets = arm["sets"] if arm["status"] != MISSING else {}
         scores = [_interval(sets[of]["em"]) if of in sets else "" for of in ("test", "replay")]
         minus = [_difference(told["minus"].get(told[role])) for role in ("of", "instruct")]
@@ -99,10 +100,7 @@ def _hit_rate(modes: Mapping[str, Any]) -> str:
     return _percent(rates[0]) if rates else ""
 
 
-def _wordings(report: dict[str, Any]) -> Block | None:
-    found = report.get("wordings")
-    if not found:
-        return None
+def _wordings(found: dict[str, Any]) -> Block:
     number = max(len(of["by_wording"]) for of in found.values())
     rows = []
     for arm, of in found.items():
@@ -143,10 +141,7 @@ def _count(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else _percent(value)
 
 
-def _choices(report: dict[str, Any]) -> Block | None:
-    block = report.get("choices")
-    if not block:
-        return None
+def _choices(block: dict[str, Any]) -> Block:
     rows = []
     for arm, modes in block["arms"].items():
         for mode, forms in modes.items():
@@ -181,11 +176,7 @@ def _choices(report: dict[str, Any]) -> Block | None:
     return _block("Multiple choice", caption, heads, rows, notes, findings=block["findings"])
 
 
-def _benchmarks(report: dict[str, Any]) -> Block | None:
-    block = report.get("benchmarks")
-    if not block:
-        return None
-    arms = list(report["arms"])
+def _benchmarks(block: dict[str, Any], arms: list[str]) -> Block:
     rows = []
     for task, found in block["tasks"].items():
         cells = []
@@ -207,10 +198,7 @@ def _benchmarks(report: dict[str, Any]) -> Block | None:
     return _block("General benchmarks", caption, ["task", "shots", *arms], rows, notes)
 
 
-def _conversation(report: dict[str, Any]) -> Block | None:
-    block = report.get("conversation")
-    if not block:
-        return None
+def _conversation(block: dict[str, Any]) -> Block:
     rows = [[name, _percent(found["ended"]), f"{found['tokens']:.0f}"] for name, found in block["arms"].items()]
     examples = [
         {"prompt": prompt, "answers": {name: found["answers"][i] for name, found in block["arms"].items()}}

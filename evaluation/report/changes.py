@@ -9,6 +9,7 @@ from typing import Any
 
 from data.corpus.changes import EARLIER, Changes, changes_since, read_earlier
 from data.records import Corpus
+from evaluation.report.render import _markdown_table
 from evaluation.score_files import Score
 from evaluation.scoring.scores import Numbers, exact_match
 from evaluation.scoring.statistics import cluster_bootstrap, document_clusters
@@ -64,7 +65,9 @@ def changes_markdown(report: dict[str, Any]) -> str:
         f"documents. Of the exam's questions {asked['new']} are new, {asked['kept']} kept, and {asked['superseded']} superseded: document and "
         "answer changed. `base` is the model before the update.",
         "",
-        *_table(["arm", "new EM %", "kept EM %", "superseded: new answer %", "superseded: old answer %"], _arm_rows(changes["arms"])),
+        *_markdown_table(
+            ["arm", "new EM %", "kept EM %", "superseded: new answer %", "superseded: old answer %"], _arm_rows(changes["arms"])
+        ),
     ]
     if changes["removed"]:
         shown = ", ".join(f"`{i}`" for i in changes["removed"][:20])
@@ -108,7 +111,9 @@ def rounds_markdown(rows: Sequence[dict[str, Any]]) -> str:
         told = "/".join(str(counts[key]) for key in ("new", "changed", "kept", "removed")) if counts else ""
         ems = [_percent(row[key]) for key in ("test_em", "new_em", "kept_em", "superseded_em", "superseded_old_em")]
         cells.append([row["round"], row["arm"], told, "" if row["steps"] is None else f"{row['steps']:,}", *ems])
-    return "\n".join(["## Rounds", "Each round starts from the weights and the records of the one before.", "", *_table(heads, cells), ""])
+    return "\n".join(
+        ["## Rounds", "Each round starts from the weights and the records of the one before.", "", *_markdown_table(heads, cells), ""]
+    )
 
 
 def _arm_rows(arms: Mapping[str, Any]) -> list[list[str]]:
@@ -120,8 +125,3 @@ def _arm_rows(arms: Mapping[str, Any]) -> list[list[str]]:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}"
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
-    align = ["---"] + ["---:"] * (len(heads) - 1)
-    return [f"| {' | '.join(cells)} |" for cells in (heads, align, *rows)]

@@ -10,7 +10,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from console import UserError, out, whole, write_result
+from console import Command, UserError, out, tell, whole, write_result
 from evaluation.score_files import asked_in, newest_score, trained_arms
 from evaluation.scoring.scores import METRICS
 from evaluation.scoring.statistics import Interval, document_clusters, seeded_bootstrap
@@ -126,9 +126,7 @@ def _estimate(interval: Interval, by_seed: list[float]) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation seeds", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Command("python -m evaluation seeds", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run folder, e.g. runs/pit-effect-0")
     parser.add_argument("--pair", metavar="A:B", action="append", type=_pair, help="show A − B only; give it as often as you like")
     parser.add_argument("--set", default="test", help="test (default), train, replay, …")
@@ -161,7 +159,7 @@ def _print(found: dict[str, Any]) -> None:
         out.print("Paired differences, points", markup=False)
         out.print(_table("arms", gaps, found["seeds"]))
     for name, folders in found["missing"].items():
-        out.print(f"{name} is left out: no score in {', '.join(folders)}", markup=False, soft_wrap=True)
+        tell(f"{name} is left out: no score in {', '.join(folders)}")
     if len(found["seeds"]) < 10:
         out.print("With so few seeds the intervals are somewhat too narrow; look at each seed too.", markup=False)
 

@@ -1,14 +1,13 @@
 """Whether a trained model's folder is what its stage's manifest says, before it is examined; a damaged one is made again by the trainer."""
 
-import hashlib
 import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from console import say
+from data.ground.contents import damage_of
 from evaluation.score_files import TrainedArm
 
 _AT_ONCE = 8
@@ -46,14 +45,4 @@ def first_damage(stage: Path) -> str | None:
         return None
     listed = sorted((stage / name, facts) for name, facts in files.items() if name.startswith("hf/"))
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return next((why for why in pool.map(lambda entry: _damage(*entry), listed) if why), None)
-
-
-def _damage(path: Path, expected: dict[str, Any]) -> str | None:
-    if not path.is_file():
-        return f"{path}: is missing"
-    if (size := path.stat().st_size) != expected["bytes"]:
-        return f"{path}: has {size} bytes, its manifest says {expected['bytes']}"
-    with path.open("rb") as file:
-        same = hashlib.file_digest(file, "sha256").hexdigest() == expected["sha256"]
-    return None if same else f"{path}: its SHA-256 is not the one in its manifest"
+        return next((why for why in pool.map(lambda entry: damage_of(*entry), listed) if why), None)

@@ -20,13 +20,13 @@ def set_scores(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, Any]
     }
 
 
-def difference(ours: Sequence[Row], theirs: Sequence[Row], resamples: int, seed: int, metric: str = "em") -> dict[str, float] | None:
-    """Paired over the questions that both were asked; None where there is none."""
+def difference(ours: Sequence[Row], theirs: Sequence[Row], resamples: int, seed: int) -> dict[str, float] | None:
+    """Of exact match, paired over the questions that both were asked; None where there is none."""
     by_id = {r["question_id"]: r for r in theirs}
     ours = [r for r in ours if r["question_id"] in by_id]
     if not ours:
         return None
-    values = [r[metric] for r in ours], [by_id[r["question_id"]][metric] for r in ours]
+    values = [r["em"] for r in ours], [by_id[r["question_id"]]["em"] for r in ours]
     return as_dict(paired_difference(*values, clusters_of(ours), resamples, seed))
 
 

@@ -16,11 +16,12 @@ import pytest
 
 from cluster.jobs import job_environment, last_line, status_lines
 from console import UserError
-from tests.cluster.conftest import BIN, TOKEN, Machines, free_port
+from tests.cluster.conftest import TOKEN
 from tests.conftest import ROOT
 from tests.faults.conftest import oracle, write_experiment
 from tests.faults.promises import F3
 from tests.helpers.groups import Groups
+from tests.helpers.machines import BIN, Machines, free_port
 
 pytestmark = pytest.mark.timeout(1200)
 RAY, PYTHON = str(BIN / "ray"), sys.executable

@@ -5,6 +5,7 @@ import pytest
 from cluster.cost.chips import CHIPS, GIB, make_hardware
 from cluster.cost.memory import SetUp, activation_bytes, disk, gpu_memory, host_memory, power_of_two
 from cluster.cost.model_shape import ModelShape
+from tests.helpers.networks import sizes
 
 LLAMA_70B = ModelShape(8192, 80, 28672, 64, 8, 128, 32000)
 LLAMA_7B = ModelShape(4096, 32, 11008, 32, 32, 128, 32000)
@@ -35,15 +36,7 @@ def test_activations_of_a_real_model(recompute: bool, precision: str) -> None:
 
     from trainer.kernels.attention import attention_inputs
 
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-    )
+    config = LlamaConfig(vocab_size=64, head_dim=64, **sizes(256, 704, layers=6, heads=4, key_heads=2))
     dtype, wide = (torch.bfloat16, 2) if precision == "bf16" else (torch.float32, 4)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
     shape = ModelShape(256, 6, 704, 4, 2, 64, 64)

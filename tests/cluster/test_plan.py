@@ -18,6 +18,7 @@ from console import UserError
 from data.planning.plan_report import packing_fill
 from experiment import Experiment, load_experiment
 from tests.conftest import ROOT
+from tests.helpers.experiments import tiny
 
 # Items of 500 tokens; a step is 16,384 tokens on each of 64 GPUs.
 LARGE_STEPS = [
@@ -285,16 +286,15 @@ def test_rows_are_never_shorter_than_items() -> None:
     assert min(one.row_tokens for one in set_ups(question, hardware)) == 4096
 
 
-SMALL = """\
-name: small
-runs: {runs}
-data: {{bios: {{replay_people: 0, train_people: 30, test_people: 4}}}}
-model: {{tiny: {{hidden_size: 32, layers: 1}}}}
+SMALL = (
+    tiny("small", 0, 30, 4)
+    + """\
 arms:
   only: {{stages: [{{mix: {{train_documents: 1}}, epochs: 20, batch_items: 10, rate: 3.0e-3}}]}}
 trainer: {{row_tokens: 256}}
 exam: {{compare_to: only}}
 """
+)
 
 
 @pytest.mark.slow

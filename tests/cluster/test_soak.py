@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, without_ray_settings
+from tests.helpers.planned import planned
 
 # Eight processes stand for eight nodes' workers, eight streams each; a Ray of their own with just the CPUs that preflight asks for the streams.
 SOAK = """
@@ -54,20 +55,7 @@ ray.shutdown()
 @pytest.mark.parametrize("ranks, processes", [(8, 2), (64, 8)])
 def test_streams(tmp_path: Path, ranks: int, processes: int) -> None:
     """Every rank gets its rows in order, as many micro-steps as every other; together all tokens of the plan, once."""
-    from data.config import Bios, Stage
-    from data.corpus.bios import make_bios
-    from data.curriculum.catalogue import catalogue_of
-    from data.curriculum.plan import compile_plan
-    from data.rows.token_store import write_store
-    from data.tokens import Encoder
-    from data.wording.tiny_tokenizer import make_tokenizer
-
-    catalogue = catalogue_of(make_bios(Bios(replay_people=0, train_people=60, test_people=5), 0))
-    encoder = Encoder(make_tokenizer([r.text for r in catalogue.records["train_documents"]], 600))  # type: ignore[union-attr]
-    store = write_store(tmp_path / "tokens", catalogue, encoder)
-    stage = Stage.model_validate({"mix": {"train_documents": 1, "train_questions": 1}, "epochs": 48, "batch_items": 180, "rate": 1.0})
-    plan = compile_plan(stage, catalogue, 0)
-    plan.save(tmp_path / "plan.npz")
+    plan, store = planned(tmp_path, people=60, epochs=48, batch_items=180)
     env = without_ray_settings() | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", SOAK, str(tmp_path), str(plan.num_steps), str(ROOT), str(ranks), str(processes)], cwd=ROOT, env=env, text=True, capture_output=True, timeout=850

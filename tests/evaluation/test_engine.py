@@ -15,6 +15,7 @@ from evaluation.engines.network import network
 from evaluation.engines.options import Answer, EngineOptions
 from evaluation.examiner import Examiner
 from tests.faults.promises import F17
+from tests.helpers.networks import sizes
 
 EOS = 2
 OPTIONS = EngineOptions(timeout_s=240)
@@ -50,13 +51,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
     for kind, of, own in (("untied", LlamaConfig, {}), ("tied", LlamaConfig, {}), ("experts", MixtralConfig, experts)):
         config: Any = of(
+            **sizes(64, 128, layers=2, heads=2, key_heads=1),
             vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=32,
             max_position_embeddings=256,
             bos_token_id=1,
             eos_token_id=EOS,

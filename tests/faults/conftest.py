@@ -6,17 +6,16 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.experiments import tiny
 from tests.helpers.groups import Groups
 
 # Two stages of 60 and 40 steps of tiny work; a checkpoint every 10 steps.
 KILLED_AFTER_30 = "step.begin=sleep:1@36,step.begin=kill@37"
 """Long enough after step 30 for its save, which goes on beside the steps, to be committed."""
 
-EXPERIMENT = """\
-name: small
-runs: {runs}
-data: {{bios: {{replay_people: 0, train_people: 8, test_people: 4}}}}
-model: {{tiny: {{hidden_size: 32, layers: 1}}}}
+EXPERIMENT = (
+    tiny("small", 0, 8, 4)
+    + """\
 arms:
   only:
     stages:
@@ -24,6 +23,7 @@ arms:
       - {{mix: {{train_questions: 1}}, epochs: 20, batch_items: 20, rate: 1.0e-3}}
 trainer: {{row_tokens: 256, log_every_steps: 1, checkpoint: {{every_steps: 10}}, max_failures: 3}}
 """
+)
 
 
 def write_experiment(folder: Path, runs: str = "runs") -> Path:

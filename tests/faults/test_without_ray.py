@@ -264,17 +264,9 @@ def test_a_flipped_weight_is_found(groups: Groups, tmp_path: Path, rank: str) ->
 
 @SLOW
 @F6
-def test_a_straggler_is_named(groups: Groups, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rank", "place", "why"), [("1", "step.forward", "computes"), ("0", "loop.data", "waits for data")])
+def test_a_straggler_is_named(groups: Groups, tmp_path: Path, rank: str, place: str, why: str) -> None:
     experiment = write_experiment(tmp_path)
-    slow = ",".join(f"step.forward=sleep:0.3@{n}" for n in range(5, 30))
-    assert groups(experiment, STUDYHALL_FAIL=slow, STUDYHALL_FAIL_RANK="1") == [0, 0]
-    assert re.search(r"rank 1 is a straggler: it computes 0\.[23]", events_of(tmp_path / "runs/small"))
-
-
-@SLOW
-@F6
-def test_a_rank_that_waits_for_data_is_named(groups: Groups, tmp_path: Path) -> None:
-    experiment = write_experiment(tmp_path)
-    slow = ",".join(f"loop.data=sleep:0.3@{n}" for n in range(5, 30))
-    assert groups(experiment, STUDYHALL_FAIL=slow, STUDYHALL_FAIL_RANK="0") == [0, 0]
-    assert re.search(r"rank 0 is a straggler: it waits for data 0\.[23]", events_of(tmp_path / "runs/small"))
+    slow = ",".join(f"{place}=sleep:0.3@{n}" for n in range(5, 30))
+    assert groups(experiment, STUDYHALL_FAIL=slow, STUDYHALL_FAIL_RANK=rank) == [0, 0]
+    assert re.search(rf"rank {rank} is a straggler: it {why} 0\.[23]", events_of(tmp_path / "runs/small"))

@@ -14,6 +14,7 @@ import torch
 from evaluation.engines.options import EngineOptions
 from evaluation.generate import Generator
 from experiment import Experiment
+from tests.helpers.networks import same_bits
 from tests.models.families import save_model
 from trainer import drive, run
 from trainer.network.buffers import buffers, names_in_files
@@ -63,10 +64,6 @@ def kept_in(folder: Path, model: Path) -> dict[str, bool]:
     ours, theirs = FolderWeights(folder), FolderWeights(model)
     places = names_in_files(network, buffers(network), theirs.names())
     return {name: same_bits(ours.read(name), theirs.read(name)) for name in places.values()}
-
-
-def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def sharded(out: Path, family: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from data.ground.adapters import KINDS, Adapter
 from experiment import load_experiment
 from experiment_yaml import ExperimentError
 from tests.conftest import ROOT
+from tests.helpers.experiments import tiny
+from tests.helpers.networks import Held
 from tests.models.families import FAMILIES, save_model
 from trainer.adapter.adapter import MergedWeights, check_adapter, inject, trained_parameters, write_adapter
 from trainer.adapter.reach import adapted
@@ -83,22 +85,6 @@ def test_the_keys_are_pefts() -> None:
         known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind.upper()]])}
         assert keys <= known, (kind, keys - known)
         assert not PEFT_TYPE_TO_TUNER_MAPPING[PeftType[kind.upper()]].uses_shared_state  # a module is merged with what is in it
-
-
-class Held:
-    """Weights in memory."""
-
-    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        self._tensors = tensors
-
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def shape(self, name: str) -> list[int]:
-        return list(self._tensors[name].shape)
-
-    def read(self, name: str) -> torch.Tensor:
-        return self._tensors[name]
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -262,13 +248,9 @@ def test_a_dry_run_refuses_too(folders: dict[str, Path]) -> None:
             check_planned({"base": [], "pit": [stage]}, model, TrainerConfig())
 
 
-EXPERIMENT = """\
-name: adapters
-runs: {runs}
-data:
-  bios: {{replay_people: 4, train_people: 8, test_people: 2}}
-model:
-  tiny: {{hidden_size: 64, layers: 2}}
+EXPERIMENT = (
+    tiny("adapters", 4, 8, 2, hidden=64, layers=2)
+    + """\
 base:
   - {{mix: {{replay_documents: 1}}, epochs: 2, batch_items: 4, rate: 3.0e-3}}
 arms:
@@ -282,6 +264,7 @@ arms:
 trainer: {{row_tokens: 256, num_workers: 2, checkpoint: {{every_steps: 1}}}}
 exam: {{compare_to: full, modes: [closed], base_modes: [closed]}}
 """
+)
 
 
 def check_run(folder: Path) -> None:
@@ -320,7 +303,7 @@ def test_a_wrong_module_is_refused_before_anything_starts(tmp_path: Path, run_co
     (tmp_path / "x.yaml").write_text(EXPERIMENT.format(runs=tmp_path))
     done = run_command("trainer", str(tmp_path / "x.yaml"), "--no-ray", "arms.lora.adapter.target_modules=[nowhere]")
     assert done.returncode == 2 and "nowhere" in done.stderr and "Traceback" not in done.stderr
-    assert "x.yaml:14: arms.lora: adapter: " in done.stderr
+    assert "x.yaml:12: arms.lora: adapter: " in done.stderr
 
 
 @pytest.mark.slow

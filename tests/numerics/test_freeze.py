@@ -8,7 +8,7 @@ import torch
 
 from tests.helpers.groups import Groups
 from tests.numerics.ranks import steps
-from tests.numerics.ranks.frozen_steps import CASES, NUMBER, RESUMED, SEED, STAGE, Start
+from tests.numerics.ranks.frozen_steps import CASES, NUMBER, RESUMED, SEED, STAGE, start
 from trainer.step.freeze import freeze, frozen_parameters
 from trainer.step.plain import PlainEngine
 from trainer.store.weights import FragmentWeights
@@ -27,9 +27,9 @@ def results(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_frozen_weights_keep_their_bits_and_the_others_move(results: Path, zero_stage: int, precision: str) -> None:
     stored = FragmentWeights(results / f"zero{zero_stage}-{precision}" / "whole", SHAPES, WORLD_SIZE)
     for name in SHAPES:
-        same = torch.equal(stored.read(name), Start().read(name))
+        same = torch.equal(stored.read(name), start().read(name))
         assert same == (name in FROZEN), name
-    assert any(not torch.equal(Start().read(name).bfloat16().float(), Start().read(name)) for name in FROZEN)  # rounding would show
+    assert any(not torch.equal(start().read(name).bfloat16().float(), start().read(name)) for name in FROZEN)  # rounding would show
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])

@@ -19,7 +19,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from benchmarks.result_file import FOLDER, environment
-from console import UserError, door, progress, say
+from console import Command, UserError, door, progress, say
 from tests.conftest import ROOT
 from tests.helpers.groups import Groups
 from tests.parity import table
@@ -105,9 +105,7 @@ def chosen(arguments: argparse.Namespace) -> list[Cell]:
 
 
 def main(argv: list[str] | None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Command("python -m tests.parity", description=__doc__)
     for factor in FACTORS:
         also = ["--adapter"] if factor == "trained" else []
         parser.add_argument(f"--{factor}", *also, help="some of them, with commas between")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.helpers.networks import same_bits
 from tests.parity import items, oracle
 from tests.parity.cells import Cell
 
@@ -95,7 +96,7 @@ def _bits(taken: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         "buffer": (taken["buffers"], wanted["buffers"]), "start": (taken["before"], wanted["start"]), "frozen weight": (taken["after"], wanted["kept"]),
     }  # fmt: skip
     for what, (ours, theirs) in parts.items():
-        if bad := [name for name, value in theirs.items() if name not in ours or not _same(ours[name], value)]:
+        if bad := [name for name, value in theirs.items() if name not in ours or not same_bits(ours[name], value)]:
             faults.append(f"{what}: {bad[0]} is not plain transformers' to the bit ({len(bad)} of {len(theirs)})")
     written = {name: value for name, value in taken["after"].items() if "/" not in name}
     if strange := written.keys() - wanted["start"].keys() - wanted["kept"].keys() - wanted["buffers"].keys():
@@ -105,10 +106,6 @@ def _bits(taken: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     ]:
         faults.append(f"buffer: {min(lost)} is not written as it was")
     return faults
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _gradient(taken: dict[str, Any], name: str) -> Tensor:
@@ -169,12 +166,12 @@ def against_other_stages(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for line in others:
             told = {**line["told"], "bits": line["told"]["gradients"] == lowest["told"]["gradients"]}
             replaced[id(line)] = {**line, "told": told}
-            if fault := _not_the_same(line["told"], lowest["told"], f"ZeRO-{lowest['zero']}'s"):
+            if fault := _not_thesame_bits(line["told"], lowest["told"], f"ZeRO-{lowest['zero']}'s"):
                 replaced[id(line)] |= {"verdict": "DIFFERENT", "why": "; ".join(filter(None, [line["why"], fault]))}
     return [replaced.get(id(line), line) for line in lines]
 
 
-def _not_the_same(ours: dict[str, Any], theirs: dict[str, Any], stage: str) -> str:
+def _not_thesame_bits(ours: dict[str, Any], theirs: dict[str, Any], stage: str) -> str:
     if ours["one_item"] != theirs["one_item"]:
         return f"rows are not packed as {stage}"
     if ours["losses"] != theirs["losses"]:

@@ -1,18 +1,13 @@
 """Who may use the cluster: Ray's job API with and without a token, the token's file, clusters that let anybody in."""
 
 import json
-import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,73 +15,19 @@ import pytest
 from cluster.guard import check_open_door, check_version, make_private, refuses_strangers, secure_own_ray
 from console import RunError, UserError
 from tests.conftest import ROOT, without_ray_settings
+from tests.helpers.machines import Machines, free_port, head_node
 
 TOKEN = "0123456789abcdef" * 4
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@dataclass
-class Head:
-    gcs: str
-    dashboard: str
-    folder: Path
-    environment: dict[str, str]
-
-
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
-    """A real Ray head with dashboard and token, in processes of its own: its own folder and ports, stopped by its process group."""
-    folder = Path(tempfile.mkdtemp(prefix="sh"))  # short: Ray's socket names have 107 bytes
-    (folder / "token").write_text(TOKEN)
-    (folder / "token").chmod(0o600)
-    gcs, dashboard = free_port(), free_port()
-    environment = without_ray_settings() | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-        "OMP_NUM_THREADS": "1",
-    }
-    options = {
-        "port": gcs,
-        "dashboard-port": dashboard,
-        "ray-client-server-port": free_port(),
-        "dashboard-agent-listen-port": free_port(),
-        "temp-dir": folder / "ray",
-        "num-cpus": 2,
-        "object-store-memory": 80_000_000,
-        "include-dashboard": "true",
-    }
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
-    with (folder / "out").open("w") as out:
-        process = subprocess.Popen(
-            [*command, *(f"--{name}={value}" for name, value in options.items())],
-            env=environment,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-    try:
-        found = Head(f"127.0.0.1:{gcs}", f"127.0.0.1:{dashboard}", folder, environment)
-        deadline = time.monotonic() + 90
-        while post(found) == 0:
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "out").read_text()[-2000:]
-            time.sleep(0.5)
+def head() -> Iterator[Machines]:
+    """A real Ray head with dashboard and token, in processes of its own."""
+    with head_node(TOKEN, cpus=2) as found:
         yield found
-    finally:
-        for kind, patience_s in ((signal.SIGTERM, 3), (signal.SIGKILL, 10)):
-            try:
-                os.killpg(process.pid, kind)
-                process.wait(patience_s)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                pass
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def post(head: Head, **headers: str) -> int:
+def post(head: Machines, **headers: str) -> int:
     """The HTTP status of a job submission; 0: nobody answers yet."""
     request = urllib.request.Request(
         f"http://{head.dashboard}/api/jobs/",
@@ -103,7 +44,7 @@ def post(head: Head, **headers: str) -> int:
         return 0
 
 
-def test_a_job_needs_the_token(head: Head) -> None:
+def test_a_job_needs_the_token(head: Machines) -> None:
     assert post(head) == 401
     assert post(head, Authorization="Bearer " + "f" * 64) == 403
     deadline = time.monotonic() + 60  # the agent that starts jobs comes up after the door: until then 500, also with the token
@@ -112,12 +53,12 @@ def test_a_job_needs_the_token(head: Head) -> None:
     assert status == 200  # the twin: it is the token that decides
 
 
-def test_the_door_is_seen_to_be_locked(head: Head) -> None:
+def test_the_door_is_seen_to_be_locked(head: Machines) -> None:
     assert refuses_strangers(head.dashboard)
     check_open_door(2, head.dashboard, insecure=False)
 
 
-def test_the_dashboard_binds_to_loopback(head: Head) -> None:
+def test_the_dashboard_binds_to_loopback(head: Machines) -> None:
     """Ray's default, which nothing of ours changes: not reachable by the address that other machines see."""
     port = int(head.dashboard.rpartition(":")[2])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -142,17 +83,17 @@ door(main)
 """
 
 
-def connect(head: Head, **environment: str) -> subprocess.CompletedProcess[str]:
+def connect(head: Machines, **environment: str) -> subprocess.CompletedProcess[str]:
     env = head.environment | {"RAY_ADDRESS": head.gcs} | environment
     return subprocess.run([sys.executable, "-c", CONNECT], cwd=ROOT, env=env, text=True, capture_output=True, timeout=110)
 
 
-def test_connected_uses_the_token(head: Head) -> None:
+def test_connected_uses_the_token(head: Machines) -> None:
     done = connect(head)
     assert done.returncode == 0 and "inside 2" in done.stdout, done.stderr
 
 
-def test_connected_without_the_right_token_is_one_line(head: Head, tmp_path: Path) -> None:
+def test_connected_without_the_right_token_is_one_line(head: Machines, tmp_path: Path) -> None:
     (tmp_path / "wrong").write_text("f" * 64)
     done = connect(head, RAY_AUTH_TOKEN_PATH=str(tmp_path / "wrong"))
     assert done.returncode == 1 and "inside" not in done.stdout
@@ -160,8 +101,8 @@ def test_connected_without_the_right_token_is_one_line(head: Head, tmp_path: Pat
     assert TOKEN not in done.stderr + done.stdout
 
 
-def test_ray_writes_no_token_into_its_logs(head: Head) -> None:
-    logs = [path for path in (head.folder / "ray").rglob("*") if path.is_file() and not path.is_symlink()]
+def test_ray_writes_no_token_into_its_logs(head: Machines) -> None:
+    logs = [path for path in (head.folder / "head").rglob("*") if path.is_file() and not path.is_symlink()]
     assert len(logs) > 5
     assert [str(path) for path in logs if TOKEN.encode() in path.read_bytes()] == []
 

@@ -9,6 +9,7 @@ from console import UserError
 from experiment import read_experiment
 from experiment_yaml import ExperimentError
 from tests.conftest import ROOT
+from tests.helpers.experiments import LEAST
 from tune.config import Axis, SearchConfig
 from tune.deciding.space import (
     arm_of,
@@ -23,15 +24,9 @@ from tune.deciding.space import (
     trial_id,
 )
 
-GOOD = """\
-name: x
-data:
-  bios: {train_people: 5}
-model:
-  tiny: {}
-arms:
-  pit:
-    preset: pit
+GOOD = (
+    LEAST
+    + """\
     dials: {epochs_pit: 2}
 exam: {validation_share: 0.5}
 search:
@@ -41,6 +36,7 @@ search:
     dials.epochs_documents:
       choice: [1, 2]
 """
+)
 
 
 def refused(tmp_path: Path, wrong: str, right: str) -> str:

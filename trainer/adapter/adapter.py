@@ -28,7 +28,7 @@ from trainer.network.mixtures import translate
 from trainer.network.model import build_model
 from trainer.store.fragment_file import sha256_of
 from trainer.store.stages import sync
-from trainer.store.weights import Weights
+from trainer.store.weights import Shaped, Weights
 
 _NAME = "default"  # peft's name for a model's only adapter
 _READ_DIRECTLY = ["out_proj", "x_proj", "dt_proj"]
@@ -130,7 +130,7 @@ def trained_parameters(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-class MergedWeights:
+class MergedWeights(Shaped):
     """The parent's weights with a trained adapter merged in, by the names of the model without it; fp32, computed as they are read."""
 
     def __init__(self, model_folder: str, adapter: Adapter, parent: Weights, trained: Weights) -> None:
@@ -153,12 +153,6 @@ class MergedWeights:
                 self._replaced |= {f"{path}.{name}": f"{path}.modules_to_save.{_NAME}.{name}" for name, _ in copies}
         self._last: tuple[str, dict[str, Tensor]] = ("", {})
 
-    def names(self) -> list[str]:
-        return list(self._shapes)
-
-    def shape(self, name: str) -> list[int]:
-        return self._shapes[name]
-
     def read(self, name: str) -> Tensor:
         if name in self._adapted:
             path = self._adapted[name]
@@ -167,9 +161,6 @@ class MergedWeights:
             return self._last[1][name]
         trained = self._replaced.get(name, name)
         return (self._trained.read(trained) if trained in self._names else self._parent.read(name)).float()
-
-    def slice(self, name: str, start: int, end: int) -> Tensor:
-        return self.read(name).flatten()[start:end]
 
     def _merge(self, path: str) -> dict[str, Tensor]:
         module: Any = self._model.get_submodule(path)

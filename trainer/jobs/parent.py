@@ -11,18 +11,9 @@ from data.corpus.changes import RECORDS, run_and_arm
 from data.tokens import load_tokenizer
 from trainer.config import ModelConfig, TinyModel
 from trainer.jobs.prepare import Identity
-from trainer.network.text_config import read_config, text_settings
+from trainer.network.text_config import SIZES, read_config, text_settings
 
-_ARCHITECTURE = (
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-    "tie_word_embeddings",
-)
+_ARCHITECTURE = (*SIZES, "vocab_size", "tie_word_embeddings")
 
 
 @dataclass(frozen=True)

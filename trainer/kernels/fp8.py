@@ -13,13 +13,13 @@ _MULTIPLE = 16
 """What both sides of a weight must divide by; the tokens of a row are padded to it."""
 
 
-def to_fp8(module: torch.nn.Module, emulate: bool = False) -> list[str]:
+def to_fp8(module: torch.nn.Module) -> list[str]:
     """Puts torchao's linear layers in the place of those inside the decoder layers; the parameters stay the same objects under the same names. Before an engine
-    wraps the model. → names of the layers. `emulate`: compute what the chip would, on any device, slowly.
+    wraps the model. → names of the layers.
     """
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
-    config: Any = Float8LinearConfig(pad_inner_dim=True, emulate=emulate)  # tensorwise, dynamic scales: torchao's defaults
+    config: Any = Float8LinearConfig(pad_inner_dim=True)  # tensorwise, dynamic scales: torchao's defaults
     names: list[str] = []
     for number, layer in enumerate(inner_layers(module)):
 

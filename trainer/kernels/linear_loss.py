@@ -20,7 +20,18 @@ LOGITS_AT_ONCE = 2**28
 """Elements: a GiB in fp32, 2,000 targets over 128,000 tokens. Fewer at once cost time: each part adds a V × d gradient to the sum."""
 
 
-class _WeightedNll(torch.autograd.Function):
+class GradsInForward(torch.autograd.Function):
+    """Of (hidden, weight, bias, what wants no gradient …): the forward pass leaves ctx.grads and ctx.dtypes of the first three."""
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        grads, ctx.grads = ctx.grads, None
+        assert grads is not None, "one backward pass for one forward pass"
+        scaled = [None if g is None else g.mul_(outer[0]).to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)]
+        return *scaled, *[None] * (len(ctx.needs_input_grad) - len(scaled))
+
+
+class _WeightedNll(GradsInForward):
     """(hidden (K, d), weight (V, d), bias (V,) or None, target (K,), share (K,) in fp32) → scalar in fp32."""
 
     @staticmethod
@@ -55,12 +66,6 @@ class _WeightedNll(torch.autograd.Function):
         grads = [of_hidden, of_weight, of_bias]
         ctx.grads, ctx.dtypes = grads, [hidden.dtype, weight.dtype, None if bias is None else bias.dtype]
         return total
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        grads, ctx.grads = ctx.grads, None
-        assert grads is not None, "one backward pass for one forward pass"
-        return *(None if g is None else g.mul_(outer[0]).to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)), None, None, None
 
 
 def plus(total: Tensor | None, part: Tensor) -> Tensor:

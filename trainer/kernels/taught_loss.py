@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.kernels.linear_loss import LOGITS_AT_ONCE, plus, plus_product, weighted_nll
+from trainer.kernels.linear_loss import LOGITS_AT_ONCE, GradsInForward, plus, plus_product, weighted_nll
 
 
 def divergence(logits: Tensor, ids: Tensor, log_probs: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def _expected(log_probs: Tensor, values: Tensor) -> Tensor:
     return (p * torch.where(p > 0, values, 0.0)).sum(dim=-1)
 
 
-class _TaughtNll(torch.autograd.Function):
+class _TaughtNll(GradsInForward):
     """As trainer/kernels/linear_loss.py's, with a teacher: a part of the targets at a time, gradients made in the forward pass."""
 
     @staticmethod
@@ -60,13 +60,6 @@ class _TaughtNll(torch.autograd.Function):
                 grads[1] = plus_product(grads[1], slope.T, hidden[part])
         ctx.grads, ctx.dtypes = grads, [hidden.dtype, weight.dtype, None if bias is None else bias.dtype]
         return total
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        grads, ctx.grads = ctx.grads, None
-        assert grads is not None, "one backward pass for one forward pass"
-        scaled = (None if g is None else g.mul_(outer[0]).to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True))
-        return *scaled, None, None, None, None, None, None
 
 
 def _loss_and_slope(logits: Tensor, target: Tensor, share: Tensor, follow: Tensor, ids: Tensor, log_probs: Tensor) -> tuple[Tensor, Tensor]:

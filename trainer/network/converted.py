@@ -24,7 +24,7 @@ from data.ground.contents import MEMORY, model_contents
 from trainer.store.fragment_file import sha256_of
 from trainer.store.shard_writer import DTYPES, TensorSpec, write_sharded
 from trainer.store.stages import write_json
-from trainer.store.weights import FolderWeights
+from trainer.store.weights import FolderWeights, Shaped
 
 CONVERTED = "network-layout"
 """Of a run folder: models as the network has them, where their files have them otherwise."""
@@ -33,7 +33,7 @@ _FORMAT = 1
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
-class ConvertedWeights:
+class ConvertedWeights(Shaped):
     """A folder's weights by the network's names. Holds the group of tensors that was turned last. UserError where a parameter is missing."""
 
     def __init__(self, folder: Path, network: Any) -> None:
@@ -54,9 +54,6 @@ class ConvertedWeights:
         order = {group: number for number, group in enumerate(self._groups)}
         return sorted(self._shapes, key=lambda name: order[self._group_of[name]])
 
-    def shape(self, name: str) -> list[int]:
-        return self._shapes[name]
-
     def dtype(self, name: str) -> torch.dtype:
         _, sources = self._groups[self._group_of[name]]
         return reduce(torch.promote_types, {DTYPES[self._files.dtype(stored)] for stored, _ in sources})
@@ -71,9 +68,6 @@ class ConvertedWeights:
             f"{name}: {list(found.shape)} of the files where the network has {self._shapes[name]}"
         )
         return found
-
-    def slice(self, name: str, start: int, end: int) -> Tensor:
-        return self.read(name).flatten()[start:end]
 
     def _grouped(self) -> dict[str, tuple[WeightConverter | None, list[tuple[str, str]]]]:
         """First name in the network → (what turns them, [(name in the files, which of its patterns)]), as transformers collects them."""

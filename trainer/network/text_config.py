@@ -7,6 +7,9 @@ from typing import Any
 from console import UserError
 from data.ground.model_config import positions_in
 
+SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+"""What two models have alike where the weights of one can stand for the other's."""
+
 
 def read_config(folder: Path) -> Any:
     """transformers' config of a model folder, composite or not. UserError where it cannot be used."""

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from console import RunError
+from data.ground.contents import damage_of
 from data.ground.durable import await_file, late_s
 from failpoints import hit
-from trainer.store.fragment_file import Fragment, FragmentBuffer, fragment_file, sha256_of
+from trainer.store.fragment_file import Fragment, FragmentBuffer, fragment_file
 from trainer.store.stages import write_json
 
 _PEERS_TIMEOUT_S = 3600.0  # for the slowest rank's file
@@ -48,17 +49,9 @@ def checkpoints(stage_folder: Path) -> list[Checkpoint]:
     return found
 
 
-def first_bad_file(folder: Path, files: dict[str, Any], rank: int = 0, world_size: int = 1) -> str | None:
-    """Why `folder` is not what its manifest lists, or None; each rank looks through its share of the files."""
-    for name, expected in sorted(files.items())[rank::world_size]:
-        path = folder / name
-        if not path.exists():
-            return f"{path}: is missing"
-        if (size := path.stat().st_size) != expected["bytes"]:
-            return f"{path}: has {size} bytes, its manifest says {expected['bytes']}"
-        if sha256_of(path) != expected["sha256"]:
-            return f"{path}: its SHA-256 is not the one in its manifest"
-    return None
+def first_bad_file(folder: Path, files: dict[str, Any]) -> str | None:
+    """Why `folder` is not what its manifest lists, or None."""
+    return next((why for name, expected in sorted(files.items()) if (why := damage_of(folder / name, expected))), None)
 
 
 def await_committed(folder: Path, part: str = "") -> None:

@@ -226,12 +226,12 @@ def owner(file: str, number: int) -> int:
     return int(stem.removeprefix("rank-")) if stem.startswith("rank-") else number
 
 
-def _seldom(act: Callable[[], None], every_s: float = 5.0) -> Callable[[], None]:
+def _seldom(act: Callable[[], None]) -> Callable[[], None]:
     last = time.monotonic()
 
     def call() -> None:
         nonlocal last
-        if time.monotonic() - last > every_s:
+        if time.monotonic() - last > 5:
             last = time.monotonic()
             act()
 

@@ -7,7 +7,7 @@ once in all. Costs between the two a share in the files' precision of host memor
 
 from collections.abc import Iterable, Mapping
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +15,10 @@ from torch import Tensor
 from trainer.store.fragment_file import Fragment
 from trainer.store.fragments import holder
 from trainer.store.group import Part, assemble, cut, even_parts, rank_and_size
-
-if TYPE_CHECKING:
-    from trainer.store.weights import Weights
+from trainer.store.weights import Shaped, Weights
 
 
-class Spread:
+class Spread(Shaped):
     """Weights in pieces among the ranks: `read` by all together gives each of them the whole, in its dtype on `device`."""
 
     def __init__(
@@ -40,24 +38,15 @@ class Spread:
         for name, part in (entry for entries in told for entry in entries):
             self._parts[name].append(part)
 
-    def names(self) -> list[str]:
-        return list(self._shapes)
-
-    def shape(self, name: str) -> list[int]:
-        return self._shapes[name]
-
     def read(self, name: str) -> Tensor:
         shape, dtype = self._shapes[name], self._dtypes[name]
         return assemble(self._parts[name], lambda offset, _: self._mine[name, offset].to(dtype), prod(shape), dtype, self._device).view(
             shape
         )
 
-    def slice(self, name: str, start: int, end: int) -> Tensor:
-        return self.read(name).flatten()[start:end]
-
 
 class Shares:
-    def __init__(self, weights: "Weights", twice: bool = False) -> None:
+    def __init__(self, weights: Weights, twice: bool = False) -> None:
         """`twice`: each parameter is asked for two times, of which the second must not go to storage."""
         self._weights, self._twice = weights, twice
         self._kept: dict[str, Tensor] = {}

@@ -6,6 +6,7 @@ what any other wrote.
 """
 
 import json
+from abc import ABC, abstractmethod
 from math import prod
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +29,24 @@ class Weights(Protocol):
 
     def slice(self, name: str, start: int, end: int) -> Tensor:
         """Values [start, end) of the flattened parameter; no others are read."""
+
+
+class Shaped(ABC):
+    """Weights of known shapes that are put together when they are read."""
+
+    _shapes: dict[str, list[int]]
+
+    def names(self) -> list[str]:
+        return list(self._shapes)
+
+    def shape(self, name: str) -> list[int]:
+        return self._shapes[name]
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor: ...
+
+    def slice(self, name: str, start: int, end: int) -> Tensor:
+        return self.read(name).flatten()[start:end]
 
 
 class FolderWeights:
@@ -68,7 +87,7 @@ class FolderWeights:
         return self._open[path]
 
 
-class FragmentWeights:
+class FragmentWeights(Shaped):
     """The rank fragments of a committed stage or checkpoint; `kind` "exp_avg" or "exp_avg_sq": an optimiser's moments."""
 
     def __init__(
@@ -78,12 +97,6 @@ class FragmentWeights:
         self.fragments = fragments or open_fragments(folder, world_size, shapes)
         self._shapes = shapes
         self._prefix = "" if kind == "weight" else f"{kind}/"
-
-    def names(self) -> list[str]:
-        return list(self._shapes)
-
-    def shape(self, name: str) -> list[int]:
-        return self._shapes[name]
 
     def pieces(self, name: str) -> list[Piece]:
         return self.fragments.pieces(self._prefix + name)

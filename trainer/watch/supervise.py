@@ -86,11 +86,11 @@ def supervise(
     failures = 0
     while todo := pending():
         points = resume_points(store, todo)
-        before = _progress(store, todo, points)
+        before = _progress(todo, points)
         try:
             _in_thread(lambda todo=todo, points=points: attempt(todo, points), poll)  # type: ignore[misc]
             raise_if_stopped(request)
-            if _progress(store, pending(), resume_points(store, pending())) == before:
+            if _progress(pending(), resume_points(store, pending())) == before:
                 raise RunError("training ended without an error and without a result")
         except (KeyboardInterrupt, StoppedByRequest):
             raise
@@ -102,7 +102,7 @@ def supervise(
                 raise RunError(f"stopped as asked, but what was trained since the last checkpoint is not saved: {why}") from error
             left = pending()
             points = resume_points(store, left)
-            failures = 1 if _progress(store, left, points) != before else failures + 1
+            failures = 1 if _progress(left, points) != before else failures + 1
             if failures > max_failures:
                 raise RunError(f"training failed {failures} times in a row at the same place: {why}") from error
             pause_s = min(_FIRST_PAUSE_S * 2 ** (failures - 1), _LONGEST_PAUSE_S)
@@ -141,12 +141,12 @@ def _fatal(error: BaseException) -> UserError | RunError | None:
     return None
 
 
-def _progress(store: StageStore, todo: list[Job], points: dict[str, int]) -> Any:
+def _progress(todo: list[Job], points: dict[str, int]) -> Any:
     """Changes whenever something is committed."""
     return [(job.key, points[job.key]) for job in todo]
 
 
-def _in_thread(work: Callable[[], None], poll: Callable[[], None], every_s: float = 0.5) -> None:
+def _in_thread(work: Callable[[], None], poll: Callable[[], None]) -> None:
     """`work` in a thread, so that signals reach this one: Ray Train would answer Ctrl-C itself, by exiting with 0."""
     failure: list[BaseException] = []
 
@@ -159,7 +159,7 @@ def _in_thread(work: Callable[[], None], poll: Callable[[], None], every_s: floa
     thread = threading.Thread(target=run, daemon=True, name="training")
     thread.start()
     while thread.is_alive():
-        thread.join(every_s)
+        thread.join(0.5)
         poll()
     if failure:
         raise failure[0]

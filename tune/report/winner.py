@@ -1,11 +1,11 @@
 """The winner: its full experiment file, ready to run, and its one look at the test questions."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from data.ground.durable import write_text
 from data.records import Corpus
 from evaluation.exam import Exam, build_exam
 from evaluation.score_files import Score, TrainedArm, read_score, score_stem
@@ -32,9 +32,7 @@ def write_winner(folder: Path, values: dict[str, Any], arm: str, search: SearchC
         "# exam.validation_share stays: those questions have chosen these values, so the exam does not ask them.",
     ]
     path = folder / "winner.yaml"
-    draft = path.with_name(f".winner.{os.getpid()}")
-    draft.write_text("\n".join(head) + "\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
-    draft.replace(path)
+    write_text(path, "\n".join(head) + "\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
     return path
 
 

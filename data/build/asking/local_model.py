@@ -14,9 +14,9 @@ _BATCHED_TOKENS = 4096
 
 
 class LocalModel:
-    """gpus: tensor-parallel GPUs of one node; 0: the CPU build of vLLM, with so many GiB for its cache."""
+    """gpus: tensor-parallel GPUs of one node; 0: the CPU build of vLLM, with a GiB for its cache."""
 
-    def __init__(self, model: str, revision: str | None, max_model_len: int, gpus: int, kv_cache_gib: float = 1.0) -> None:
+    def __init__(self, model: str, revision: str | None, max_model_len: int, gpus: int) -> None:
         # One process: vLLM's own child would outlive a killed worker (evaluation/examiner.py).
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
@@ -24,7 +24,7 @@ class LocalModel:
 
         settings: dict[str, Any] = {"tensor_parallel_size": gpus, "dtype": "auto"}
         if not gpus:
-            settings = {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30), "dtype": "auto"}
+            settings = {"enforce_eager": True, "kv_cache_memory_bytes": 2**30, "dtype": "auto"}
         self._llm = LLM(
             model=model,
             revision=revision,

@@ -11,44 +11,14 @@ from markdownify import MarkdownConverter
 
 from data.build.documents.encodings import decode
 
-_NEVER = (
-    "head",
-    "script",
-    "style",
-    "iframe",
-    "embed",
-    "svg",
-    "canvas",
-    "input",
-    "button",
-    "select",
-    "textarea",
-    "datalist",
-    "rt",
-    "rp",
-)
+_NEVER = ["head", "script", "style", "iframe", "embed", "svg", "canvas", "input", "button", "select", "textarea", "datalist", "rt", "rp"]
 _BESIDE = ("nav", "footer", "aside", "object", "noscript")
 """Mostly no content; sometimes all of it."""
 _HIDDEN = '[hidden]:not([hidden="until-found"]), [style*="display:none"], [style*="display: none"]'
 _BLOCKS = (
-    *(
-        "main",
-        "header",
-        "footer",
-        "nav",
-        "aside",
-        "address",
-        "figure",
-        "fieldset",
-        "legend",
-        "details",
-        "summary",
-        "dialog",
-        "hgroup",
-        "center",
-    ),
-    *("form", "search", "noscript", "object"),
-)
+    "main", "header", "footer", "nav", "aside", "address", "figure", "fieldset", "legend", "details", "summary", "dialog", "hgroup", "center",
+    "form", "search", "noscript", "object", "menu", "dir",
+)  # fmt: skip
 """What browsers set apart and markdownify does not: their words would run into each other."""
 _HELD = 0.5
 """Share of a page's text from which what holds it is the page and no menu beside it."""
@@ -80,7 +50,7 @@ def page(content: bytes) -> dict[str, Any]:
 
 def readable(soup: BeautifulSoup) -> str:
     """What can be read of a page; changes the soup."""
-    for tag in soup(list(_NEVER)):
+    for tag in soup(_NEVER):
         tag.decompose()
     for tag in soup(["label", "template"]):
         if tag.get("for") or (tag.name == "template" and not tag.get("shadowrootmode")):  # a declared shadow root is shown
@@ -97,7 +67,7 @@ def readable(soup: BeautifulSoup) -> str:
                 tag.name = "div"
     for table in soup("table"):
         _fill_spans(table)
-    for tag in soup([*_BLOCKS, "menu", "dir"]):
+    for tag in soup(list(_BLOCKS)):
         tag.name = "ul" if tag.name in ("menu", "dir") else "div"
     return _converted(soup)
 

@@ -17,6 +17,7 @@ from data.build.making.chunks import CHARACTERS, cut, too_short
 from data.build.making.near import NEAR, Benchmarks, Duplicates
 from data.build.pages import Page, read_pages
 from data.build.walk import Found, find_files
+from data.ground.contents import sha256_of
 from data.ground.words import tokens_estimated
 from data.records import Document, Refusal
 
@@ -139,7 +140,7 @@ class _Reader:
             self.account.refuse("files", reason)
             return
         self.account.use("files")
-        row = {"file": found.name, "bytes": found.size, "sha256": _sha256(found.path), "format": found.format, "language": language}
+        row = {"file": found.name, "bytes": found.size, "sha256": sha256_of(found.path), "format": found.format, "language": language}
         log.write(json.dumps({**row, "pages": num_pages}, ensure_ascii=False) + "\n")
 
     def page(self, page: Page, language: str | None, into: TextIO) -> None:
@@ -181,8 +182,3 @@ def language_of(text: str) -> str | None:
 
 def _top_folder(name: str) -> str:
     return name.split("/", 1)[0] if "/" in name else "."
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

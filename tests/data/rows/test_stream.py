@@ -5,14 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data.config import Bios, Stage
-from data.corpus.bios import make_bios
-from data.curriculum.catalogue import catalogue_of
-from data.curriculum.plan import compile_plan
 from data.rows.flat_rows import rank_rows
-from data.rows.token_store import write_store
-from data.tokens import Encoder
-from data.wording.tiny_tokenizer import make_tokenizer
+from tests.helpers.planned import planned
 
 CAPACITY = 96
 
@@ -22,12 +16,7 @@ def stage_files(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-un
     from data.rows.stream import StreamSpec
 
     folder = tmp_path_factory.mktemp("stream")
-    catalogue = catalogue_of(make_bios(Bios(replay_people=0, train_people=30, test_people=5), 0))
-    encoder = Encoder(make_tokenizer([r.text for r in catalogue.records["train_documents"]], 600))  # type: ignore[union-attr]
-    store = write_store(folder / "tokens", catalogue, encoder)
-    stage = Stage.model_validate({"mix": {"train_documents": 1, "train_questions": 1}, "epochs": 5, "batch_items": 13, "rate": 1.0})
-    plan = compile_plan(stage, catalogue, 0)
-    plan.save(folder / "plan.npz")
+    plan, store = planned(folder, people=30, epochs=5, batch_items=13)
     return plan, store, StreamSpec(str(folder / "plan.npz"), str(folder / "tokens"), plan.num_steps, CAPACITY, "example")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from data.config import Stage
+from tests.helpers.networks import Held
 from tests.numerics.ranks import resume, steps
 
 STAGE = Stage.model_validate({**steps.STAGE.model_dump(), "freeze_share": 0.5})
@@ -13,23 +14,9 @@ RESUMED = [(3, "fp32"), (2, "bf16")]
 CASES = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (2, "bf16"), (3, "bf16")]
 
 
-class Start:
+def start() -> Held:
     """The weights before, in full precision."""
-
-    def __init__(self) -> None:
-        self._weights = {name: p.detach().clone() for name, p in steps.made_model().named_parameters()}
-
-    def names(self) -> list[str]:
-        return list(self._weights)
-
-    def shape(self, name: str) -> list[int]:
-        return list(self._weights[name].shape)
-
-    def read(self, name: str) -> torch.Tensor:
-        return self._weights[name]
-
-    def slice(self, name: str, start: int, end: int) -> torch.Tensor:
-        return self._weights[name].flatten()[start:end]
+    return Held({name: p.detach().clone() for name, p in steps.made_model().named_parameters()})
 
 
 def engine_of(zero_stage: int, precision: str, saved: Path | None, world_size: int):  # type: ignore[no-untyped-def]
@@ -40,7 +27,7 @@ def engine_of(zero_stage: int, precision: str, saved: Path | None, world_size: i
     from trainer.store.weights import FragmentWeights
 
     model = steps.made_model()
-    weights = FragmentWeights(saved, resume.SHAPES, world_size) if saved else Start()
+    weights = FragmentWeights(saved, resume.SHAPES, world_size) if saved else start()
     load_into(model, weights)
     freeze(model, STAGE, SEED, NUMBER)
     engine = DeepSpeedEngine(model, steps.CONFIG.model_copy(update={"zero_stage": zero_stage}), precision, torch.device("cpu"))  # type: ignore[arg-type]
@@ -62,13 +49,13 @@ def main(out: Path, world_size: int, rank: int) -> None:
         resume.run(engine, 0, resume.SAVED_AT, rank, world_size)
         write_fragments(folder / "saved", rank, engine.state_fragments())
         resume.run(engine, resume.SAVED_AT, steps.NUM_STEPS, rank, world_size)
-        write_fragments(folder / "whole", rank, exact_fragments(engine.fragments(), engine.module, Start()))
+        write_fragments(folder / "whole", rank, exact_fragments(engine.fragments(), engine.module, start()))
         engine.close()
         torch.distributed.barrier()
         if (zero_stage, precision) not in RESUMED:
             continue
         engine = engine_of(zero_stage, precision, folder / "saved", world_size)
         resume.run(engine, resume.SAVED_AT, steps.NUM_STEPS, rank, world_size)
-        write_fragments(folder / "resumed", rank, exact_fragments(engine.fragments(), engine.module, Start()))
+        write_fragments(folder / "resumed", rank, exact_fragments(engine.fragments(), engine.module, start()))
         engine.close()
         torch.distributed.barrier()

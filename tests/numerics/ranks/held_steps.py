@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from data.ground.adapters import Adapter
+from tests.helpers.networks import sizes
 from tests.numerics.ranks import steps
 from tests.numerics.ranks.adapter_steps import SEED
 
@@ -29,9 +30,8 @@ def made_model() -> Any:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=1024, hidden_size=128, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=128, tie_word_embeddings=False,
-    )  # fmt: skip
+        **sizes(128, 1024, layers=2, heads=4, key_heads=2), vocab_size=1024, max_position_embeddings=128, tie_word_embeddings=False
+    )
     return AutoModelForCausalLM.from_config(config)
 
 

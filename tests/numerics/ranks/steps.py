@@ -12,6 +12,7 @@ from data.curriculum.plan import Plan
 from data.rows.flat_rows import Row, step_rows
 from data.rows.static_rows import static_shapes
 from data.rows.token_store import TokenStore
+from tests.helpers.networks import sizes
 from trainer.config import TrainerConfig
 from trainer.schedule import learning_rate
 from trainer.step.step import Engine, optimiser_step
@@ -45,8 +46,8 @@ def made_model(attention: str = "by_item", tied: bool = False, **more: Any) -> t
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=128, tie_word_embeddings=tied, attn_implementation=attention, **more,
+        **sizes(32, 64, layers=2, heads=4, key_heads=2), vocab_size=VOCAB, max_position_embeddings=128, tie_word_embeddings=tied,
+        attn_implementation=attention, **more,
     )  # fmt: skip
     return AutoModelForCausalLM.from_config(config)
 

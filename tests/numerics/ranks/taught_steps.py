@@ -17,14 +17,13 @@ from data.config import Stage
 from data.curriculum.plan import load_plan
 from data.tokens import load_tokenizer
 from experiment import Experiment, load_experiment
+from tests.helpers.experiments import tiny
 from trainer.schedule import learning_rate
 from trainer.step.plain import PlainEngine
 
-EXPERIMENT = """\
-name: taught
-runs: {runs}
-data: {{bios: {{replay_people: 6, train_people: 6, test_people: 4}}}}
-model: {{tiny: {{hidden_size: 32, layers: 1}}}}
+EXPERIMENT = (
+    tiny("taught", 6, 6, 4)
+    + """\
 base:
   - {{mix: {{replay_documents: 1, replay_questions: 1}}, epochs: 4, batch_items: 12, rate: 1.0e-2}}
 arms:
@@ -35,6 +34,7 @@ arms:
       - {{mix: {{train_documents: 1, train_questions: 1, replay_documents: 1, replay_questions: 1}}, epochs: 1, batch_items: 16, rate: 2.0e-3}}
 trainer: {{row_tokens: 256, log_every_steps: 1, clip: 0.5}}
 """
+)
 PAUSE = 3
 
 

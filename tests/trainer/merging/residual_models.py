@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from data.wording.tiny_tokenizer import make_tokenizer
+from tests.helpers.networks import sizes
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Where was Anna Berg born? She was born in Oslo."]
 NEW = ("<|user|>", "<|end|>")
@@ -55,7 +56,7 @@ def write_model(
 
     folder.mkdir(parents=True)
     rows = write_tokenizer(folder, added, shift, template) + padding
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    shape = sizes(32, 64, layers=2, heads=2, key_heads=1)
     roles = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     config = LlamaConfig(
         architectures=["LlamaForCausalLM"],

@@ -8,16 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.helpers.experiments import tiny
 from trainer.step.freeze import frozen_parameters
 from trainer.store.weights import FolderWeights, FragmentWeights, Weights
 
-EXPERIMENT = """\
-name: half
-runs: {runs}
-data:
-  bios: {{replay_people: 4, train_people: 8, test_people: 2}}
-model:
-  tiny: {{hidden_size: 64, layers: 2}}
+EXPERIMENT = (
+    tiny("half", 4, 8, 2, hidden=64, layers=2)
+    + """\
 base:
   - {{mix: {{replay_documents: 1}}, epochs: 2, batch_items: 4, rate: 3.0e-3, freeze_share: 0.5}}
 arms:
@@ -27,6 +24,7 @@ arms:
       - {{mix: {{test_documents: 1}}, replay_share: 0.2, epochs: 2, batch_items: 2, rate: 3.0e-3, freeze_share: 0.5, freeze_round: 1}}
 trainer: {{row_tokens: 256}}
 """
+)
 
 
 def check(folder: Path, num_workers: int) -> None:

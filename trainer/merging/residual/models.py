@@ -25,7 +25,7 @@ from data.tokens import load_tokenizer
 from trainer.network.buffers import buffers, names_in_files
 from trainer.network.families import make_network
 from trainer.network.model_check import check_model_folder
-from trainer.network.text_config import text_settings
+from trainer.network.text_config import SIZES, text_settings
 from trainer.store.shard_writer import DTYPES
 from trainer.store.weights import FolderWeights
 
@@ -33,17 +33,7 @@ Rows = npt.NDArray[np.int64]
 CHUNK_VALUES = 2**18
 """Values read at a time: 1 MiB in fp32."""
 # What shapes cannot show, and what reads better than a shape: equal in every two models whose weights are added.
-_ARCHITECTURE = (
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "tie_word_embeddings",
-)
+_ARCHITECTURE = (*SIZES, "head_dim", "hidden_act", "tie_word_embeddings")
 # What siblings of one family may differ in (Llama 3 and 3.1): said, not refused.
 _TOLD = ("rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings", "sliding_window", "rms_norm_eps")
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$")  # old checkpoints hold them, newer ones compute them
