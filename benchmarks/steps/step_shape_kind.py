@@ -88,6 +88,7 @@ def engine_of(attention: str, zero_stage: int, mode: str, backend: str | None, l
     if backend:
         from trainer.kernels import compiled
 
+        torch._dynamo.reset()  # a case before has compiled the same code for rows of the same shapes
         compiled.BACKEND = backend
         compiled.CompiledLayers(engine.module, static=True)
         torch._dynamo.utils.counters.clear()
