@@ -79,7 +79,7 @@ def test_steps_are_measured_and_counted_on_a_tiny_model(groups: Groups, tmp_path
     assert found["losses"]["torch"] != pytest.approx(ours, rel=1e-5)  # its items see each other
     static, exact = found["counts"]["True"], found["counts"]["False"]
     assert static["attention_shapes"] <= 6 and exact["attention_shapes"] == exact["micro_steps"]
-    assert static["operations_a_micro_step"] > 100
+    assert static["operations_a_micro_step"] > 100 and 0.8 < found["fill"] <= 1
     assert 4 <= found["loss"]["most_bytes_a_logit"] < 8  # one tensor of logits in fp32, and its copy in bf16; two would be 8
 
 

@@ -249,9 +249,8 @@ class Search:
 
     def _tuner(self, rows: list[Row], ends: Ends, until: float) -> ray.tune.Tuner:
         storage = self._ledger.folder / "ray"
-        os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = (
-            "0"  # else relative paths of the experiment mean a folder of Ray's; it hands this on to trials
-        )
+        # Else relative paths of the experiment would mean a folder of Ray's to trials; Ray Tune hands this on to them.
+        os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
         shutil.rmtree(storage, ignore_errors=True)  # what is known stands in the ledger; Ray's own records would only grow
         param_space, more = tune_settings(self._search, self._experiment.seed, rows, until)
         resources = self._resources()

@@ -12,25 +12,12 @@ from typing import Any
 from console import Command, RunError, UserError, chatter_to, progress, say
 from data.ground.durable import check_new, new_file
 from data.load import load_corpus
-from data.records import Corpus, Part, Question
-from data.rows.framing import template_of
-from data.tokens import Encoder, load_tokenizer
-from data.wording.begins import begin
-from data.wording.templates import Wording
-from evaluation.exam import build_exam, tokenise
-from evaluation.examining.reading import Asked, Connect
-from evaluation.sitting import sit
+from data.records import Corpus, Question
+from evaluation.examining.reading import Asked, Connect, as_exam, encoder_of, rows_of, with_settings
 
 _HALVES = 2
 """Questions are asked in so many parts, each with solved readings (exam.reading.shots) from the documents of the others: none is shown its own answer."""
-_NO_MORE: dict[str, Any] = {
-    "test_questions": None,
-    "documents": 0,
-    "train_questions": 0,
-    "replay_questions": 0,
-    "retention_questions": 0,
-    "looks": [],
-}
+_MODES = ("closed", "open")
 _EXAMPLES = """\
 examples:
   python -m evaluation answers experiments/wiki2023_smollm2.yaml data.root=DIR --out own.jsonl
@@ -88,22 +75,17 @@ def _ask(
 ) -> dict[str, list[dict[str, Any]]]:
     """The rows of a sitting by mode, closed and open."""
     from evaluation.engine import Engine
-    from evaluation.engines.network import read_network
 
-    tokenizer = load_tokenizer(model)
-    begin(tokenizer, asked.bos)
-    encoder = Encoder(tokenizer, Wording(template_of(Path(model))))  # type: ignore[arg-type]
-    config, of = asked.exam.model_copy(update=_NO_MORE), read_network(model)
-    found: dict[str, list[dict[str, Any]]] = {"closed": [], "open": []}
+    encoder, documents = encoder_of(model, asked.bos), corpus.part("train").documents
+    config = with_settings(asked.exam, {}).model_copy(update={"test_questions": None})
+    found: dict[str, list[dict[str, Any]]] = {mode: [] for mode in _MODES}
     with Engine(options) as engine, progress() as bar:
-        task = bar.add_task("answers", total=2 * sum(len(half) for half, _ in parts))
+        task = bar.add_task("answers", total=len(_MODES) * sum(len(half) for half, _ in parts))
         for half, rest in parts:
-            documents = corpus.part("train").documents
-            trial = Corpus({"train": Part(documents, rest), "test": Part(documents, half), "replay": Part()}, corpus.intakes)
-            exam = build_exam(trial, config, asked.seed, ("closed", "open"))
-            paper = tokenise(exam, encoder, of.positions, None, of.short)
-            engine.open(model, model, paper.max_model_len)
-            for row in sit(exam, paper, engine, encoder.eos_id, lambda items: bar.advance(task, items)).rows:
+            trial = as_exam(documents, half, rest)
+            for row in rows_of(
+                trial, config, asked.seed, _MODES, model, encoder, engine, asked.folder, lambda items: bar.advance(task, items)
+            ):
                 found[row["mode"]].append(row)
     return found
 

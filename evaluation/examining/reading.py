@@ -13,7 +13,7 @@ from rich.table import Table
 from console import Command, UserError, chatter_to, out, progress, say, tell, write_result
 from data.config import DataConfig
 from data.load import load_corpus
-from data.records import Corpus, Part
+from data.records import Corpus, Document, Part, Question
 from data.rows.framing import template_of
 from data.tokens import Encoder, load_tokenizer
 from data.wording.begins import Begins, begin
@@ -56,9 +56,7 @@ def reading_command(argv: list[str], connect: Connect, asked_of: Callable[[str, 
     if not asked.model or not Path(asked.model).is_dir():
         raise UserError("model.name: a folder is meant here: a model that can read, as make real-model leaves one")
     trial = on_train(load_corpus(asked.data, asked.seed), args.questions, asked.seed)
-    tokenizer = load_tokenizer(asked.model)
-    begin(tokenizer, asked.bos)
-    encoder = Encoder(tokenizer, Wording(template_of(Path(asked.model))))  # type: ignore[arg-type]
+    encoder = encoder_of(asked.model, asked.bos)
     log = asked.folder / "logs" / "reading.log"
     say(f"{asked.model}: {len(trial.part('test').questions)} train questions in {len(PROMPTS) + len(PASSAGES)} settings; details: {log}")
     from evaluation.engine import Engine
@@ -82,7 +80,7 @@ def on_train(corpus: Corpus, count: int, seed: int) -> Corpus:
     asked = sample(linked, count, seed)
     owners = {question.doc_id for question in asked}
     rest = [question for question in linked if question.doc_id not in owners]
-    return Corpus({"train": Part(train.documents, rest), "test": Part(train.documents, asked), "replay": Part()}, corpus.intakes)
+    return as_exam(train.documents, asked, rest)
 
 
 def try_settings(
@@ -94,7 +92,7 @@ def try_settings(
         task = bar.add_task("settings", total=len(PROMPTS) + len(PASSAGES))
 
         def ask(setting: Setting, modes: Sequence[str]) -> None:
-            for mode, score in _sit(trial, _with(config, setting), seed, modes, path, encoder, engine, folder).items():
+            for mode, score in _sit(trial, with_settings(config, setting), seed, modes, path, encoder, engine, folder).items():
                 tried.append({"setting": setting, "mode": mode, **score})
             bar.advance(task)
 
@@ -112,7 +110,7 @@ def _best(tried: list[dict[str, Any]], mode: str) -> dict[str, Any]:
     return max((one for one in tried if one["mode"] == mode), key=lambda one: (one["f1"], one["em"]))
 
 
-def _with(config: ExamConfig, setting: Setting) -> ExamConfig:
+def with_settings(config: ExamConfig, setting: Setting) -> ExamConfig:
     changed = {name: getattr(config, name).model_copy(update=values) for name, values in setting.items()}
     return config.model_copy(update={**changed, "documents": 0, "train_questions": 0, "looks": []})
 
@@ -120,6 +118,15 @@ def _with(config: ExamConfig, setting: Setting) -> ExamConfig:
 def _sit(
     trial: Corpus, config: ExamConfig, seed: int, modes: Sequence[str], path: str, encoder: Encoder, engine: "Engine", folder: Path
 ) -> dict[str, dict[str, float]]:
+    rows = rows_of(trial, config, seed, modes, path, encoder, engine, folder)
+    return {mode: _means(asked_in(rows, "test", mode)) for mode in modes}
+
+
+def rows_of(
+    trial: Corpus, config: ExamConfig, seed: int, modes: Sequence[str], path: str, encoder: Encoder, engine: "Engine", folder: Path,
+    advance: Callable[[int], None] = lambda items: None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What the model at `path` answers to the questions of `trial`, as it sits an exam; `folder`: for what is looked up."""
     from evaluation.engines.network import read_network
     from evaluation.examining.examine import look_up
 
@@ -129,8 +136,19 @@ def _sit(
     of = read_network(path)
     paper = tokenise(exam, encoder, of.positions, knowledge.found if knowledge else None, of.short)
     engine.open(path, path, paper.max_model_len)
-    rows = sit(exam, paper, engine, encoder.eos_id, lambda items: None).rows
-    return {mode: _means(asked_in(rows, "test", mode)) for mode in modes}
+    return sit(exam, paper, engine, encoder.eos_id, advance).rows
+
+
+def encoder_of(path: str, bos: Begins) -> Encoder:
+    """In the wording that the model was trained in."""
+    tokenizer = load_tokenizer(path)
+    begin(tokenizer, bos)
+    return Encoder(tokenizer, Wording(template_of(Path(path))))  # type: ignore[arg-type]
+
+
+def as_exam(documents: list[Document], asked: list[Question], shown: list[Question]) -> Corpus:
+    """Train documents and these of their questions as if they were the exam; the others are there to be shown solved."""
+    return Corpus({"train": Part(documents, shown), "test": Part(documents, asked), "replay": Part()})
 
 
 def _means(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -17,7 +17,7 @@ import pytest
 from console import door
 from data.__main__ import main as data_main
 from tests.data.build import office_files as office
-from tests.data.sources.bad_input import parquet_bytes
+from tests.data.sources.faulty_sources import parquet_bytes
 from tests.data.sources.reading import packed
 
 ROW = {"question": "Who?", "answer": "Ada"}

@@ -70,7 +70,8 @@ def test_every_search_dry_runs_without_data_gpu_or_hub(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main([str(path), "--dry-run", "--gpus", "8xA100-80G", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["trials"] == report["planned"] == len(report["each"]) >= 4
+    least = 4 if path.stem == "wiki2023_smollm2_search" else 16  # two cores bear no more of the real model
+    assert report["trials"] == report["planned"] == len(report["each"]) >= least
     assert 0 < report["steps"] <= report["steps_alone"] and report["plan"]["in_words"]
     assert main([str(path), "--dry-run"]) == 0
     text = capsys.readouterr().out

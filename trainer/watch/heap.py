@@ -19,7 +19,6 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Once a process has trained what it had to: of every thread that has allocated. A process of a search waits between its looks, beside others that train, and
-    the next look's thread may draw on another of glibc's heaps: four looks at a 135M model held 10 GiB so, where 3 were in use."""
+    """Once a process has trained what it had to. One of a search waits between its looks, beside others that train: after three looks at a 135M model it held 10 GiB."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)

@@ -19,8 +19,9 @@ from data.load import load_corpus
 from data.records import Corpus
 from data.tokens import Encoder
 from tests.conftest import ROOT
-from tests.data.sources import bad_input
-from tests.data.sources.bad_input import CASES, READERS, Cell, Reader
+from tests.data.sources import bad_input, faulty_sources
+from tests.data.sources.bad_input import CASES
+from tests.data.sources.faulty_sources import READERS, Cell, Reader
 
 CELLS = [(case, reader) for case in CASES for reader in READERS]
 APPLICABLE = [(case, reader) for case, reader in CELLS if isinstance(CASES[case](READERS[reader]), Cell)]
@@ -99,7 +100,7 @@ def test_the_good_rows_are_good(name: str, tmp_path: Path, capfd: pytest.Capture
     """The twin of every cell: the same file without its fault."""
     reader = READERS[name]
     (tmp_path / "root").mkdir()
-    reader.write(tmp_path / "root", bad_input.GOOD)
+    reader.write(tmp_path / "root", faulty_sources.GOOD)
     assert check(experiment(tmp_path, reader), "--json") == 0
     told = account(capfd.readouterr().out)
     assert (told["read"], told["used"], told["bad"]) == (3, 3, 0)
@@ -115,7 +116,7 @@ def encoder() -> Encoder:
     return Encoder(make_tokenizer(["one two three, what is it? <s>[INST]"] * 5, 400))
 
 
-def corpus_of(folder: Path, reader: Reader, rows: bad_input.Rows, **options: Any) -> Corpus:
+def corpus_of(folder: Path, reader: Reader, rows: faulty_sources.Rows, **options: Any) -> Corpus:
     (folder / "root").mkdir()
     reader.write(folder / "root", rows)
     source = {"path": "x", "split": "train", "holds": reader.holds, "format": reader.name}
@@ -177,7 +178,7 @@ def test_other_faults_of_a_dataset_folder(tmp_path: Path, capfd: pytest.CaptureF
     """A state file that names a file elsewhere; a link inside the folder that leads out."""
     reader = READERS["huggingface"]
     (tmp_path / "root").mkdir()
-    reader.write(tmp_path / "root", bad_input.GOOD)
+    reader.write(tmp_path / "root", faulty_sources.GOOD)
     folder = tmp_path / "root" / "x"
     state = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps(state | {"_data_files": [{"filename": "../../y.arrow"}]}))

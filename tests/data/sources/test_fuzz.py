@@ -12,7 +12,7 @@ import pytest
 from benchmarks import fuzz_readers
 from benchmarks.fuzz_readers import RESULT, TARGETS, run
 from tests.conftest import ROOT
-from tests.data.sources.bad_input import GOOD, READERS
+from tests.data.sources.faulty_sources import GOOD, READERS
 
 INPUTS = int(os.environ.get("STUDYHALL_FUZZ", "100"))
 

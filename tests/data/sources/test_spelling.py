@@ -21,7 +21,7 @@ from data.records import Refusal
 from data.sources.raw_rows import Row
 from data.sources.spelling import NoList, listed, spelled
 from tests.conftest import ROOT
-from tests.data.sources.bad_input import save_dataset
+from tests.data.sources.faulty_sources import save_dataset
 from tests.data.sources.reading import read, records, refusals, write_parquet
 
 

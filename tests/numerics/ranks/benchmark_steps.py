@@ -21,6 +21,7 @@ def main(out: Path, world_size: int, rank: int) -> None:
         "losses": losses,
         "rows": [len(row["input_ids"]) for row in rows],
         "counts": counts,
+        "fill": step_shape.fill_of(out / f"{plans[0]}.npz"),
         "loss": step_shape_kind.loss_bytes(512, 4096),
     }
     (out / "found.json").write_text(json.dumps(found))
