@@ -4,7 +4,7 @@ KIND := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PY := .venv/bin/python
 RUFF := .venv/bin/ruff
 
-.PHONY: help setup mergekit real-model real demo test slow s3 faults parity fuzz benchmarks peers check format lock audit clean-demo
+.PHONY: help setup mergekit real-model real real-data demo test slow s3 faults parity fuzz benchmarks peers check format lock audit clean-demo
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,9 +37,11 @@ real-model: setup  ## .real-model: SmolLM2-135M-Instruct (Apache-2.0, 93 MB), fe
 DATA ?= $(wildcard ../shared/data/wiki2023_film)
 REAL_CPU := name=wiki2023-smollm2-cpu data.sample='{train: 16, test: 10}' trainer.num_workers=1 dials.batch_items=8 dials.rate_documents=2.0e-4 dials.epochs_documents=12 dials.sample_questions=8 arms.mix.dials.epochs_pit=4 exam.train_questions=20 exam.looks='[wordings]' data.wordings=$(CURDIR)/experiments/wiki2023_film_wordings.jsonl
 
-real: real-model  ## the paper's arms on the real model: DATA=DIR holds the film files; go on after a stop with the same command
-	@test -d "$(DATA)" || { echo "make real: give the folder with the film files, DATA=DIR (docs/data.md)" >&2; exit 2; }
+real: real-data real-model  ## the paper's arms on the real model: DATA=DIR holds the film files; go on after a stop with the same command
 	@$(PY) -m trainer experiments/wiki2023_smollm2.yaml data.root="$(DATA)" $(if $(filter cpu,$(KIND)),$(REAL_CPU))
+
+real-data:  # before anything is fetched
+	@test -d "$(DATA)" || { echo "make real: give the folder with the film files, DATA=DIR (docs/data.md)" >&2; exit 2; }
 
 audit: setup  ## known vulnerabilities of the pinned packages; needs the index's vulnerability service
 	@requirements/audit.sh $(KIND)
