@@ -84,7 +84,7 @@ MAIN_JOB = (
 dials: {{batch_items: 24, rate_documents: 3.0e-3, rate_questions: 3.0e-3, epochs_documents: 4, epochs_instruction: 40, epochs_pit: 40, sample_questions: 16}}
 arms:
   standard: {{preset: standard}}
-  pit: {{preset: pit}}
+  pit: {{preset: pit, teach: {{share: 0.3}}}}
 trainer: {{row_tokens: 256}}
 exam: {{resamples: 200, answer_tokens: 8}}
 """

@@ -113,20 +113,22 @@ def test_a_second_driver_is_refused(first_run, folder: Path) -> None:  # type: i
 
 
 def test_one_process_without_ray_trains_the_same(first_run, folder: Path) -> None:  # type: ignore[no-untyped-def]
-    """One process and two ZeRO workers: the same stage keys, the same losses and weights up to fp32 rounding."""
+    """One process and two ZeRO workers: the same stage keys, the same losses and weights up to fp32 rounding; and a teacher says the same to the bit."""
     from trainer.store.weights import FragmentWeights
 
     _, run = first_run
-    done = run("--no-ray", "--no-exam", f"runs={folder / 'alone'}", "arms={standard: {preset: standard}}")
+    done = run("--no-ray", "--no-exam", f"runs={folder / 'alone'}")
     assert done.returncode == 0 and re.search(r"^training standard .*, step [\d,]+ of [\d,]+", done.stderr, re.MULTILINE), done.stderr
     keys = {path.name for path in (folder / "alone/small/stages").iterdir()}
-    assert len(keys) == 2 and keys <= {path.name for path in (folder / "runs/small/stages").iterdir()}
+    assert len(keys) == 4 and keys <= {path.name for path in (folder / "runs/small/stages").iterdir()}
+    said = []
     for key in keys:
         ours, theirs = (folder / runs / "small/stages" / key for runs in ("runs", "alone"))
         manifests = [json.loads((stage / "manifest.json").read_text()) for stage in (ours, theirs)]
         losses = [json.loads((stage / "metrics.jsonl").read_text().splitlines()[0])["loss"] for stage in (ours, theirs)]
         if manifests[0]["job"]["parent"] is None:  # later stages start from weights that already differ in the last bits
             assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+            said += [manifest["teacher"]["files"] for manifest in manifests if "teacher" in manifest]
         assert manifests[0]["totals"]["tokens"] == manifests[1]["totals"]["tokens"]
         for name in manifests[0]["shapes"]:
             pair = [
@@ -135,6 +137,7 @@ def test_one_process_without_ray_trains_the_same(first_run, folder: Path) -> Non
             ]
             # Adam turns rounding differences near zero gradients into steps of the size of the rate (3e-3); not a bound on many steps.
             assert torch.nn.functional.cosine_similarity(pair[0].flatten(), pair[1].flatten(), dim=0) > 0.999, name
+    assert len(said) == 2 and said[0] == said[1], "what the first model says, by one process and by two workers of Ray"
 
 
 @pytest.mark.slow

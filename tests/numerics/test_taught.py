@@ -95,19 +95,17 @@ def oracle(begun: Path) -> list[float]:
     return taught_steps.losses_in_plain_torch(load_experiment(begun))
 
 
-SLOW = pytest.mark.slow
 STORES: set[str] = set()
 """What the teacher said, of every group of this file."""
-CASES = [(1, "02"), (2, "0123"), pytest.param(1, "0123", marks=SLOW), pytest.param(3, "0123", marks=SLOW)]
 
 
-@pytest.mark.parametrize(("world_size", "zero_stages"), CASES)
+@pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_paused_and_gone_on_with_equals_plain_torch(
-    groups: Groups, begun: Path, oracle: list[float], tmp_path: Path, world_size: int, zero_stages: str
+    groups: Groups, begun: Path, oracle: list[float], tmp_path: Path, world_size: int
 ) -> None:
-    """Any number of ranks under any ZeRO stage. Losses are sums over ~300 targets in fp32, after up to five steps of 2e-3 from gradients summed in another order."""
-    groups.call("tests.numerics.ranks.taught_steps", tmp_path, world_size, str(begun), *zero_stages)
-    for zero_stage in zero_stages:
+    """Losses are sums over ~300 targets in fp32, after up to five steps of 2e-3 from gradients summed in another order."""
+    groups.call("tests.numerics.ranks.taught_steps", tmp_path, world_size, str(begun), *"0123")
+    for zero_stage in "0123":
         run = tmp_path / f"zero{zero_stage}" / "taught"
         np.testing.assert_allclose(taught_steps.losses_of(run), oracle, rtol=1e-5, atol=1e-5)
         (manifest,) = run.glob("teachers/*/manifest.json")
