@@ -22,7 +22,7 @@ from typing import Any
 ORDER = (
     ("gpu_135m", "ours"), ("gpu_1b", "ours"), ("gpu_1b", "hf"), ("gpu_135m", "hf_padded"), ("gpu_8b", "ours"), ("gpu_mask", "masked"), ("gpu_mask", "causal"),
     ("gpu_135m", "ours_auto_rows"), ("gpu_135m", "ours_graphs"), ("gpu_135m", "ours_eager"), ("gpu_1b", "torch"), ("gpu_1b", "ours_eager"), ("gpu_1b", "ours_mix"), ("gpu_3b", "ours"), ("gpu_3b", "hf"),
-    ("gpu_pack", "packed"), ("gpu_pack", "padded"), ("gpu_1b", "ours_fp8"), ("gpu_8b", "ours_fp8"), ("gpu_8b", "hf"), ("gpu_1b", "ours_liger"),
+    ("gpu_pack", "packed"), ("gpu_pack", "padded"), ("gpu_1b", "ours_fp8"), ("gpu_8b", "ours_fp8"), ("gpu_8b", "hf"), ("gpu_1b", "ours_liger"), ("gpu_1b", "ours_deepspeed"), ("gpu_3b", "ours_deepspeed"),
     ("gpu_3b", "ours_eager"), ("gpu_3b", "torch"), ("gpu_3b", "ours_mix"), ("gpu_3b", "ours_fp8"), ("gpu_3b", "ours_liger"), ("gpu_mask", "masked_padded_sdpa"),
     ("gpu_mask", "masked_varlen"), ("gpu_offload", "offload_64k"), ("gpu_offload", "gpu_64k"), ("gpu_offload", "offload_256k"), ("gpu_offload", "gpu_256k"),
 )  # fmt: skip

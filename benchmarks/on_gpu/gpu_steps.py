@@ -104,10 +104,11 @@ def ours(
     compile: Literal["auto", "on", "off"] = "auto",
     fp8: Literal["off", "tensorwise"] = "off",
     liger: bool = False,
+    deepspeed: bool = False,
 ) -> Step:
-    """Our optimiser step: DeepSpeed, bf16 with fp32 masters, masked attention, loss without the logits, layers compiled where trainer.compile says so.
+    """Our optimiser step: bf16 with fp32 masters, masked attention, loss without the logits, layers compiled where trainer.compile says so.
 
-    `liger`: its kernels for norms, rotary embedding and SwiGLU, which do not go with compiled layers.
+    `deepspeed`: its engine, which one process would not take. `liger`: its kernels for norms, rotary embedding and SwiGLU, which do not go with compiled layers.
     """
     import torch
 
@@ -115,6 +116,7 @@ def ours(
     from trainer.config import TrainerConfig
     from trainer.kernels.attention import choose_attention
     from trainer.step.engine import DeepSpeedEngine
+    from trainer.step.solo import as_run, engine_of
 
     attention = choose_attention(attention, "llama", plain=True, flash=True, device=setting.device, precision="bf16")
     if liger and not setting.tiny:  # changes transformers' classes, so before the model is made; this process makes no other
@@ -127,7 +129,12 @@ def ours(
 
         peer("torchao")
         to_fp8(model)
-    engine = DeepSpeedEngine(model, TrainerConfig(zero_stage=zero_stage, offload_optimizer=offload), "bf16", setting.device)
+    config = TrainerConfig(zero_stage=zero_stage, offload_optimizer=offload)
+    engine = (
+        DeepSpeedEngine(model, config, "bf16", setting.device)
+        if deepspeed
+        else engine_of(model, as_run(config, "bf16"), "bf16", setting.device)
+    )
     return OurStep(engine, workload, attention, compile)
 
 

@@ -58,7 +58,7 @@ def engine_from(folder: Path | None, saved_by: int, zero_stage: int, precision: 
 def main(out: Path, world_size: int, rank: int, saved_by: str = "", saved_zero: str = "") -> None:
     from trainer.store.fragment_file import write_fragments
 
-    for zero_stage, precision in CASES + ([(SOLO, "fp32")] if world_size == 1 else []):
+    for zero_stage, precision in CASES + ([(SOLO, "fp32"), (SOLO, "bf16")] if world_size == 1 else []):
         folder = out / f"zero{zero_stage}-{precision}"
         result: dict[str, object] = {}
         if saved_by:

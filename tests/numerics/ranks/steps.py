@@ -74,18 +74,31 @@ def run_steps(engine: Engine, rank: int, world_size: int, static: bool = False) 
 
 def main(out: Path, world_size: int, rank: int) -> None:
     from trainer.step.engine import DeepSpeedEngine
-    from trainer.step.solo import as_run, engine_of
+    from trainer.step.solo import MastersEngine, as_run, engine_of
     from trainer.store.fragment_file import write_fragments
 
+    class RoundedSums(MastersEngine):
+        """Hands on its sums as DeepSpeed's bucket does."""
+
+        def step(self, rate: float) -> float:
+            for total in self._sums:
+                total.copy_(total.bfloat16())
+            return super().step(rate)
+
     cases = [(f"zero{stage}-fp32", stage, "fp32") for stage in (0, 1, 2, 3)] + [(f"zero{stage}-bf16", stage, "bf16") for stage in (1, 2, 3)]
-    cases += [("static-fp32", 1, "fp32"), *([("solo-fp32", 3, "fp32")] if world_size == 1 else [])]
+    cases += [("static-fp32", 1, "fp32")]
+    if world_size == 1:
+        cases += [("solo-fp32", 3, "fp32"), ("solo-bf16", 3, "bf16")]
+        cases += [(f"{kind}-bf16-unclipped", 1, "bf16") for kind in ("solo", "rounded", "zero1")]
     for name, zero_stage, precision in cases:
         model = made_model()
         start = {key: value.detach().clone() for key, value in model.named_parameters()}
-        config = CONFIG.model_copy(update={"zero_stage": zero_stage})
-        if name == "solo-fp32":
-            engine = engine_of(model, as_run(config, "fp32"), "fp32", torch.device("cpu"))
+        config = CONFIG.model_copy(update={"zero_stage": zero_stage, **({"clip": 0.0} if "unclipped" in name else {})})
+        if name.startswith("solo"):
+            engine = engine_of(model, as_run(config, precision), precision, torch.device("cpu"))  # type: ignore[arg-type]
             assert type(engine) is not DeepSpeedEngine
+        elif name.startswith("rounded"):
+            engine = RoundedSums(model, config, torch.device("cpu"))
         else:
             engine = DeepSpeedEngine(model, config, precision, torch.device("cpu"))  # type: ignore[arg-type]
         if precision == "bf16":
