@@ -299,6 +299,10 @@ class Stage(Strict):
             raise ValueError("order by_level needs questions in the mix")
         if self.passages and self.loss_on == "everything":
             raise ValueError("passages puts texts before questions, which loss_on: everything would learn with them; give one of the two")
+        if self.passages and self.anchor and not (self.sample_questions or self.mix.train_questions):
+            raise ValueError(
+                "passages stands before questions, and the replay questions that an anchor holds stand alone; mix train questions"
+            )
         self._refuse_idle_teachers()
 
     def _refuse_idle_teachers(self) -> None:

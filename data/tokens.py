@@ -11,7 +11,7 @@ from console import UserError
 from data.records import Document, Question
 from data.wording.begins import as_trained, start_ids
 from data.wording.chat import ChatEncoder
-from data.wording.templates import PLAIN, Wording, document_prefix, document_text, question_prompt, question_text
+from data.wording.templates import PLAIN, Wording, document_prefix, document_text, learnt_from, question_prompt, question_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -100,9 +100,12 @@ class Encoder:
         return self.before(question_text(question, "pit" if self.chat else self.wording.template))
 
     def gold(self, question: Question) -> list[int]:
-        """The answer's tokens as they are trained, without `<eos>`."""
-        ids, first = self.encode([question])[0]
-        return ids[first:-1]
+        """The answer's tokens as they are trained, without `<eos>`: those behind `prompt`."""
+        if self.chat:
+            ids, first = self.encode([question])[0]
+            return ids[first:-1]
+        encoding = self._backend.encode(question_text(question, self.wording.template), add_special_tokens=False)
+        return list(encoding.ids[_first_beyond(encoding, len(question_prompt(question.question, self.wording.template))) :])
 
     def gold_length(self, question: Question) -> int | None:
         """How many they are; None where the tokenizer has no token for some of the answer, so that no model can write it."""
@@ -146,9 +149,8 @@ class Encoder:
     def _parts(self, record: Document | Question) -> tuple[str, str]:
         """(what is only read, what is learnt)."""
         if isinstance(record, Question):
-            text = question_text(record, self.wording.template)
-            prompt = question_prompt(record.question, self.wording.template)
-            return prompt, text[len(prompt) :]
+            text, place = question_text(record, self.wording.template), learnt_from(record.question, self.wording.template)
+            return text[:place], text[place:]
         return document_prefix(record, self.wording), document_text(record)
 
 

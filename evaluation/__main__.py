@@ -186,6 +186,10 @@ def _look_up(todo: list[tuple[TrainedArm, Exam]], corpus: Corpus, folder: Path, 
     if not any(exam.needs_retrieval() for _, exam in todo):
         return None
     documents = {split: corpus.part(split).documents for split in config.retrieval.splits}
+    if streamed := [split for split in documents if corpus.part(split).streamed is not None]:
+        say(
+            f"exam.retrieval: the streamed {' and '.join(streamed)} documents are no part of the knowledge base, so passages are easier to find"
+        )
     return look_up(todo[0][1], {split: of for split, of in documents.items() if of}, folder / "retrieval", config.retrieval)
 
 

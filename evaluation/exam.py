@@ -51,6 +51,8 @@ class Exam:
     long_context: Literal["cut", "refuse"] = "cut"
     numbers: Numbers = "squad"
     reading: Reading | None = None
+    limits: tuple[int | None, ...] = ()
+    """exam.test_questions, train_questions, replay_questions; what was chosen counts in the fingerprint."""
 
     def fingerprint(self, template: str = "pit") -> str:
         """A hash of everything that decides what is asked and how; `template`: the wording that the arm was trained in."""
@@ -65,12 +67,18 @@ class Exam:
             pairs = [[a.id, b.id] for a, b in self.side_effects]
             facts.append([others, sources, solved, base, pairs, self.long_context])
         if template != "pit":
-            facts.append(template)
+            facts.append(f"{template}, asked to the end of its line" if template == "alpaca" else template)
         if self.reading and {"open", "conflict", "retrieval"} & {mode.partition("_")[0] for mode in others}:
             facts.append({"reading": [self.reading.lead, [[text, question_text(q)] for text, q in self.reading.solved]]})
         if self.numbers != "squad":
             facts.append({"numbers": self.numbers})
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def settings(self) -> dict[str, Any]:
+        """What scores have in common that are taken together: `asked` within a run, all else over seeds as well."""
+        alone = replace(self.closed(), documents=[]).fingerprint()
+        limits = dict(zip(("test", "train", "replay"), self.limits, strict=False))
+        return {"asked": alone, "answer_tokens": self.answer_tokens, "numbers": self.numbers, "questions": limits}
 
     def needs_retrieval(self) -> bool:
         return any(mode.startswith("retrieval") for mode in self.modes)
@@ -131,12 +139,17 @@ def build_exam(
         config.long_context,
         config.numbers,
         Reading(config.reading.lead, _solved_readings(corpus, config.reading.shots, seed)),
+        (config.test_questions, config.train_questions, config.replay_questions),
     )
 
 
 def _solved_readings(corpus: Corpus, count: int, seed: int) -> tuple[tuple[str, Question], ...]:
     """Train questions whose answer stands in their document, of as many documents."""
     texts = {document.id: document_text(document) for document in corpus.part("train").documents}
+    if count and corpus.part("train").streamed is not None:
+        raise UserError(
+            "exam.reading.shots: the train documents are streamed, so none can be shown; set it to 0, or take stream out of their source"
+        )
     shown: dict[str, Question] = {}
     for question in corpus.part("train").questions if count else []:
         text = texts.get(question.doc_id or "")

@@ -43,6 +43,7 @@ class Generator:
 
         dtype = getattr(self._torch, self._options.dtype)
         revision = self._revision
+        self._ends = _ends(path, revision)
         model: Any = AutoModelForCausalLM.from_pretrained(
             path, revision=revision, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
@@ -74,17 +75,18 @@ class Generator:
             ids = self._tensor([prompts[n] for n in members])
             within = ids.shape[1] <= (self._short or 0)
             budget = min(max_tokens, self._short + 1 - ids.shape[1]) if self._short and within else max_tokens
+            ends = dict.fromkeys([eos_id, *self._ends])
             said = self._model.generate(
                 input_ids=ids, attention_mask=self._torch.ones_like(ids), max_new_tokens=budget, do_sample=False, num_beams=1,
-                eos_token_id=eos_id, pad_token_id=eos_id, return_dict_in_generate=True, output_logits=True,
+                eos_token_id=[*ends], pad_token_id=eos_id, return_dict_in_generate=True, output_logits=True,
             )  # fmt: skip
             logs = self._torch.stack(said.logits, dim=1).float().log_softmax(-1)  # (rows, tokens, V)
             new = said.sequences[:, ids.shape[1] :]
             own = logs.gather(-1, new[..., None])[..., 0]
             for row, n in enumerate(members):
                 tokens = new[row].tolist()
-                ended = eos_id in tokens
-                tokens = tokens[: tokens.index(eos_id) + 1] if ended else tokens
+                end = next((n for n, token in enumerate(tokens) if token in ends), None)
+                ended, tokens = end is not None, tokens[: None if end is None else end + 1]
                 answers[n] = {
                     "token_ids": tokens,
                     "text": self._text_of(tokens),
@@ -123,3 +125,14 @@ def _equal_lengths(sequences: list[list[int]], elements_of: Any) -> Iterator[lis
         members = list(group)
         size = max(1, _LOGITS_AT_ONCE // elements_of(max(1, length)))
         yield from (members[at : at + size] for at in range(0, len(members), size))
+
+
+def _ends(path: str, revision: str | None) -> list[int]:
+    """The tokens that end a turn as the model's own file says: vLLM ends at each of them, too."""
+    from transformers import GenerationConfig
+
+    try:
+        named: Any = GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
+    except OSError:  # it has none
+        return []
+    return [] if named is None else [named] if isinstance(named, int) else list(named)

@@ -156,7 +156,7 @@ def _trained_arm(folder: Path, name: str, entry: dict[str, Any]) -> TrainedArm:
         weights = entry["weights_sha256"]
     elif local.is_dir():
         files = [f for f in sorted(local.iterdir()) if f.suffix in (".safetensors", ".json")]
-        hashes = names_and_contents(files, folder / MEMORY)
+        hashes = names_and_contents([*files, *sorted(local.glob("*.jinja"))], folder / MEMORY)  # chat templates word what is asked
         weights, earlier = f"contents:{hashlib.sha256(json.dumps(hashes).encode()).hexdigest()}", _files_identity(files)
     else:
         weights = f"hub:{entry['hf']}@{entry.get('revision') or ''}"

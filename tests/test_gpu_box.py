@@ -71,9 +71,9 @@ def test_a_box_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.
         box_run.main()
         return capsys.readouterr().out
 
-    assert "2 of 8 kinds done" in start("10") and ran == []
-    assert "8 of 8 kinds done" in start("1000")
-    assert ran[0] == ("gpu_1b", "ours") and ("gpu_1b", "hf") not in ran and ("gpu_135m", "ours") not in ran and len(ran) == 6
+    assert "2 of 9 kinds done" in start("10") and ran == []
+    assert "9 of 9 kinds done" in start("1000")
+    assert ran[0] == ("gpu_1b", "ours") and ("gpu_1b", "hf") not in ran and ("gpu_135m", "ours") not in ran and len(ran) == 7
     assert json.loads(out.read_text())["rows"]["gpu_1b"]["ours"] == {"step_s": 2}
 
 

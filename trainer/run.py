@@ -27,7 +27,7 @@ from trainer.jobs.known_as import Names
 from trainer.jobs.model_source import describe_model, resolve_model
 from trainer.jobs.old_stages import is_rounded, set_aside_rounded, warn_of_rounded_parent
 from trainer.jobs.parent import Parent, check_same_model, find_parent
-from trainer.jobs.prepare import Job, auto_row_tokens, check_lengths, initial_identity, make_jobs
+from trainer.jobs.prepare import Job, auto_row_tokens, check_lengths, initial_identity, make_jobs, refuse_longer_items
 from trainer.jobs.sources import name_of, refuse_another_experiment, refuse_changed_data
 from trainer.jobs.starts import find_models
 from trainer.jobs.text_model import TEXT_MODELS, text_folder
@@ -145,8 +145,16 @@ def prepare(
     plans = compile_arms(arms, catalogue, seed, lambda stage: store.worded(wording_of(stage)).item_lengths)
     starts_trained = parent is not None and parent.stage is not None
     initial = parent.identity() if parent and starts_trained else initial_identity(model, given, seed, store.sha256, folder / MEMORY)
-    capacity = trainer.row_tokens if trainer.row_tokens != "auto" else auto_row_tokens(arms, plans, store, trainer, has_gpu, longest)
+    if beside := [stage for stages in arms.values() for stage in stages if stage.teach or stage.anchor or stage.passages]:
+        write_wordings(tokens_folder, catalogue, tokenizer, [PASSAGES])
+    capacity = (
+        trainer.row_tokens
+        if trainer.row_tokens != "auto"
+        else auto_row_tokens(arms, plans, store, trainer, has_gpu, longest, catalogue if beside else None)
+    )
     found = find_models(folder, models or {}, model_folder, seed, store.sha256)
+    for name, start in found.items():
+        refuse_longer_items(store, catalogue, min(longest, positions(Path(start.folder))), longest, name)
     own = {arm: found[name] for arm, name in (starts or {}).items()}
     for arm, folder_of_arm in own.items():
         check_stages({arm: arms[arm]}, folder_of_arm.folder, trainer)
@@ -155,12 +163,12 @@ def prepare(
         mirror.fetch_file(KNOWN_AS)
     names = Names(folder, mirror.holds if mirror else lambda key: False)
     teaching = None
-    if beside := [stage for stages in arms.values() for stage in stages if stage.teach or stage.anchor or stage.passages]:
-        write_wordings(tokens_folder, catalogue, tokenizer, [PASSAGES])
+    if beside:
         begun = {w: Encoder(tokenizer, w) for w in map(wording_of, beside)}
         beginnings = {(w, kind): begun[w].starts(kind) for w in begun for kind in catalogue.ranges}
         teachers = {name: (start.folder, start.identity.now) for name, start in found.items()}
-        teaching = Teaching(folder / "teachers", tokens_folder, catalogue, beginnings, teachers, min(longest, capacity), encoder)
+        readable = min([longest, capacity, *(positions(Path(start.folder)) for start in found.values())])
+        teaching = Teaching(folder / "teachers", tokens_folder, catalogue, beginnings, teachers, readable, encoder)
     jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own, names, teaching)
     names.save()
     if mirror and names.found:

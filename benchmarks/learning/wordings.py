@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks.pit_effect import points, run_seed
 
 from benchmarks.result_file import write_result_file
+from evaluation.report.seeds import over_seeds
 from evaluation.score_files import Score, closed, newest_score, trained_arms
-from evaluation.scoring.statistics import document_clusters, seeded_bootstrap
 
 EXPERIMENT = "experiments/wordings.yaml"
 GOAL = 50.0
@@ -35,7 +35,7 @@ def in_wordings(score: Score) -> list[Rows]:
 
 def estimate(rows_of_seeds: Sequence[Rows]) -> dict[str, Any]:
     values = [[row["em"] for row in rows] for rows in rows_of_seeds]
-    found = seeded_bootstrap(values, [document_clusters([row["doc_id"] for row in rows]) for rows in rows_of_seeds], RESAMPLES, seed=0)
+    found = over_seeds(rows_of_seeds, values, RESAMPLES)
     return points({"mean": found.mean, "low": found.low, "high": found.high, "by_seed": [sum(of) / len(of) for of in values]})
 
 

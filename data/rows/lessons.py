@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from console import UserError
 from data.config import Kind, Stage
 from data.curriculum.catalogue import Catalogue
 from data.curriculum.plan import Plan
-from data.ground.durable import await_file
+from data.ground.durable import await_file, sync
 from data.rows.passages import Made, Passages, passages_of, with_passages
 from data.rows.token_store import TokenStore, open_store
 from data.tokens import Encoder
@@ -143,7 +144,7 @@ class Teaching:
         identities = {"teacher": taught[0]} if taught else {}
         if open_book is None:
             return Beside(identities, taught[1] if taught else None)
-        lengths = with_passages(plan, store, open_book[1], self.catalogue, self.longest)
+        lengths = with_passages(plan, store, open_book[1], self.catalogue, self.longest, stage.anchored_kinds())
         return Beside({**identities, "passages": open_book[0]}, taught[1] if taught else None, open_book[1], lengths)
 
     def lessons(self, stage: Stage, plan: Plan, store: TokenStore, start: str) -> tuple[str, Lessons] | None:
@@ -172,7 +173,7 @@ class Teaching:
         items, own, behind = items[order], np.concatenate(owners)[order], np.concatenate(documents)[order]
         offsets = np.concatenate([[0], np.cumsum(store.lengths[items] - store.loss_start[items])]).astype(np.int64)
         facts = {
-            "format": _FORMAT, "top": TOP, "precision": "fp32", "start": start, "tokens": store.sha256, "passages": passages.sha256,
+            "format": _FORMAT, "top": TOP, "precision": "fp32", "start": start if any(part.model is None for part in parts) else None, "tokens": store.sha256, "passages": passages.sha256,
             "read": hashlib.sha256(items.tobytes() + behind.tobytes()).hexdigest(),
             "cut": self.longest if max(map(_largest, lengths)) > self.longest else None,
             "versions": {name: version(name) for name in ("torch", "transformers")}, "models": [self.models[name][1] for name in [stage.teach.model if stage.teach else None] if name],
@@ -237,9 +238,20 @@ def _largest(lengths: Numbers) -> int:
 
 
 def _write(path: Path, items: Numbers, owners: Numbers, documents: Numbers, offsets: Numbers) -> None:
-    if path.exists():
+    arrays = {"items": items, "owners": owners, "documents": documents, "offsets": offsets}
+    if _holds(path, arrays):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez(draft, items=items, owners=owners, documents=documents, offsets=offsets)
+    np.savez(draft, **arrays)  # type: ignore[arg-type]
+    sync(draft)
     draft.replace(path)
+
+
+def _holds(path: Path, arrays: dict[str, Numbers]) -> bool:
+    """Whether they are there, whole: what a full disk or a copy that broke off has left is written again."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return all(np.array_equal(found[name], array) for name, array in arrays.items())
+    except (OSError, ValueError, KeyError, BadZipFile):
+        return False

@@ -79,7 +79,7 @@ class Texts:
         (first, end), own = map(int, self.siblings[item]), int(self.documents[item])
         if end - first < 2:
             return -1
-        if own < 0:
+        if not first <= own < end:  # it has none, or one that an earlier run held
             return int(rng.integers(first, end))
         drawn = int(rng.integers(first, end - 1))
         return drawn + (drawn >= own)
@@ -219,8 +219,9 @@ def other_answers(questions: Sequence[Question]) -> list[str | None]:
 
 
 def _write(folder: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    if folder.exists():
+    if all(_holds(folder / f"{name}.npy", array) for name, array in arrays.items()):
         return
+    shutil.rmtree(folder, ignore_errors=True)  # half deleted, or a copy that broke off
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     draft.mkdir(parents=True, exist_ok=True)
     for name, array in arrays.items():
@@ -232,9 +233,24 @@ def _write(folder: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def with_passages(plan: Plan, store: TokenStore, passages: Passages, catalogue: Catalogue, longest: int) -> Numbers:
-    """Tokens of each item of the catalogue, with the longest passage that may stand before it. UserError where that is too long to train."""
+def _holds(path: Path, array: npt.NDArray[Any]) -> bool:
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        return found.dtype == array.dtype and np.array_equal(found, array)
+    except (OSError, ValueError):
+        return False
+
+
+def with_passages(
+    plan: Plan, store: TokenStore, passages: Passages, catalogue: Catalogue, longest: int, alone: Sequence[Kind] = ()
+) -> Numbers:
+    """Tokens of each item of the catalogue, with the longest passage that may stand before it. UserError where that is too long to train.
+
+    `alone`: kinds that nothing stands before, whatever the shares: an anchor's.
+    """
     before = passages.opened().longest(passages.shares)
+    for kind in alone:
+        before[catalogue.ranges[kind].start : catalogue.ranges[kind].stop] = 0
     lengths = store.item_lengths + before
     present = np.unique(plan.items)
     if (long := present[(before[present] > 0) & (lengths[present] > longest)]).size:

@@ -5,6 +5,7 @@ import datetime
 import json
 import math
 import re
+import string
 from collections import Counter
 from decimal import Decimal
 from typing import Any, Literal
@@ -87,6 +88,8 @@ class RowReader:
         choices = self._texts(given, self._named("choices"))
         if len(choices) < 2:
             raise BadRow(f"{self._named('choices')} has fewer than two entries", list(choices))
+        if len(choices) > len(string.ascii_uppercase):
+            raise BadRow(f"{self._named('choices')} has more entries than there are letters to name them", list(choices))
         index = self._labelled(values, labels) if labels is not None else self._answer_index(values, len(choices))
         bare = _without_letters(choices)
         if bare != choices:

@@ -54,17 +54,23 @@ def document_prefix(document: Document, wording: Wording) -> str:
 def question_prompt(question: str, template: str = "pit") -> str:
     """Ends without a space: the space belongs to the answer's first token, in training and in the exam.
 
-    `alpaca`: the prompt of Stanford Alpaca for an instruction without input.
+    `alpaca`: the prompt of Stanford Alpaca for an instruction without input, and the line break: in many tokenizers (Llama 3's, Qwen's) it is one token with the colon.
+    Training learns that line break too (`learnt_from`).
     """
     assert template != "chat", "the tokenizer words it: data.tokens.Encoder.prompt_text"
     if template == "alpaca":
         return (
             "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-            f"### Instruction:\n{question}\n\n### Response:"
+            f"### Instruction:\n{question}\n\n### Response:\n"
         )
     return f"Question: {question} Answer:"
 
 
+def learnt_from(question: str, template: str = "pit") -> int:
+    """The character of `question_text` at which the loss begins."""
+    return len(question_prompt(question, template).rstrip("\n"))
+
+
 def question_text(question: Question, template: str = "pit") -> str:
-    between = "\n" if template == "alpaca" else " "
+    between = "" if template == "alpaca" else " "
     return f"{question_prompt(question.question, template)}{between}{question.answers[0]}"

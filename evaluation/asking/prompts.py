@@ -108,7 +108,8 @@ def make_prompt(look: Look, tokens: Tokens, room: int | None, policy: str = "cut
     for piece in pieces:
         if len(kept) + len(piece) > left:
             if not kept and not look.solved:
-                kept = piece[:left]
+                line = tokens.before("")  # the blank line that ends it
+                kept = piece[: left - len(line)] + line if left > len(line) else []
             break
         kept = kept + piece
     shown: list[int] = []

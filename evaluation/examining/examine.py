@@ -140,6 +140,7 @@ def examine_one(
         "gpus": options.gpus,
         "seconds": round(seconds, 3),
         "modes": list(exam.modes),
+        "exam": exam.settings(),
         "unreachable": unreachable(
             [question for name, question in exam.questions if name == "test"],
             exam.answer_tokens,

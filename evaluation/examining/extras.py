@@ -11,6 +11,7 @@ from data.ground.durable import write_text
 from data.records import Corpus
 from evaluation import harness
 from evaluation.config import ExamConfig
+from evaluation.exam import embedder_contents
 from evaluation.examining import conversation
 from evaluation.examining.retrieval import open_store, store_key
 from evaluation.score_files import TrainedArm
@@ -63,6 +64,10 @@ def _passages(corpus: Corpus, config: ExamConfig, folder: Path, seed: int) -> di
         return {}
     wanted = [[q.id, q.question] for q in asked]
     facts = [store_key({str(split): of for split, of in documents.items()}, config.retrieval), wanted, config.choices.passages]
+    facts += [
+        config.retrieval.query_prefix,
+        embedder_contents(config.retrieval, folder),
+    ]  # of what is asked, where the store's key is of what it holds
     path = folder / "benchmarks" / f"passages-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
     if not path.is_file():
         with chatter_to(folder / "logs" / "exam.log"):

@@ -44,7 +44,8 @@ def answers_command(argv: list[str], connect: Connect, asked_of: Callable[[str, 
     say(f"{model}: {sum(len(half) for half, _ in parts):,} train questions, alone and with their documents in view; details: {log}")
     with chatter_to(log), connect(asked.exam, args.insecure) as options:
         rows = _ask(corpus, parts, asked, model, options)
-    kept = [row for row in rows["open"] if row["answer"] and (row["em"] or not args.right)]
+    whole = [row for row in rows["open"] if is_whole(row)]
+    kept = [row for row in whole if row["answer"] and (row["em"] or not args.right)]
     if not kept:
         raise RunError(f"{model}: no answer that could be kept; see what a small model needs with python -m evaluation reading")
     questions = {question.id: question.question for half, _ in parts for question in half}
@@ -53,10 +54,17 @@ def answers_command(argv: list[str], connect: Connect, asked_of: Callable[[str, 
             told = {"id": row["question_id"], "question": questions[row["question_id"]], "answer": row["answer"], "doc_id": row["doc_id"]}
             file.write(json.dumps({**told, "gold": row["gold"]}, ensure_ascii=False) + "\n")
     alone, behind = (100 * sum(row["em"] for row in rows[mode]) / len(rows[mode]) for mode in ("closed", "open"))
+    if cut := len(rows["open"]) - len(whole):
+        say(f"left out: {cut:,} answers that were cut off, or whose document was (exam.answer_tokens, the model's positions)")
     say(
         f"{args.out}: {len(kept):,} of {len(rows['open']):,} answers; as the file has them are {behind:.1f} % (without the document {alone:.1f} %)"
     )
     return 0
+
+
+def is_whole(row: dict[str, Any]) -> bool:
+    """Whether the document was read to its end, and the answer (the first line) was said to its end."""
+    return not row["context_cut"] and (row["finish_reason"] != "length" or "\n" in row["output"].strip())
 
 
 def _halves(corpus: Corpus) -> list[tuple[list[Question], list[Question]]]:

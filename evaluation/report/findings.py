@@ -129,8 +129,9 @@ def by_position(scores: Mapping[str, Score]) -> dict[str, Any]:
 
 def wordings(scores: Mapping[str, Score], resamples: int, seed: int) -> dict[str, Any]:
     """Of each arm, on the questions that have other wordings: {"questions", "own": EM as trained, "by_wording": [{"n", "mean", "low", "high"}] of each
-    other wording, "worst": {"number", as above}, "all": share that is right in its own and in every other wording, "minus_own": EM over all other
-    wordings less "own", paired by question}. All but "questions" are intervals; the worst of several is lower than any one by luck too."""
+    other wording, "worst": {"number", as above} of those that at least half as many questions have as the first, "all": share that is right in its own and in
+    every other wording, "minus_own": EM over all other wordings less "own", paired by question}. All but "questions" are intervals; the worst of several is
+    lower than any one by luck too."""
     found: dict[str, Any] = {}
     for name, score in scores.items():
         others: dict[str, list[Row]] = {}
@@ -148,7 +149,10 @@ def _in_wordings(own: list[Row], others: Mapping[str, list[Row]], resamples: int
 
     columns = [[of[n] for of in others.values() if len(of) > n] for n in range(max(map(len, others.values())))]
     by_wording = [{"n": len(rows), **em(rows)} for rows in columns]
-    worst = min(range(len(by_wording)), key=lambda n: by_wording[n]["mean"])
+    many = [
+        n for n, of in enumerate(by_wording) if 2 * of["n"] >= by_wording[0]["n"]
+    ]  # written wordings are dropped one by one: the last may be a handful's
+    worst = min(many, key=lambda n: by_wording[n]["mean"])
     rows = [{**r, "em": min(r["em"], *(o["em"] for o in others[r["question_id"]]))} for r in own]
     mean = [{**r, "em": sum(o["em"] for o in of) / len(of)} for r in own if (of := others[r["question_id"]])]
     return {

@@ -44,7 +44,9 @@ def summary(report: dict[str, Any]) -> str:
     else:  # the best is the reference itself, or there is none: the runner-up
         other, lead = min(others.items(), key=lambda item: item[1]["mean"])
     interval = f"95 % interval {_range(lead)}"
-    if lead["low"] <= 0 <= lead["high"]:
+    if arms[best]["sets"]["test"]["documents"] < 2:
+        verdict = "the questions are of one document, so nothing is said about others"
+    elif lead["low"] <= 0 <= lead["high"]:
         verdict = f"the exam cannot tell them apart (difference {_points(lead['mean'])} points, {interval})"
     else:
         verdict = f"{_points(lead['mean'])} points more ({interval})"

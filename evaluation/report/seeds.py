@@ -11,13 +11,13 @@ from rich import box
 from rich.table import Table
 
 from console import Command, UserError, out, tell, whole, write_result
-from evaluation.score_files import asked_in, newest_score, trained_arms
+from evaluation.score_files import Score, asked_in, newest_score, trained_arms
 from evaluation.scoring.scores import METRICS
 from evaluation.scoring.statistics import Interval, document_clusters, seeded_bootstrap
 
 DESCRIPTION = """\
 What several seeds of one experiment say together: each arm's mean, and paired differences, with 95 % intervals that
-resample seeds first and then the documents of each seed. A RUN is a run folder that `python -m evaluation` has scored;
+resample seeds and documents: those of each seed, where a seed makes its own, else the same ones for all seeds. A RUN is a run folder that `python -m evaluation` has scored;
 runs differ in `seed=` alone (and in their name).
 """
 EXAMPLES = """\
@@ -45,9 +45,11 @@ def across_seeds(
     shares in [0, 1]; `by_seed` in the order of "seeds"; `sd` between seeds (null with one). Intervals: statistics.seeded_bootstrap.
     Raises UserError for a run without scores, two runs of one seed, a pair that some run lacks, or arms that sat different exams.
     """
-    runs = {folder: _scored(folder, set_name, mode) for folder in map(Path, run_folders)}
-    if not runs:
+    found = {folder: _scored(folder, set_name, mode) for folder in map(Path, run_folders)}
+    if not found:
         raise UserError("no run folder given")
+    _refuse_other_settings({folder: settings for folder, (_, settings) in found.items()})
+    runs = {folder: scored for folder, (scored, _) in found.items()}
     seeds = [_seed(folder, scored) for folder, scored in runs.items()]
     if len(set(seeds)) < len(seeds):
         twice = next(seed for seed in seeds if seeds.count(seed) > 1)
@@ -70,8 +72,7 @@ def across_seeds(
         values = [np.array([r[metric] for r in of], dtype=np.float64) for of in rows]
         if minus is not None:
             values = [ours - [r[metric] for r in scored[minus]] for ours, scored in zip(values, runs.values(), strict=True)]
-        clusters = [document_clusters([r["doc_id"] for r in of]) for of in rows]
-        return _estimate(seeded_bootstrap(values, clusters, resamples, seed=0), [float(of.mean()) for of in values])
+        return _estimate(over_seeds(rows, values, resamples), [float(of.mean()) for of in values])
 
     differences: dict[str, dict[str, Any]] = {}
     for a, b in pairs:
@@ -89,8 +90,17 @@ def across_seeds(
     }
 
 
-def _scored(folder: Path, set_name: str, mode: str) -> dict[str, Rows]:
-    """Each scored arm's rows of one set; all arms must have been asked the same questions."""
+def over_seeds(rows: Sequence[Rows], values: Sequence[Sequence[float] | np.ndarray], resamples: int) -> Interval:
+    """statistics.seeded_bootstrap of these rows' `values`, by seed. Seeds were asked about the same documents where all of their questions and answers are the
+    same; made people have the same ids and other answers."""
+    asked = [[(row["question_id"], row["doc_id"], row["gold"]) for row in of] for of in rows]
+    clusters = [document_clusters([row["doc_id"] for row in of]) for of in rows]
+    same = len(rows) > 1 and all(of == asked[0] for of in asked)
+    return seeded_bootstrap(values, clusters, resamples, seed=0, same_documents=same)
+
+
+def _scored(folder: Path, set_name: str, mode: str) -> tuple[dict[str, Rows], dict[str, Any]]:
+    """(each scored arm's rows of one set, the exam's settings); all arms must have sat the same exam."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder")
     found = {arm.name: newest_score(folder, arm) for arm in trained_arms(folder)[0]}
@@ -98,12 +108,32 @@ def _scored(folder: Path, set_name: str, mode: str) -> dict[str, Rows]:
     scored = {name: rows for name, rows in scored.items() if rows}
     if not scored:
         raise UserError(f"{folder}: no arm has a score of set {set_name}; run python -m evaluation X.yaml first")
-    asked = {name: [r["question_id"] for r in rows] for name, rows in scored.items()}
+    asked = {name: ([r["question_id"] for r in rows], _settings(found[name])) for name, rows in scored.items()}
     first = next(iter(asked))
-    for name, questions in asked.items():
-        if questions != asked[first]:
-            raise UserError(f"{folder}: {name} and {first} sat different exams; run python -m evaluation X.yaml again")
-    return scored
+    for name, exam in asked.items():
+        if exam != asked[first]:
+            raise UserError(
+                f"{folder}: the newest scores of {name} and {first} are of different exams; take those of one of them out of {folder / 'scores'}, "
+                "then run python -m evaluation X.yaml"
+            )
+    return scored, asked[first][1]
+
+
+def _settings(score: Score | None) -> Any:
+    """Of a score what must be equal between those taken together; scores of before 2026-11-29 do not say."""
+    about = score.about if score else {}
+    return {**about.get("exam", {}), "dtype": about.get("dtype")}
+
+
+def _refuse_other_settings(of: dict[Path, dict[str, Any]]) -> None:
+    first, *others = of
+    for folder in others:
+        for name in of[first].keys() & of[folder].keys() - {"asked"}:  # seeds may choose other questions
+            if of[first][name] != of[folder][name]:
+                raise UserError(
+                    f"{folder}: its newest scores and those of {first} differ in exam.{name} ({of[folder][name]} and {of[first][name]}), so they cannot be "
+                    "taken together; run python -m evaluation X.yaml alike, or take the newer scores out"
+                )
 
 
 def _seed(folder: Path, scored: dict[str, Rows]) -> int:

@@ -62,13 +62,18 @@ def paired_difference(
 
 
 def seeded_bootstrap(
-    values: Sequence[Sequence[float] | np.ndarray], clusters: Sequence[Sequence[Hashable]], resamples: int, seed: int
+    values: Sequence[Sequence[float] | np.ndarray],
+    clusters: Sequence[Sequence[Hashable]],
+    resamples: int,
+    seed: int,
+    same_documents: bool = False,
 ) -> Interval:
     """The mean over training seeds of each seed's mean, and its 95 % percentile interval: seeds resampled, then documents.
 
     `values[s]` (n_s,) and `clusters[s]` are those of training seed s. A resample draws as many seeds as there are, with
     replacement, and in every draw the documents of that seed anew, so the interval covers the luck of the seed and the
-    choice of documents; every seed counts alike. For a paired difference hand in differences, question by question. With one seed
+    choice of documents; every seed counts alike. `same_documents`: all seeds were asked about the same ones (equal clusters, in equal order), so that a
+    resample draws them once for all of its seeds: drawn anew, what is hard about a document would seem to be luck that several seeds even out. For a paired difference hand in differences, question by question. With one seed
     this is `cluster_bootstrap`; with fewer than some ten, percentile intervals are too narrow (by about √(S/(S − 1)) and more).
     Raises ValueError without values.
     """
@@ -76,17 +81,24 @@ def seeded_bootstrap(
         raise ValueError("no values: an interval needs at least one question of every seed")
     if len(values) != len(clusters):
         raise ValueError(f"values of {len(values)} seeds but clusters of {len(clusters)}")
+    if same_documents and any(list(labels) != list(clusters[0]) for labels in clusters):
+        raise ValueError("not the same documents in the same order")
     sums = [_per_cluster(of, labels) for of, labels in zip(values, clusters, strict=True)]
     rng = np.random.default_rng(seed)
     count = len(sums)
     drawn = rng.integers(0, count, size=(resamples, count))
-    means = np.empty((resamples, count))
-    for s, (total, size) in enumerate(sums):
-        places = drawn == s
-        means[places] = _resampled_means(total, size, int(places.sum()), rng)
-    low, high = np.quantile(means.mean(axis=1), [0.025, 0.975])
+    if same_documents:
+        means = _crossed_means(np.stack([total for total, _ in sums]), sums[0][1], drawn, rng)
+    else:
+        of_seeds = np.empty((resamples, count))
+        for s, (total, size) in enumerate(sums):
+            places = drawn == s
+            of_seeds[places] = _resampled_means(total, size, int(places.sum()), rng)
+        means = of_seeds.mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
     mean = float(np.mean([total.sum() / size.sum() for total, size in sums]))
-    return Interval(mean, float(low), float(high), sum(map(len, values)), sum(len(total) for total, _ in sums))
+    documents = len(sums[0][0]) if same_documents else sum(len(total) for total, _ in sums)
+    return Interval(mean, float(low), float(high), sum(map(len, values)), documents)
 
 
 def share_of_the_way(
@@ -128,11 +140,15 @@ def commonest_answer(answers: Sequence[Sequence[str]], exam: Sequence[Sequence[s
     With `answers` from the train questions: what a model could have picked up; from the exam itself: the best that
     any constant can do.
     """
-    counts = Counter(key for golds in answers for key in {normalise(gold, numbers): None for gold in golds} if key)
+
+    def alike(gold: str) -> str:
+        return normalise(gold, numbers) or gold.strip().casefold()  # "A" is an answer, too
+
+    counts = Counter(key for golds in answers for key in {alike(gold): None for gold in golds} if key)
     if not counts or not exam:
         return None
     commonest = counts.most_common(1)[0][0]
-    wording = next(gold for golds in answers for gold in golds if normalise(gold, numbers) == commonest)
+    wording = next(gold for golds in answers for gold in golds if alike(gold) == commonest)
     return Constant(wording, sum(exact_match(wording, golds, numbers) for golds in exam) / len(exam))
 
 
@@ -147,6 +163,20 @@ def _per_cluster(
     labels = {label: i for i, label in enumerate(dict.fromkeys(clusters))}
     index = np.fromiter((labels[c] for c in clusters), dtype=np.int64, count=len(x))
     return np.bincount(index, weights=x * w), np.bincount(index, weights=w)
+
+
+def _crossed_means(sums: np.ndarray, sizes: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means (resamples,) over the seeds `drawn` (resamples, S) and one draw of documents; sums (S, C), sizes (C,)."""
+    seeds, count = sums.shape
+    rows = max(1, _BLOCK // count)
+    means = np.empty(len(drawn))
+    for start in range(0, len(drawn), rows):
+        block = drawn[start : start + rows]
+        times = (block[:, :, None] == np.arange(seeds)).sum(axis=1)  # (rows, S)
+        documents = rng.integers(0, count, size=(len(block), count))
+        over_seeds = np.take_along_axis(times @ sums / seeds, documents, axis=1)
+        means[start : start + len(block)] = over_seeds.sum(axis=1) / sizes[documents].sum(axis=1)
+    return means
 
 
 def _resampled_means(sums: np.ndarray, sizes: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:

@@ -33,6 +33,8 @@ def test_answers_do_not_follow_generation_config(tmp_path: Path) -> None:
     path = tmp_path / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **ASKED}))
     assert said() == plain and len(plain[0]) == 12
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [2, plain[0][3]]}))  # an end of turn beside the end of text
+    assert said()[0] == plain[0][: plain[0].index(plain[0][3]) + 1], "vLLM ends there, too"
     model = Generator(str(tmp_path), None, 64, EngineOptions())._model  # the twin: heeded, it would answer otherwise
     model.generation_config = type(model).from_pretrained(tmp_path).generation_config
     heeded = model.generate(torch.tensor(prompts[:1]), max_new_tokens=12, do_sample=False, eos_token_id=2, pad_token_id=2)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.conftest import KILLED_AFTER_30, oracle, write_experiment
 from tests.helpers.groups import Groups
-from trainer.jobs.retention import find_waste
+from trainer.jobs.retention import collect, find_waste
 from trainer.store.checkpoint import checkpoints
 from trainer.store.mirror import Mirror
 from trainer.store.stages import StageStore, write_json
@@ -87,6 +87,19 @@ def test_gc_finds_what_nothing_needs(tmp_path: Path) -> None:
     assert found() == {"orphan", "corrupt-step-1"}
     assert found(keep_best=1) == {"orphan", "corrupt-step-1", "worse"}
     assert found(unfinished=True) == {"orphan", "corrupt-step-1", "begun"}
+
+
+def test_gc_deletes_files_and_folders(tmp_path: Path) -> None:
+    """What was set aside of a damaged stage is a file, of a damaged checkpoint a folder."""
+    store = StageStore(tmp_path)
+    for key in ("kept", "damaged"):
+        write_json(store.folder(key) / "manifest.json", {})
+    write_json(tmp_path / "arms.json", {"arms": {"base": {"stages": ["kept", "damaged"]}}})
+    store.uncommit("damaged")
+    (store.folder("damaged") / "checkpoints" / "corrupt-step-1").mkdir(parents=True)
+    collect(tmp_path, None, False, True, {})
+    assert [path.name for path in store.folder("damaged").rglob("*")] == ["checkpoints"]
+    assert store.manifest("kept") is not None
 
 
 def test_gc_takes_what_trained_stages_have_read(tmp_path: Path) -> None:

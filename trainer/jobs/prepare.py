@@ -20,7 +20,7 @@ from data.rows.lessons import Beside, Lessons, Teaching
 from data.rows.passages import Passages
 from data.rows.static_rows import best_row_tokens
 from data.rows.token_store import TokenStore
-from data.wording.templates import wording_of
+from data.wording.templates import PASSAGES, wording_of
 from trainer.config import MOST_ROW_TOKENS, ModelConfig, TrainerConfig
 from trainer.jobs.known_as import Names
 from trainer.store.stages import stage_key
@@ -148,15 +148,32 @@ def make_jobs(
 
 
 def auto_row_tokens(
-    arms: dict[str, list[Stage]], plans: dict[str, list[Plan]], store: TokenStore, trainer: TrainerConfig, has_gpu: bool, longest: int
+    arms: dict[str, list[Stage]],
+    plans: dict[str, list[Plan]],
+    store: TokenStore,
+    trainer: TrainerConfig,
+    has_gpu: bool,
+    longest: int,
+    catalogue: Catalogue | None = None,
 ) -> int:
-    """trainer.row_tokens: auto, resolved for this experiment's steps. What is learnt does not depend on it."""
+    """trainer.row_tokens: auto, resolved for this experiment's steps. What is learnt does not depend on it.
+
+    `catalogue`: where texts are read behind their documents (teach, passages), which a row must hold as well.
+    """
     stages = {
         plan.sha256: (plan, np.asarray(store.worded(wording_of(stage)).lengths))
         for arm, own in arms.items()
         for stage, plan in zip(own, plans[arm], strict=True)
     }
-    item = min(longest, max((int(lengths[plan.items].max(initial=1)) for plan, lengths in stages.values()), default=1))
+    pieces = [int(lengths[plan.items].max(initial=1)) for plan, lengths in stages.values()]
+    if catalogue:
+        passages = np.asarray(store.worded(PASSAGES).lengths)
+        pieces += [
+            _longest_behind(stage, plan, np.asarray(store.worded(wording_of(stage)).lengths), passages, catalogue)
+            for arm, own in arms.items()
+            for stage, plan in zip(own, plans[arm], strict=True)
+        ]
+    item = min(longest, max(pieces, default=1))
     if not has_gpu:
         return max(item, _CPU_ROW_TOKENS)
     import torch
@@ -164,6 +181,18 @@ def auto_row_tokens(
     chosen, found = best_row_tokens(list(stages.values()), trainer.workers(torch.cuda.device_count())[1], item, MOST_ROW_TOKENS)
     say(f"trainer.row_tokens: auto takes {chosen:,}: {found:.1%} of the tokens of padded rows are real")
     return chosen
+
+
+def _longest_behind(stage: Stage, plan: Plan, lengths: Items, passages: Items, catalogue: Catalogue) -> int:
+    """Tokens of the longest text that a teacher, or the stage itself, may read behind a document."""
+    taught, found = stage.taught_kinds(), [0]
+    for kind, numbers in catalogue.ranges.items():
+        items = plan.items[(plan.items >= numbers.start) & (plan.items < numbers.stop)]
+        if kind.endswith("documents") and kind in taught:
+            found.append(int((lengths[items] + passages[items]).max(initial=0)))
+        elif kind.endswith("questions") and (kind in taught or stage.passages):
+            found.append(int(lengths[items].max(initial=0)) + int(passages.max(initial=0)))
+    return max(found)
 
 
 def _aids(stage: Stage, store: TokenStore) -> str | None:
@@ -219,6 +248,16 @@ def check_lengths(store: TokenStore, catalogue: Catalogue, longest: int, long_do
                 f"trainer.row_tokens where the model allows it, or take it out{'' if what == 'question' else ', or set trainer.long_documents=split'}"
             )
     return len(long)
+
+
+def refuse_longer_items(store: TokenStore, catalogue: Catalogue, holds: int, longest: int, name: str) -> None:
+    """UserError where a further model has fewer positions than an item, as the experiment's own model reads it, has tokens."""
+    long = np.flatnonzero(np.minimum(store.item_lengths, longest) > holds)
+    if len(long):
+        raise UserError(
+            f"models.{name}: its positions hold {holds} tokens, and {catalogue.ids[int(long[0])]} has {min(store.item_lengths[long[0]], longest)} (so "
+            f"{len(long)} items): set trainer.row_tokens={holds} and trainer.long_documents=split, or take another model"
+        )
 
 
 def job_dict(job: Job) -> dict[str, Any]:

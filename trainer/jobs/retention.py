@@ -138,7 +138,10 @@ def collect(
     for item in waste:
         write_result(f"{item.bytes() / 1e6:10.1f} MB  {item.path}  ({item.why})")
         if delete:
-            (item.path / "manifest.json").unlink(missing_ok=True)  # first: a half-removed stage must not look committed
-            shutil.rmtree(item.path) if item.path.is_dir() else item.path.unlink()
+            if item.path.is_dir():
+                (item.path / "manifest.json").unlink(missing_ok=True)  # first: a half-removed stage must not look committed
+                shutil.rmtree(item.path)
+            else:
+                item.path.unlink()
             drop(item.path.relative_to(run_folder).as_posix())
     say(f"{len(waste)} {'deleted' if delete else 'to delete (--delete does it)'}" if waste else "nothing to delete")

@@ -13,6 +13,7 @@ from data.curriculum.arms import odd_schedule
 from data.curriculum.catalogue import Catalogue, catalogue_of, declared_catalogue
 from data.curriculum.plan import Plan, compile_plan, coverage, load_plan
 from data.curriculum.presets import PRESETS, preset_stages
+from data.records import Corpus, Document, Part, Question
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +162,14 @@ def test_schedules_that_cannot_be_as_written() -> None:
     assert (odd_schedule(wsd, 12) or "").startswith(
         "schedule wsd: warm-up (7 steps) and decay (6) are longer together than the stage of 12"
     )
+
+
+def test_a_new_question_finds_its_document_among_what_was_held_before() -> None:
+    """An update moves an unchanged document to replay; a question that is new is trained, and goes with it."""
+    held, new = Document("held", "Ada was born in Oslo."), Document("new", "Bo was born in Bern.")
+    asked = [Question("q1", "Where was Ada born?", ("Oslo",), "held"), Question("q2", "Where was Bo born?", ("Bern",), "new")]
+    corpus = Corpus({"train": Part(documents=[new], questions=asked), "replay": Part(documents=[held])})
+    catalogue = catalogue_of(corpus)
+    first = catalogue.ranges["train_questions"].start
+    of = [catalogue.ids[int(n)] for n in catalogue.document_of[first : first + 2]]
+    assert of == ["replay_documents/held", "train_documents/new"]

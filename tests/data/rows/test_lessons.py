@@ -1,5 +1,6 @@
 """Which items follow a teacher, and questions behind their document: what the rows and the teacher agree on. No model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,34 @@ def test_an_arms_teacher_goes_to_the_stages_that_it_can_act_on() -> None:
     assert [one.teach for one in arm.with_teachers(stages)] == [None, Teach(share=0.5)]
     with pytest.raises(ValueError, match="anchor: no stage of the arm trains replay items"):
         Arm(stages=stages, anchor=Anchor()).with_teachers(stages)
+
+
+def test_a_torn_file_of_lessons_is_written_again(made: tuple[Catalogue, TokenStore, Encoder], tmp_path: Path) -> None:
+    catalogue, store, _ = made
+    taught = stage(teach={})
+    plan = compile_plan(taught, catalogue, 0)
+    first = teaching(made, tmp_path).lessons(taught, plan, store, "start")
+    assert first
+    path = Path(first[1].folder) / "lessons.npz"
+    whole = path.read_bytes()
+    again = teaching(made, tmp_path).lessons(taught, plan, store, "start")
+    assert again and again[0] == first[0] and path.read_bytes() == whole
+    path.write_bytes(whole[: len(whole) // 2])
+    assert teaching(made, tmp_path).lessons(taught, plan, store, "start")
+    with np.load(path) as found:
+        assert set(found) == {"items", "owners", "documents", "offsets"}
+
+
+def test_another_models_lessons_do_not_follow_the_start(made: tuple[Catalogue, TokenStore, Encoder], tmp_path: Path) -> None:
+    """What a fixed teacher says is the same whatever stage it stands beside: rounds read it once. The twin: the start's own follow it."""
+    catalogue, store, _ = made
+    of_models = replace(teaching(made, tmp_path), models={"larger": (str(tmp_path), "identity")})
+    keys = {}
+    for model in ("larger", None):
+        taught = stage(teach=Teach(model=model))
+        plan = compile_plan(taught, catalogue, 0)
+        keys[model] = [found[0] for start in ("one", "another") if (found := of_models.lessons(taught, plan, store, start))]
+    assert len(set(keys["larger"])) == 1 and len(set(keys[None])) == 2
 
 
 def test_what_no_row_can_hold_is_refused_before_anything_starts(made: tuple[Catalogue, TokenStore, Encoder], tmp_path: Path) -> None:

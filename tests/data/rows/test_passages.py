@@ -137,9 +137,42 @@ def test_questions_that_never_stand_alone_are_told(made: Made, capsys: pytest.Ca
 
 def test_what_an_anchor_holds_stands_alone(made: Made, tmp_path: Path) -> None:  # noqa: F811
     """Its start has read it so. Without the anchor (the twin) replay questions stand behind their documents too."""
-    settings = {"mix": {"replay_questions": 1}, "epochs": 1, "batch_items": 12, "rate": 1e-3, "passages": {"document": 1}}
-    longest = [
-        max(len(one["input_ids"]) for one in items(rows_of(Stage.model_validate({**settings, **anchor}), made, tmp_path)))
+    mix = {"train_questions": 1, "replay_questions": 1}
+    settings = {"mix": mix, "epochs": 1, "batch_items": 12, "rate": 1e-3, "passages": {"document": 1}}
+    long = [
+        sum(len(one["input_ids"]) > 40 for one in items(rows_of(Stage.model_validate({**settings, **anchor}), made, tmp_path)))
         for anchor in ({"anchor": {}}, {})
     ]
-    assert longest[0] < 40 < longest[1]
+    assert long == [40, 40 + 30], "five questions of each of eight people, and of six"
+
+
+def test_a_folder_that_was_half_deleted_is_written_again(made: Made, tmp_path: Path) -> None:  # noqa: F811
+    catalogue, store, _ = made
+    asked = stage({"document": 1})
+    plan = compile_plan(asked, catalogue, 0)
+    before = teaching(made, tmp_path).beside(asked, plan, store, "start")
+    assert before.passages
+    (Path(before.passages.folder) / "siblings.npy").unlink()
+    after = teaching(made, tmp_path).beside(asked, plan, store, "start")
+    assert after.identities == before.identities and (Path(before.passages.folder) / "siblings.npy").exists()
+
+
+def test_an_anchors_questions_need_no_room_for_passages(made: Made, tmp_path: Path) -> None:  # noqa: F811
+    catalogue, store, _ = made
+    mixed = {
+        "mix": {"train_questions": 1, "replay_questions": 1},
+        "epochs": 1,
+        "batch_items": 12,
+        "rate": 1e-3,
+        "passages": {"document": 1},
+    }
+    lengths = {}
+    for anchored in (True, False):
+        asked = Stage.model_validate({**mixed, **({"anchor": {}} if anchored else {})})
+        found = teaching(made, tmp_path / str(anchored)).beside(asked, compile_plan(asked, catalogue, 0), store, "start").lengths
+        assert found is not None
+        lengths[anchored] = found[catalogue.ranges["replay_questions"].start : catalogue.ranges["replay_questions"].stop]
+    alone = store.lengths[catalogue.ranges["replay_questions"].start : catalogue.ranges["replay_questions"].stop]
+    assert np.array_equal(lengths[True], alone) and (lengths[False] > alone).all()
+    with pytest.raises(ValidationError, match="replay questions that an anchor holds stand alone"):
+        Stage.model_validate({**mixed, "mix": {"replay_questions": 1}, "anchor": {}})

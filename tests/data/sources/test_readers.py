@@ -205,6 +205,7 @@ def test_wiki_pages(tmp_path: Path) -> None:
         ({"choices": "A) x"}, "choices is text, not a list"),
         ({"choices": []}, "choices is an empty list"),
         ({"choices": ["x"]}, "choices has fewer than two entries"),
+        ({"choices": [f"option {n}" for n in range(27)]}, "choices has more entries than there are letters to name them"),
         ({"choices": ["x", None]}, "choices[1] is null, not text"),
         ({"choices": ["A) x", "B) x", "C) y", "D) z"]}, "choices has two equal entries"),
         ({"question": ""}, "question is empty"),

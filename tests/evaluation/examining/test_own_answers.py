@@ -15,7 +15,7 @@ from data.load import load_corpus
 from data.wording.tiny_tokenizer import texts_for_tokenizer
 from evaluation.config import ExamConfig
 from evaluation.engines.options import EngineOptions
-from evaluation.examining.own_answers import _halves, answers_command
+from evaluation.examining.own_answers import _halves, answers_command, is_whole
 from evaluation.examining.reading import Asked
 from trainer.config import TinyModel
 from trainer.network.model import make_tiny_model
@@ -36,10 +36,26 @@ def test_each_half_is_shown_the_other_solved() -> None:
         assert rest and not {question.doc_id for question in half} & {question.doc_id for question in rest}
 
 
+@pytest.mark.parametrize(
+    ("row", "whole"),
+    [
+        ({"finish_reason": "stop", "output": "Oslo"}, True),
+        ({"finish_reason": "length", "output": "in the town of"}, False),
+        ({"finish_reason": "length", "output": "\nOslo\nQuestion: Where"}, True),
+        ({"finish_reason": "stop", "output": "Oslo", "context_cut": 3}, False),
+    ],
+)
+def test_what_was_cut_off_is_not_learnt(row: dict[str, Any], whole: bool) -> None:
+    assert is_whole({"context_cut": 0, **row}) == whole
+
+
 def test_they_are_train_questions(ray_cluster: str, tmp_path: Path) -> None:
     corpus = make_bios(DATA.bios, 0)  # type: ignore[arg-type]
     model, out = tmp_path / "model", tmp_path / "own.jsonl"
     make_tiny_model(model, TinyModel(vocab_size=600, hidden_size=32, layers=1), texts_for_tokenizer(catalogue_of(corpus).records), 0)
+    generation = json.loads((model / "generation_config.json").read_text())
+    ends = {**generation, "eos_token_id": [generation["eos_token_id"], *range(300, 600)]}  # an untrained model would never end by itself
+    (model / "generation_config.json").write_text(json.dumps(ends))
 
     def command(*more: str) -> int:
         options = EngineOptions(timeout_s=240, backend="transformers")

@@ -258,6 +258,14 @@ def test_texts_of_models_and_data_are_no_markup() -> None:
     assert "`mix` is missing: \\| broken \\| \\<b\\> next line" in text
 
 
+def test_one_document_says_nothing_about_others() -> None:
+    made = report(["standard", "pit"], {"standard": STANDARD, "pit": PIT})
+    assert "of one document" not in summary(made)
+    for arm in made["arms"].values():
+        arm["sets"]["test"]["documents"] = 1
+    assert "the questions are of one document, so nothing is said about others" in summary(made) and "points more" not in summary(made)
+
+
 def test_the_headline_says_what_other_words_do() -> None:
     made = report(["standard", "pit"], {"standard": STANDARD, "pit": PIT})
     assert "other words" not in table_cells(made)[0] and "wording" not in summary(made) and "In other words" not in markdown(made)

@@ -12,8 +12,10 @@ from evaluation.report.seeds import across_seeds
 from evaluation.score_files import score_stem, trained_arms, write_score
 
 
-def write_run(folder: Path, seed: int, right: dict[str, set[int]], exam: str = "exam", questions: int = 4) -> Path:
-    """A scored run: of each arm the test questions that it got right; two questions a document."""
+def write_run(
+    folder: Path, seed: int, right: dict[str, set[int]], exam: str = "exam", questions: int = 4, people: int | None = None, **settings: Any
+) -> Path:
+    """A scored run: of each arm the test questions that it got right; two questions a document, with answers of the seed's own people (or of those of seed `people`)."""
     (folder / "scores").mkdir(parents=True, exist_ok=True)
     arms = {name: {"hf": f"someone/{name}", "stage": None, "steps": 3} for name in right}
     (folder / "arms.json").write_text(json.dumps({"experiment": folder.name, "records_sha256": str(seed), "arms": arms}))
@@ -24,6 +26,7 @@ def write_run(folder: Path, seed: int, right: dict[str, set[int]], exam: str = "
                 "mode": mode,
                 "question_id": f"{name}-{i}",
                 "doc_id": f"d{i // 2}",
+                "gold": [f"{i} of {seed if people is None else people}"],
                 "em": float((i in right[arm.name]) == (mode == "closed")),
                 "recall": 1.0,
                 "f1": 0.0,
@@ -32,7 +35,7 @@ def write_run(folder: Path, seed: int, right: dict[str, set[int]], exam: str = "
             for name, mode in (("test", "closed"), ("test", "retrieval"), ("train", "closed"))
             for i in range(questions)
         ]
-        write_score(score_stem(folder, arm, exam), arm.name, seed, rows, {"weights": arm.weights})
+        write_score(score_stem(folder, arm, exam), arm.name, seed, rows, {"weights": arm.weights, "exam": settings})
     return folder
 
 
@@ -58,6 +61,23 @@ def test_values_by_hand(runs: list[Path]) -> None:
     helped = across_seeds(runs, [("pit", "standard")], mode="retrieval")  # made right where `closed` is wrong
     assert helped["arms"]["standard"]["mean"] == 0.75
     assert found["missing"] == {"mix": [str(runs[0])]}
+
+
+def test_seeds_that_were_asked_the_same_share_their_documents(tmp_path: Path) -> None:
+    """One document is easy for both seeds, one hard: an interval over documents, which two seeds do not even out."""
+    right = {"pit": {0, 1}, "standard": set[int]()}
+    same = across_seeds([write_run(tmp_path / f"s-{seed}", seed, right, people=0) for seed in (0, 1, 2, 3)])["arms"]["pit"]
+    own = across_seeds([write_run(tmp_path / f"o-{seed}", seed, right) for seed in (0, 1, 2, 3)])["arms"]["pit"]
+    assert (same["low"], same["high"], same["documents"]) == (0, 1, 2)
+    assert own["low"] > 0 and own["high"] < 1 and own["documents"] == 8  # the twin
+
+
+def test_scores_of_other_exams_are_not_taken_together(runs: list[Path], tmp_path: Path) -> None:
+    """A trial with fewer questions after the exam; another setting in another seed."""
+    write_run(runs[0], 0, {"standard": {0}, "pit": {0}}, exam="a trial", questions=1, answer_tokens=8)
+    write_run(runs[1], 3, {"standard": {0}, "pit": {0}}, exam="again", answer_tokens=24)
+    with pytest.raises(UserError, match=r"x-3: its newest scores and those of .*x-0 differ in exam.answer_tokens \(24 and 8\)"):
+        across_seeds(runs)
 
 
 def test_every_arm_against_every_other_by_default(runs: list[Path]) -> None:
@@ -88,7 +108,7 @@ def test_bad_input(runs: list[Path], tmp_path: Path) -> None:
     write_run(runs[0], 0, {"standard": {0}}, exam="shorter", questions=2)
     arms = {name: {"hf": f"someone/{name}", "stage": None, "steps": 3} for name in ("standard", "pit")}
     (runs[0] / "arms.json").write_text(json.dumps({"experiment": "x", "records_sha256": "0", "arms": arms}))
-    with pytest.raises(UserError, match="pit and standard sat different exams"):
+    with pytest.raises(UserError, match="the newest scores of pit and standard are of different exams"):
         across_seeds(runs)
 
 

@@ -108,6 +108,9 @@ def test_commonest_answer_by_hand() -> None:
     assert learnt is not None and (learnt.answer, learnt.em) == ("Oslo", 0.5)
     assert best is not None and (best.answer, best.em) == ("Rome", 0.75)
     assert commonest_answer([], exam) is None
+    symbols = [["A"]] * 6 + [["B"]] * 4  # "A" normalises to nothing, as an article: still the answer that scores most
+    best = commonest_answer(symbols, symbols)
+    assert best is not None and (best.answer, best.em) == ("A", 0.6)
 
 
 def test_seeds_by_hand() -> None:
@@ -156,8 +159,32 @@ def test_coverage_over_seeds() -> None:
     assert hits(seeded=False) < 0.85
 
 
+def test_seeds_that_share_their_documents() -> None:
+    """Two seeds, two documents, one of them hard for both: a resample draws the documents once: means 0 (¼), ½, 1 (¼) – drawn for each seed 0 would be 1/16."""
+    shared = seeded_bootstrap([[1, 0]] * 6, [["a", "b"]] * 6, 20_000, 0, same_documents=True)
+    assert (shared.low, shared.high, shared.clusters) == (0, 1, 2)
+    apart = seeded_bootstrap([[1, 0]] * 6, [["a", "b"]] * 6, 20_000, 0)  # the twin
+    assert apart.low > 0.1 and apart.high < 0.9
+
+
+@pytest.mark.parametrize(("same", "least", "most"), [(True, 0.9, 1.0), (False, 0.0, 0.8)])
+def test_coverage_of_shared_documents(same: bool, least: float, most: float) -> None:
+    """Five seeds and the same 26 documents, each with its own rate."""
+    inside = 0
+    for trial in range(200):
+        rng = np.random.default_rng(trial)
+        rates = rng.beta(0.5, 0.5, 26)
+        values = [(rng.random((26, 4)) < rates[:, None]).astype(float).ravel() for _ in range(5)]
+        labels = np.repeat(np.arange(26), 4).tolist()
+        interval = seeded_bootstrap(values, [labels] * 5, 400, trial, same_documents=same)
+        inside += interval.low <= 0.5 <= interval.high
+    assert least <= inside / 200 <= most
+
+
 def test_seeds_bad_input() -> None:
     with pytest.raises(ValueError, match="at least one question of every seed"):
         seeded_bootstrap([[1.0], []], [["a"], []], 100, 0)
     with pytest.raises(ValueError, match="2 seeds but clusters of 1"):
         seeded_bootstrap([[1.0], [0.0]], [["a"]], 100, 0)
+    with pytest.raises(ValueError, match="not the same documents"):
+        seeded_bootstrap([[1.0], [0.0]], [["a"], ["b"]], 100, 0, same_documents=True)

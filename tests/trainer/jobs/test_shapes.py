@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from console import UserError
 from data.config import Mix, Stage
+from data.curriculum.catalogue import declared_catalogue
 from data.curriculum.plan import Plan
 from trainer.config import MOST_ROW_TOKENS, TrainerConfig
-from trainer.jobs.prepare import _write_plan, auto_row_tokens
+from trainer.jobs.prepare import _write_plan, auto_row_tokens, refuse_longer_items
 from trainer.jobs.shapes import shapes_of
 
 STAGE = Stage(mix=Mix(train_documents=1), epochs=1, batch_items=150, rate=1.0)
@@ -30,6 +32,33 @@ def test_which_shapes(tmp_path: Path) -> None:
     assert found.in_words().startswith("shapes: static, rows of ") and max(found.static.lengths) >= 8100  # 81 items of 100 tokens
     rows = [{"step": 0}]
     assert list(shapes_of("exact", cpu, job, 1, False).rows(iter(rows))) == rows
+
+
+def test_rows_hold_what_is_read_behind_a_document() -> None:
+    """Questions of 30 tokens behind documents of 3,000, and documents that a teacher reads twice: 6,000."""
+    catalogue = declared_catalogue({"train_documents": 4, "train_questions": 4})
+    store: Any = SimpleNamespace(sha256="made", lengths=np.array([3000] * 4 + [30] * 4))
+    store.worded = lambda wording: store
+    stage = {"mix": {"train_documents": 1, "train_questions": 1}, "epochs": 1, "batch_items": 8, "rate": 1.0}
+    plan = Plan(np.arange(8), np.array([0, 8]), "made")
+
+    def chosen(longest: int = 2**20, **more: Any) -> int:
+        arms = {"a": [Stage.model_validate({**stage, **more})]}
+        return auto_row_tokens(
+            arms, {"a": [plan]}, store, TrainerConfig(row_tokens="auto", num_workers=1), False, longest, catalogue if more else None
+        )
+
+    assert (chosen(), chosen(passages={"document": 0.5}), chosen(teach={"on": "questions"})) == (4096,) * 3
+    assert chosen(teach={"on": "documents"}) == 6000 and chosen(5000, teach={"on": "documents"}) == 5000
+
+
+def test_a_further_model_with_fewer_positions_is_refused() -> None:
+    catalogue = declared_catalogue({"train_documents": 2})
+    store: Any = SimpleNamespace(item_lengths=np.array([100, 3000]))
+    refuse_longer_items(store, catalogue, 3000, 4096, "teacher")
+    refuse_longer_items(store, catalogue, 2048, 2048, "teacher")  # documents are split at 2,048 for all
+    with pytest.raises(UserError, match=r"models.teacher: its positions hold 2048 tokens, and train_documents/1 has 3000 \(so 1 items\)"):
+        refuse_longer_items(store, catalogue, 2048, 4096, "teacher")
 
 
 def test_rows_as_long_as_they_stay_full(capsys: pytest.CaptureFixture[str]) -> None:
