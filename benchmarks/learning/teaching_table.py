@@ -3,6 +3,7 @@
 experiments/teaching_table.yaml with several seeds: standard and PIT++ and what came since (text in many forms, a teacher that has the document in view,
 replay, an anchor), alone and together, at equal training tokens. Trains in one process (`--no-ray`); what is trained already is not trained again, and the
 result is written after every seed, so that the command goes on where it was stopped.
+Replay EM is of questions that no arm trains again, so it says what was kept and not what was practised.
 Goal: an arm ≥ 10 points above PIT++ closed, or none below it by more than its interval with replay EM ≥ 90; the best in other wordings ≥ 50.
 Intervals resample seeds, then documents. Writes benchmarks/results/teaching_table.json.
 """
@@ -17,21 +18,31 @@ from benchmarks.pit_effect import points, run_seed
 from benchmarks.wordings import estimate, in_wordings
 
 from benchmarks.result_file import write_result_file
+from console import RunError
+from data.curriculum.catalogue import catalogue_of
+from data.curriculum.plan import load_plan
+from data.load import load_corpus
 from evaluation.report.seeds import across_seeds
 from evaluation.score_files import newest_score, trained_arms
+from experiment import load_experiment
 
 EXPERIMENT = "experiments/teaching_table.yaml"
 AGAINST = "pit_plus_plus"
+EXAMINED, EQUAL = 1000, 1.01
+"""Replay questions that the exam asks; tokens of the arm that trains most by those of the one that trains least."""
 GOALS = {"points over PIT++": 10.0, "replay EM": 90.0, "other wordings": 50.0}
 Table = dict[str, dict[str, Any]]
 
 
 def figures_of(folders: Sequence[Path]) -> dict[str, Any]:
     """By arm: cost, EM of test, replay and train closed, of test with its document in view, in other wordings; and paired differences from PIT++."""
+    cost = _cost(folders)
+    refuse_unequal(cost)
     arms = [name for name in json.loads((folders[0] / "arms.json").read_text())["arms"] if name not in ("base", AGAINST)]
     pairs = [(name, AGAINST) for name in arms]
+    practised = {folder: practised_again(folder, seed) for seed, folder in enumerate(folders)}
     closed = across_seeds(folders, pairs)
-    replay = across_seeds(folders, pairs, set_name="replay")
+    replay = across_seeds(folders, pairs, set_name="replay", without=practised)
     looks = {
         "closed": closed, "replay": replay, "train": across_seeds(folders, [], set_name="train"), "open": across_seeds(folders, [], mode="open"),
     }  # fmt: skip
@@ -43,11 +54,32 @@ def figures_of(folders: Sequence[Path]) -> dict[str, Any]:
         em[name]["other wordings"] = value
     return {
         "seeds": closed["seeds"],
-        "cost": _cost(folders),
+        "replay_questions": [EXAMINED - len(practised[folder]) for folder in folders],
+        "cost": cost,
         "em": em,
         "closed, against PIT++": {name: points(closed["differences"][name][AGAINST]) for name in arms},
         "replay, against PIT++": {name: points(replay["differences"][name][AGAINST]) for name in arms},
     }
+
+
+def practised_again(folder: Path, seed: int) -> set[str]:
+    """Ids of the replay questions that a stage of any arm trains after the base: scores on them would say what was practised, not what was kept."""
+    experiment = load_experiment(EXPERIMENT, [f"seed={seed}"])
+    catalogue = catalogue_of(load_corpus(experiment.data, seed))
+    numbers = catalogue.ranges["replay_questions"]
+    arms = json.loads((folder / "arms.json").read_text())["arms"]
+    begun = set(arms["base"]["stages"])
+    keys = {key for arm in arms.values() for key in arm["stages"]} - begun
+    jobs = [json.loads((folder / "stages" / key / "manifest.json").read_text())["job"] for key in keys]
+    trained = {int(item) for job in jobs for item in load_plan(Path(job["plan_path"])).items if item in numbers}
+    return {catalogue.ids[item].partition("/")[2] for item in trained}
+
+
+def refuse_unequal(cost: dict[str, Any]) -> None:
+    """The table compares arms at equal training tokens."""
+    tokens = {name: arm["tokens"] for name, arm in cost.items() if name != "base"}
+    if max(tokens.values()) > EQUAL * min(tokens.values()):
+        raise RunError(f"arms have trained unequal numbers of tokens: {tokens}")
 
 
 def _other_wordings(folders: Sequence[Path]) -> dict[str, Any]:

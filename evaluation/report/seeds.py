@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +37,25 @@ def across_seeds(
     metric: str = "em",
     resamples: int = 4000,
     mode: str = "closed",
+    without: Mapping[Path, Container[str]] | None = None,
 ) -> dict[str, Any]:
     """Means of the arms that every run has scored, and the differences `a − b` of `pairs` (None: every arm against every other).
 
     {"seeds", "folders", "set", "mode", "metric", "resamples", "arms": {name: estimate}, "missing": {name: [folders]},
     "differences": {a: {b: estimate}}}, where an estimate is {"mean", "low", "high", "by_seed", "sd", "questions", "documents"}:
     shares in [0, 1]; `by_seed` in the order of "seeds"; `sd` between seeds (null with one). Intervals: statistics.seeded_bootstrap.
+    `without`: of each folder questions (by id) that are left out.
     Raises UserError for a run without scores, two runs of one seed, a pair that some run lacks, or arms that sat different exams.
     """
     found = {folder: _scored(folder, set_name, mode) for folder in map(Path, run_folders)}
     if not found:
         raise UserError("no run folder given")
     _refuse_other_settings({folder: settings for folder, (_, settings) in found.items()})
-    runs = {folder: scored for folder, (scored, _) in found.items()}
+    left_out = without or {}
+    runs = {
+        folder: {name: [row for row in rows if row["question_id"] not in left_out.get(folder, ())] for name, rows in scored.items()}
+        for folder, (scored, _) in found.items()
+    }
     seeds = [_seed(folder, scored) for folder, scored in runs.items()]
     if len(set(seeds)) < len(seeds):
         twice = next(seed for seed in seeds if seeds.count(seed) > 1)
