@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +128,7 @@ def _examine_experiment(experiment: Experiment, insecure: bool) -> tuple[dict[st
     sinks.check(config.sinks)
     corpus, changes = with_changes(load_corpus(experiment.data, seed), folder, experiment.base_run)
     arms = read_arms(folder, corpus.fingerprint())
-    whole, corpus = corpus, without_validation(corpus, config.validation_share, seed)
+    whole, corpus = corpus, without_validation(corpus, config.validation_share, config.validation_from(seed))
     base_exam, exam = _exams(experiment, corpus)
     exams = {arm.name: base_exam if arm.name == "base" else exam for arm in arms}
     stages = trained_stages(folder, arms) if config.stages == "all" else []
@@ -200,7 +202,7 @@ def _connected(config: ExamConfig, insecure: bool = False) -> "Iterator[EngineOp
     from evaluation.examining.examine import engine_options
 
     with connected(cpus_needed=1, gpus_needed=config.gpus or 0, insecure=insecure):
-        yield engine_options(config, gpus_here())
+        yield replace(engine_options(config, gpus_here()), threads=os.cpu_count() or 1)  # nothing trains beside it
 
 
 def _read_by(file: str, overrides: list[str]) -> Asked:

@@ -77,6 +77,8 @@ class ExamConfig(Strict):
     """Cut of the exam for trials; empty: all."""
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """This share of the documents has its test questions set aside for choosing settings by (python -m tune): no exam asks them."""
+    validation_seed: int | None = None
+    """Which documents those are; empty: the experiment's seed. A search writes its own into winner.yaml, so that its values can be tried with other seeds."""
     documents: Annotated[int, Field(ge=0)] = 500
     """So many test documents have their loss measured."""
     resamples: Annotated[int, Field(ge=100)] = 2000
@@ -98,6 +100,10 @@ class ExamConfig(Strict):
     choices: ChoicesConfig = ChoicesConfig()
     conversation: ConversationConfig = ConversationConfig()
     sinks: SinksConfig = SinksConfig()
+
+    def validation_from(self, seed: int) -> int:
+        """The seed that chooses the documents that are set aside; `seed`: the experiment's."""
+        return seed if self.validation_seed is None else self.validation_seed
 
     def without(self, look: str) -> "ExamConfig":
         """The same exam but for one of its harder looks."""

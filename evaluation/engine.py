@@ -223,7 +223,9 @@ class Engine:
         if by != self.by:
             self.by = by
             say(f"examined by {by}")
-        actor: Any = ray.remote(self._class).options(num_cpus=self._options.cpus, num_gpus=self._options.gpus, max_restarts=0)
+        environment = self._options.environment(self._checkpoint[0])
+        own: Any = {"runtime_env": {"env_vars": environment}} if environment else {}
+        actor: Any = ray.remote(self._class).options(num_cpus=self._options.cpus, num_gpus=self._options.gpus, max_restarts=0, **own)
         return actor.remote(*self._checkpoint, self._options)
 
     def _no_reply(self) -> str:

@@ -263,9 +263,12 @@ def _last_fragments(
     trained = FragmentWeights(apart, made.trained_shapes, world_size, fragments=together)
     merged = MergedWeights(settings.model_folder, job.stage.adapter, parent, trained)
     yield merged_fragments(merged, rank, world_size), merged
+    together.release()
     torch.distributed.barrier()  # all have read
     if rank == 0:
-        shutil.rmtree(apart)
+        shutil.rmtree(
+            apart, ignore_errors=True
+        )  # shared storage may keep what another node still has open; clear_uncommitted comes by again
 
 
 def _checkpoint(store: StageStore, job: Job, first_step: int) -> tuple[Checkpoint | None, Fragments | None]:

@@ -33,7 +33,9 @@ class Finish:
         assert experiment.search is not None
         self._experiment, self._values = experiment, values
         self.arm, self.search = arm, experiment.search
-        self.validation, self._test = split_validation(corpus, experiment.exam.validation_share, experiment.seed)
+        self.validation, self._test = split_validation(
+            corpus, experiment.exam.validation_share, experiment.exam.validation_from(experiment.seed)
+        )
         self.ledger = Ledger(experiment.folder)
         self.ended: str | None = None
         """Why the search ended before it was through."""

@@ -1,8 +1,10 @@
 """Only the best trials keep their weights."""
 
 import shutil
+from collections.abc import Set
 from pathlib import Path
 
+from evaluation.score_files import trained_arms
 from trainer.store.stages import StageStore
 from tune.config import SearchConfig
 from tune.deciding.ledger import Row, ranked
@@ -12,12 +14,13 @@ def best(search: SearchConfig, rows: list[Row]) -> list[Row]:
     return ranked(rows, search.direction)[: search.keep_best]
 
 
-def not_needed(search: SearchConfig, rows: list[Row], at_end: bool) -> list[str]:
+def not_needed(search: SearchConfig, rows: list[Row], at_end: bool, held: Set[str] = frozenset()) -> list[str]:
     """Keys of stages that no kept trial, no trial that is still to go on, and no two trials need.
 
-    What several trials share stays: the next one may begin with it. Until the search is at its end only the last stage of a trial goes.
+    What several trials share stays: the next one may begin with it; so do stages of arms that `python -m trainer` has trained in the same folder (`held`).
+    Until the search is at its end only the last stage of a trial goes.
     """
-    kept = {key for row in [*best(search, rows), *(row for row in rows if not row.finished)] for key in row.stages}
+    kept = held | {key for row in [*best(search, rows), *(row for row in rows if not row.finished)] for key in row.stages}
     users = [key for row in rows for key in row.stages]
     found: dict[str, None] = {}
     for row in rows:
@@ -28,11 +31,18 @@ def not_needed(search: SearchConfig, rows: list[Row], at_end: bool) -> list[str]
     return list(found)
 
 
+def trained_keys(folder: Path) -> set[str]:
+    """Stages of arms.json."""
+    if not (folder / "arms.json").is_file():
+        return set()
+    return {key for arm in trained_arms(folder)[0] for key in arm.entry.get("stages") or []}
+
+
 def sweep(folder: Path, search: SearchConfig, rows: list[Row], at_end: bool) -> int:
     """Removes the stages that `not_needed` names, checkpoints of stopped trials among them, but for their metrics; how many."""
     store = StageStore(folder)
     removed = 0
-    for key in not_needed(search, rows, at_end):
+    for key in not_needed(search, rows, at_end, trained_keys(folder)):
         stage = store.folder(key)
         if not stage.is_dir():
             continue

@@ -212,7 +212,7 @@ class Search:
                 self._fit(until, ends, show)
                 if self._ending:
                     return
-                for row, reason in cut(self._search, self._ledger.rows(), until) if until < 1 else ():
+                for row, reason in cut(self._search, self._ledger.rows(), until, self._task.guard_base) if until < 1 else ():
                     row.state, row.reason = "stopped", reason
                     self._ledger.write(row)
 
@@ -252,7 +252,7 @@ class Search:
         # Else relative paths of the experiment would mean a folder of Ray's to trials; Ray Tune hands this on to them.
         os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
         shutil.rmtree(storage, ignore_errors=True)  # what is known stands in the ledger; Ray's own records would only grow
-        param_space, more = tune_settings(self._search, self._experiment.seed, rows, until)
+        param_space, more = tune_settings(self._search, self._experiment.seed, rows, until, self._task.guard_base)
         resources = self._resources()
         trainable = ray.tune.with_resources(
             ray.tune.with_parameters(run_trial, task=replace(self._task, until=until), desk=self._desk),
@@ -263,7 +263,7 @@ class Search:
             param_space=param_space,
             tune_config=ray.tune.TuneConfig(
                 **more,
-                scheduler=make_scheduler(self._search, rows),
+                scheduler=make_scheduler(self._search, rows, self._task.guard_base),
                 max_concurrent_trials=self._layout.concurrent,
                 reuse_actors=True,  # a process that has imported DeepSpeed trains the next trial at once: 10 s saved each
                 trial_dirname_creator=lambda trial: trial.trial_id,

@@ -5,6 +5,7 @@ trial and has its imports already.
 """
 
 import fcntl
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from trainer.drive import Group, begin_alone, rows_without_ray, with_models
 from trainer.jobs.prepare import Job
 from trainer.jobs.worker_settings import WorkerSettings
 from trainer.run import Prepared
-from trainer.store.checkpoint import checkpoints
+from trainer.store.checkpoint import checkpoints, first_bad_file, set_aside
 from trainer.store.stages import StageStore
 from trainer.watch.heartbeat import stop_file
 from trainer.watch.supervise import StopRequest, resume_points, supervise
@@ -147,6 +148,9 @@ class Training:
 
         weights = paused_weights(self._paused, job.key, step)
         saved = next((c.folder for c in checkpoints(self._store.folder(job.key)) if c.step == step), None)
+        if weights is None and saved and first_bad_file(saved, json.loads((saved / "manifest.json").read_text())["files"]):
+            set_aside(saved)
+            saved = None
         if weights is None and saved:
             forget_paused(self._paused)
             weights = export_checkpoint(saved, self.settings, self._paused)

@@ -10,6 +10,7 @@ from typing import Any
 
 from console import RunError, StoppedByRequest
 from data.ground.contents import MEMORY, model_contents
+from data.rows.framing import template_of
 from data.wording.templates import exam_template
 from evaluation.report.sound import made_sound
 from experiment import Experiment
@@ -94,7 +95,7 @@ def run_base(task: Task, desk: Any) -> dict[str, Any]:
         hf, weights = _weights_of(Path(task.folder), jobs[-1])
     else:
         hf, weights = prepared.model_folder, model_contents(Path(prepared.model_folder), Path(task.folder) / MEMORY)
-    template = exam_template([job.stage for job in jobs])
+    template = exam_template([job.stage for job in jobs], template_of(Path(prepared.model_folder)))
     found = _examined(desk, BASE, hf, weights, template)
     inside = Path(hf).is_relative_to(task.folder)  # without its place, so that the folder can be moved
     told = {**found, "hf": str(Path(hf).relative_to(task.folder)) if inside else hf, "weights": weights, "template": template}
@@ -114,14 +115,17 @@ class _Trial:
         jobs = _jobs(self._prepared, self._task.arm)
         own = jobs[len(_jobs(self._prepared, BASE)) :]
         stopping = self._task.search.stopping
-        self._row.stages, self._row.template = [job.key for job in own], exam_template([job.stage for job in jobs])
+        self._row.stages, self._row.template = (
+            [job.key for job in own],
+            exam_template([job.stage for job in jobs], template_of(Path(self._prepared.model_folder))),
+        )
         self._ledger.write(self._row)
         self._training = _training(self._task, self._place, experiment, self._prepared)
         for point in points([job.num_steps for job in own], stopping.rungs, stopping.over):
-            rung = next((rung for rung in self._row.rungs if math.isclose(rung.share, point.share)), None)
-            if rung is None:
-                rung = self._look(jobs, own, point)
-            if rung is not None:
+            known = next((rung for rung in self._row.rungs if math.isclose(rung.share, point.share)), None)
+            if known and point.share < 1:  # the scheduler has been told (make_scheduler); told again, it would judge again
+                continue
+            if rung := known or self._look(jobs, own, point):
                 self._tell(rung, report)
             if point.share >= self._task.until:
                 break
@@ -162,7 +166,7 @@ class _Trial:
         refused = breaks_guard(self._task.search, rung.guard, self._task.guard_base)
         if not any(math.isclose(known.share, rung.share) for known in self._row.rungs):
             self._row.rungs.append(rung)
-        if rung.share == self._task.until < 1:
+        if self._task.until <= rung.share < 1:  # a short schedule may have no rung at `until` itself
             self._row.state = "paused"
         if rung.share == 1:
             self._row.state, self._row.reason = ("refused", refused) if refused else ("done", "")

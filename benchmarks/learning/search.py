@@ -10,6 +10,7 @@ Goal: regret ≤ 2 points in ≥ 90 % of the replays with ≤ 40 % of the grid's
 """
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -120,8 +121,9 @@ def read_curves(folder: Path, seed: int) -> Curves:
         looks = []
         for share in shares:
             name = row.id if share == 1 else f"{row.id}-at-{100 * share:g}"
-            (path,) = [p for p in (folder / "search" / "scores").glob(f"{name}-*.json") if len(p.stem) == len(name) + 17]
-            score = read_score(path.with_suffix(""))
+            keyed = re.compile(rf"({re.escape(name)}-[0-9a-f]{{16}})(\..+)?\.json")  # behind the key stand dtype and engine
+            (stem,) = {found[1] for path in (folder / "search" / "scores").glob(f"{name}-*.json") if (found := keyed.fullmatch(path.name))}
+            score = read_score(folder / "search" / "scores" / stem)
             assert score is not None
             answers = closed(score.rows, "test")
             documents = documents or list(dict.fromkeys(a["doc_id"] for a in answers))

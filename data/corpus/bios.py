@@ -135,13 +135,14 @@ def _as_choice(question: Question, options: int, values: int, seed: int) -> Choi
 
 def _move(part: Part, config: Bios, seed: int) -> None:
     """Gives the first `config.moved` people of a population another city, in their biography and in its question."""
-    for n in range(min(config.moved, len(part.documents))):
-        document = part.documents[n]
-        at = next(i for i, question in enumerate(part.questions) if question.id == f"{document.id}-city")
-        old = part.questions[at].answers[0]
+    cities = [at for at, question in enumerate(part.questions) if question.id.endswith("-city")]
+    for at in cities[: config.moved]:
+        person, old = part.questions[at].doc_id, part.questions[at].answers[0]
         others = [city for city in _VALUES["city"].split()[: config.values] if city != old]
-        new = random.Random(f"moved {seed} {document.id}").choice(others)
-        part.documents[n] = replace(document, text=document.text.replace(f" {old}.", f" {new}."))
+        new = random.Random(f"moved {seed} {person}").choice(others)
+        for n, document in enumerate(part.documents):  # every copy and form
+            if document.id == person or document.id.startswith(f"{person}-"):
+                part.documents[n] = replace(document, text=re.sub(rf"\b{re.escape(old)}\b", new, document.text))
         part.questions[at] = replace(part.questions[at], answers=(new,))
 
 

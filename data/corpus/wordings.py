@@ -30,8 +30,19 @@ def with_wordings(corpus: Corpus, path: Path) -> Corpus:
             f"data.wordings: {path}: none of its questions is one of the experiment's; write it anew with python -m data wordings"
         )
     parts = {split: _worded(part, {q: wordings for q, (_, wordings) in known.items()}) for split, part in corpus.parts.items()}
+    asked = {normalise(question.question) for question in parts.get("test", Part()).questions}
+    parts = {split: part if split == "test" else _without_exam(part, asked, intake) for split, part in parts.items()}
     parts["test"] = _held_out(parts.get("test", Part()), (part for split, part in parts.items() if split != "test"), intake)
     return replace(corpus, parts=parts, intakes=[*corpus.intakes, intake])
+
+
+def _without_exam(part: Part, asked: set[str], intake: Intake) -> Part:
+    """Wordings to train that the exam asks are left out: they would be its questions, whatever data.overlap allows."""
+    kept = [replace(q, wordings=tuple(w for w in q.wordings if normalise(w) not in asked)) for q in part.questions]
+    if lost := sum(len(q.wordings) for q in part.questions) - sum(len(q.wordings) for q in kept):
+        told = "trained wordings that the exam asks: left out"
+        intake.notes[told] = intake.notes.get(told, 0) + lost
+    return replace(part, questions=kept)
 
 
 def trained_words(parts: Iterable[Part]) -> set[str]:

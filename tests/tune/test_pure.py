@@ -187,6 +187,32 @@ def test_asha_compares_at_shares_and_remembers_after_a_restart() -> None:
     assert isinstance(make_scheduler(search(stopping={"scheduler": "none"}), past), FIFOScheduler)
 
 
+def test_a_rung_is_reached_whatever_its_last_bit() -> None:
+    """0.15 · 3 is 0.44999999999999996: the schedule's own second rung, where trials are compared."""
+    config = search(stopping={"first_rung": 0.15, "reduction": 3})
+    share = config.stopping.rungs[1]
+    scheduler = make_scheduler(config, [row(1, 0.8, 0.8, shares=(0.15, share)), row(2, 0.7, 0.7, shares=(0.15, share))])
+    trial: Any = SimpleNamespace(trial_id="new")
+    scheduler.on_trial_add(None, trial)
+    assert scheduler.on_trial_result(None, trial, {"progress": 100 * share, "objective": 0.1}) == TrialScheduler.STOP
+
+
+def test_who_breaks_the_guard_at_a_rung_is_behind_the_others() -> None:
+    """Two score more and have forgotten 20 points, where 3 are allowed: they would be refused at their end, and the others stopped for them."""
+    config = search(stopping={"scheduler": "halving", "first_rung": 0.5, "reduction": 2}, guard={"set": "replay", "most_points": 3})
+    rows = [row(n, score, state="paused") for n, score in ((1, 0.6), (2, 0.6), (3, 0.5), (4, 0.4))]
+    for one, guard in zip(rows, (0.7, 0.7, 0.9, 0.9), strict=True):
+        one.rungs[0].guard = guard
+    assert sorted(r.values["dials.epochs_documents"] for r, _ in cut(config, rows, 0.5, 0.9)) == [1, 2]
+    assert sorted(r.values["dials.epochs_documents"] for r, _ in cut(config, rows, 0.5)) == [3, 4]  # the twin: no base to compare with
+    asha = search(stopping={"first_rung": 0.5, "reduction": 2}, guard={"set": "replay", "most_points": 3})
+    trial: Any = SimpleNamespace(trial_id="new")
+    for base, told in ((0.9, TrialScheduler.CONTINUE), (None, TrialScheduler.STOP)):
+        scheduler = make_scheduler(asha, rows[:2], base)
+        scheduler.on_trial_add(None, trial)
+        assert scheduler.on_trial_result(None, trial, {"progress": 50.0, "objective": 0.5}) == told
+
+
 def test_halving_cuts_once_and_the_same_again() -> None:
     config = search(stopping={"scheduler": "halving", "first_rung": 0.5, "reduction": 2})
     rows = [row(n, score, state="paused") for n, score in ((1, 0.1), (2, 0.4), (3, 0.3), (4, 0.2))]
@@ -235,6 +261,7 @@ def test_only_the_best_and_what_several_share_keep_their_weights() -> None:
     assert not_needed(search(), rows, at_end=False) == ["a", "c"]
     assert not_needed(search(), rows, at_end=True) == ["mine1", "a", "mine3", "c"]
     assert not_needed(search(keep_best=2), rows, at_end=False) == ["c"]
+    assert not_needed(search(), rows, at_end=True, held={"mine1", "a"}) == ["mine3", "c"], "arms of python -m trainer keep theirs"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tune.deciding.ledger import Row, Rung
 from tune.deciding.space import crossings, trial_id
 from tune.report.page import page
 from tune.report.render import findings, markdown, summary
-from tune.report.report import build_report, common_share, surface
+from tune.report.report import build_report, common_share, importances, surface
 from tune.report.winner import write_winner
 
 FILE = ROOT / "experiments" / "bios_cpu_search.yaml"
@@ -107,6 +107,17 @@ def test_what_mattered_and_the_signals() -> None:
     assert report["signals"]["grad_norm"]["agreement"] == pytest.approx(1) and report["signals"]["early_loss"]["winner_stopped"] > 0.3
 
 
+def test_rows_of_a_space_that_has_changed_are_left_out() -> None:
+    """A grid may be given other values between two starts; its old trials stay in the table."""
+    experiment = load_experiment(
+        FILE, [f"search.space={{{EPOCHS}: {{grid: [15, 30, 60, 90]}}, {RATE}: {{grid: [5.0e-4, 1.0e-3, 2.0e-3]}}}}"]
+    )
+    assert experiment.search
+    kept = [row for row in rows() if row.values[RATE] in (5e-4, 1e-3, 2e-3)]
+    assert len(kept) < len(rows())
+    assert importances(experiment.search, rows()) == importances(experiment.search, kept) != {}
+
+
 def test_page_and_markdown_show_every_trial_and_a_picture() -> None:
     trials = rows()
     trials[3].state, trials[3].reason = "failed", "the loss explodes: <b>9</b> | lower the rate"
@@ -130,6 +141,9 @@ def test_the_winners_file_is_an_experiment(tmp_path: Path) -> None:
     path = write_winner(tmp_path, values, "pit", experiment.search, best)
     winner = load_experiment(path)
     assert winner.search is None and winner.name == experiment.name and winner.exam.validation_share == 0.5
+    assert winner.exam.validation_from(7) == experiment.seed != load_experiment(FILE).exam.validation_from(7), (
+        "another seed asks none of those that chose"
+    )
     assert (winner.stages("pit")[-1].rate, winner.stages("pit")[-1].epochs) == (best.values[RATE], best.values[EPOCHS])
     assert winner.stages("base") == experiment.stages("base") and winner.trainer == experiment.trainer
     assert path.read_text().startswith(f"# Trial {best.id} of the search bios-cpu-search") and yaml.safe_load(path.read_text())["arms"]

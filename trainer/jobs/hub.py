@@ -1,6 +1,7 @@
 """Models of the hub, fetched beside the run: no pickles, no code."""
 
 from pathlib import Path
+from urllib.parse import quote
 
 from console import UserError, say
 from trainer.config import ModelConfig
@@ -8,6 +9,13 @@ from trainer.config import ModelConfig
 _WEIGHTS = ("*.safetensors",)
 _REST = ("*.json", "*.model", "*.txt", "*.jinja")
 _NOT = ("consolidated*", "original/*")
+
+
+def hub_folder(run_folder: Path, model: ModelConfig) -> Path:
+    """Where a model of the hub lies beside the run: each revision apart."""
+    assert model.name is not None
+    revision = f"@{quote(model.revision, safe='')}" if model.revision else ""
+    return run_folder / "hub" / f"{model.name.replace('/', '--')}{revision}"
 
 
 def fetch_model(model: ModelConfig, target: Path, weights: bool = True) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from data.curriculum.catalogue import Catalogue, digest_records
 from trainer.config import ModelConfig
-from trainer.jobs.hub import fetch_model
+from trainer.jobs.hub import fetch_model, hub_folder
 from trainer.store.stages import write_json
 
 
@@ -16,7 +16,7 @@ def describe_model(folder: Path, model: ModelConfig) -> Path | None:
         return None
     if Path(model.name).is_dir():
         return Path(model.name)
-    return Path(fetch_model(model, folder / "hub" / model.name.replace("/", "--"), weights=False))
+    return Path(fetch_model(model, hub_folder(folder, model), weights=False))
 
 
 def resolve_model(folder: Path, model: ModelConfig, catalogue: Catalogue, seed: int) -> str:
@@ -24,7 +24,7 @@ def resolve_model(folder: Path, model: ModelConfig, catalogue: Catalogue, seed: 
     if model.name:
         place = Path(model.name)
         if not place.is_dir():
-            place = Path(fetch_model(model, folder / "hub" / model.name.replace("/", "--")))  # beside the run, where every node can read it
+            place = Path(fetch_model(model, hub_folder(folder, model)))  # beside the run, where every node can read it
         if model.resize_embeddings:
             from trainer.network.resize import resized
 

@@ -10,7 +10,7 @@ from data.tokens import load_tokenizer
 from data.wording.begins import start_ids
 from trainer.config import ModelConfig
 from trainer.jobs.begun import begun_as
-from trainer.jobs.hub import fetch_model
+from trainer.jobs.hub import fetch_model, hub_folder
 from trainer.jobs.prepare import Start, initial_identity
 from trainer.jobs.text_model import TEXT_MODELS, text_folder
 from trainer.network.model_check import check_model_folder
@@ -24,7 +24,7 @@ def find_models(folder: Path, models: dict[str, ModelConfig], model_folder: str,
     for name, model in models.items():
         assert model.name is not None  # Experiment has refused tiny ones
         try:
-            place = model.name if Path(model.name).is_dir() else fetch_model(model, folder / "hub" / model.name.replace("/", "--"))
+            place = model.name if Path(model.name).is_dir() else fetch_model(model, hub_folder(folder, model))
             check_model_folder(Path(place))
             text = begun_as(text_folder(Path(place), folder / TEXT_MODELS), folder / "models-begun" / name, model.bos)
             _check_tokens(model_folder, str(text))

@@ -134,7 +134,10 @@ def _with_residual(
     run_folder: Path, merge: Merge, of: Ingredient, instruct: Ingredient, base: Ingredient, out: Path, seed: int
 ) -> dict[str, Any]:
     assert isinstance(merge.scale, float | int)
-    place = run_folder / "residuals" / fingerprint([MERGE_FORMAT, instruct.identity, base.identity])[:16]
+    # It holds the instruct model's tokenizer and chat template too, which the result gets.
+    place = (
+        run_folder / "residuals" / fingerprint([MERGE_FORMAT, instruct.identity, base.identity, instruct.described, base.described])[:16]
+    )
     there = (place / "manifest.json").is_file()
     residual = open_residual(place) if there else make_residual(_open(instruct), _open(base), place)
     keep = Kept(merge.kept, merge.mask) if merge.method == "donor" else ALL

@@ -101,7 +101,7 @@ def run_stage(
         next_step += 1
         if guard:
             guard.finished(step, step_s, loss, finite)
-            if stops or (saves and next_step < num_steps):
+            if (stops or saves) and next_step < num_steps:  # after the last step the stage is committed, which no stop is worth losing
                 guard.save(next_step, totals(), stop=stops > 0)
             guard.waiting(next_step)
     assert next_step == num_steps, f"the stream ended after {next_step} of {num_steps} steps"

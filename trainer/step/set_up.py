@@ -59,7 +59,8 @@ def make_engine(
     `fragments`: the checkpoint's, as all ranks have opened them together.
     """
     config = text_config(Path(settings.model_folder))
-    trainer, adapter = as_run(settings.trainer, settings.precision), job.stage.adapter
+    adapter = job.stage.adapter
+    trainer = as_run(settings.trainer, settings.precision, adapter is not None)
     attention = attention_for(config, trainer.attention, device, settings.precision)
     no_cudnn()
     check_switches(trainer, device, settings.precision, bool(adapter))

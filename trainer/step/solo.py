@@ -157,19 +157,24 @@ def _adding_to(total: Tensor) -> Callable[[Tensor], None]:
     return add
 
 
-def as_run(config: TrainerConfig, precision: Precision) -> TrainerConfig:
-    """The settings of the engine that is fastest here: of one process nothing is sharded, whatever ZeRO stage is asked for."""
-    return config.model_copy(update={"zero_stage": 0 if precision == "fp32" else 1}) if _solo(config) else config
+def as_run(config: TrainerConfig, precision: Precision, adapter: bool = False) -> TrainerConfig:
+    """The settings of the engine that is fastest here: of one process nothing is sharded, whatever ZeRO stage is asked for.
+
+    But ZeRO-3 of an `adapter` in bf16 stays: it builds the frozen network in bf16, where others build it in fp32 first, which may not fit.
+    """
+    if not _alone(config) or (adapter and precision == "bf16" and config.zero_stage == 3):
+        return config
+    return config.model_copy(update={"zero_stage": 0 if precision == "fp32" else 1})
 
 
 def engine_of(
     module: torch.nn.Module, config: TrainerConfig, precision: Precision, device: torch.device, saves_frozen: bool = True
 ) -> DeepSpeedEngine:
     """An engine for settings that `as_run` gave."""
-    if _solo(config):
+    if _alone(config) and config.zero_stage < 3:
         return (SoloEngine if precision == "fp32" else MastersEngine)(module, config, device, saves_frozen)
     return DeepSpeedEngine(module, config, precision, device, saves_frozen)
 
 
-def _solo(config: TrainerConfig) -> bool:
+def _alone(config: TrainerConfig) -> bool:
     return torch.distributed.get_world_size() == 1 and not config.offload_optimizer

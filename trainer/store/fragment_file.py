@@ -77,17 +77,21 @@ class FragmentBuffer:
         data = self._values.numpy().view(np.uint8).data
         started = time.perf_counter()
         hit("fragment.before_data")
-        with draft.open("wb") as file:
-            for part in (memoryview(self._header), data):
-                for start in range(0, len(part), _CHUNK):
-                    chunk = part[start : start + _CHUNK]
-                    file.write(chunk)
-                    digest.update(chunk)
-                    size += len(chunk)
-                hit("fragment.mid_file")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        try:
+            with draft.open("wb") as file:
+                for part in (memoryview(self._header), data):
+                    for start in range(0, len(part), _CHUNK):
+                        chunk = part[start : start + _CHUNK]
+                        file.write(chunk)
+                        digest.update(chunk)
+                        size += len(chunk)
+                    hit("fragment.mid_file")
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        except OSError:
+            draft.unlink(missing_ok=True)  # a full disk stays full with it
+            raise
         sync(path.parent)
         WRITING.add(size, time.perf_counter() - started)
         return {"bytes": size, "sha256": digest.hexdigest()}

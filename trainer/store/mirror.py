@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from console import say
+from console import UserError, say
 from trainer.store.checkpoint import checkpoints, first_bad_file, hold, release
 from trainer.store.mirror_place import Place
 from trainer.store.stages import StageStore, write_json
@@ -47,6 +47,7 @@ class Mirror:
     def __init__(self, uri: str, run_folder: Path) -> None:
         self._place, self._run_folder = Place(uri, run_folder.name), run_folder
         self._pushed: set[str] = set()
+        self._answers: bool | None = None
         self._told: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="mirror")
@@ -176,7 +177,7 @@ class Mirror:
         """Brings stages and checkpoints of `keys` that the run folder lacks; returns their names. Damaged copies are refused, and whose manifests are useless(…)."""
         store, fetched = StageStore(self._run_folder), []
         for key in keys:
-            if store.manifest(key) is not None:
+            if store.manifest(key) is not None or self.unreachable():
                 continue
             names = [f"stages/{key}"] if self._place.exists(f"stages/{key}/manifest.json") else self._newest_checkpoint(key)
             for name in names:
@@ -186,7 +187,24 @@ class Mirror:
 
     def holds(self, key: str) -> bool:
         """Whether the stage, or a checkpoint of it, is there."""
+        if self.unreachable():
+            return False
         return self._place.exists(f"stages/{key}/manifest.json") or bool(self._newest_checkpoint(key))
+
+    def unreachable(self) -> bool:
+        """Whether the place does not answer, asked once; said, and no reason to wait where the run folder has stages. UserError where it has none: they may lie there."""
+        if self._answers is None:
+            try:
+                self._place.exists("manifest.json")
+                self._answers = True
+            except OSError as error:
+                self._answers, why = False, str(error).splitlines()[0]
+                if not any((self._run_folder / "stages").glob("*/manifest.json")):
+                    raise UserError(
+                        f"trainer.checkpoint.mirror: it cannot be read ({why}), and this run folder has no stage yet, which may lie there; try again, or leave the mirror out"
+                    ) from None
+                say(f"mirror: it cannot be read ({why}); this run goes on with what its folder has")
+        return not self._answers
 
     def push_file(self, name: str) -> None:
         """A small file of the run folder."""
@@ -198,7 +216,7 @@ class Mirror:
 
     def fetch_file(self, name: str) -> None:
         """The same back, where the run folder lacks it."""
-        if not (self._run_folder / name).exists() and self._place.exists(name):
+        if not (self._run_folder / name).exists() and not self.unreachable() and self._place.exists(name):
             self._place.down(name, self._run_folder / name)
 
     def _newest_checkpoint(self, key: str) -> list[str]:

@@ -24,7 +24,7 @@ FINISHED: tuple[State, ...] = ("done", "stopped", "refused", "failed")
 """paused: its time was over before it was; the next start of the search goes on with it."""
 
 
-_TRAINER = ("clip", "betas", "weight_decay", "precision", "row_tokens", "long_documents")
+_TRAINER = ("clip", "betas", "weight_decay", "precision", "row_tokens", "long_documents", "adapter", "fp8")
 """Of the trainer's settings what changes a score; the number of workers may differ after a restart."""
 
 

@@ -9,7 +9,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from tune.config import Axis, SearchConfig
 from tune.deciding.ledger import Row
-from tune.deciding.objective import objective
+from tune.deciding.objective import breaks_guard, objective
 from tune.deciding.space import Values, as_params, distributions, listed_trials, suggest, trial_id
 
 _STUDY = "search"
@@ -34,8 +34,8 @@ def num_left(search: SearchConfig, seed: int, rows: list[Row]) -> int:
     return max(0, search.trials - sum(row.finished for row in rows))
 
 
-def past_study(search: SearchConfig, rows: list[Row]) -> optuna.Study:
-    """What has been tried, as Optuna sees it; trials that were under way are asked for first."""
+def past_study(search: SearchConfig, rows: list[Row], guard_base: float | None = None) -> optuna.Study:
+    """What has been tried, as Optuna sees it; trials that were under way are asked for first. `guard_base`: of the guarded set before the arm."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = "maximize" if search.direction == "max" else "minimize"
     study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), study_name=_STUDY, direction=direction)
@@ -46,14 +46,15 @@ def past_study(search: SearchConfig, rows: list[Row]) -> optuna.Study:
         elif row.state == "failed" or row.last is None:
             study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL, params=params, distributions=known))
         else:
-            value = objective(search, row.last.score["mean"], row.state == "refused")
+            refused = row.state == "refused" or breaks_guard(search, row.last.guard, guard_base) is not None
+            value = objective(search, row.last.score["mean"], refused)
             study.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=known))
     return study
 
 
-def searcher(search: SearchConfig, seed: int, rows: list[Row]) -> Any:
+def searcher(search: SearchConfig, seed: int, rows: list[Row], guard_base: float | None = None) -> Any:
     """Ray Tune's OptunaSearch with the past in it. The seed moves on with the trials: a restart must not draw its first points again."""
-    study = past_study(search, rows)
+    study = past_study(search, rows, guard_base)
     return OptunaSearch(
         space=partial(_proposal, search.space),  # no lambda: Ray Tune pickles its searcher
         metric="objective",
@@ -68,9 +69,11 @@ def _proposal(space: dict[str, Axis], trial: Any) -> dict[str, Any]:
     return {"values": suggest(space, trial)}
 
 
-def tune_settings(search: SearchConfig, seed: int, rows: list[Row], until: float) -> tuple[dict[str, Any], dict[str, Any]]:
+def tune_settings(
+    search: SearchConfig, seed: int, rows: list[Row], until: float, guard_base: float | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """(param_space, what TuneConfig needs) of the trials that are left."""
     listed = remaining(search, seed, rows, until)
     if listed is not None:
         return {"values": ray.tune.grid_search(listed)}, {}
-    return {}, {"search_alg": searcher(search, seed, rows), "num_samples": num_left(search, seed, rows)}
+    return {}, {"search_alg": searcher(search, seed, rows, guard_base), "num_samples": num_left(search, seed, rows)}

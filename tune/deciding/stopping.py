@@ -10,13 +10,16 @@ import ray.tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from tune.config import SearchConfig
-from tune.deciding.ledger import Row
-from tune.deciding.objective import objective
+from tune.deciding.ledger import Row, Rung
+from tune.deciding.objective import breaks_guard, objective
 from tune.deciding.signals import BAD_SIDE, bad_signal
 
 
-def make_scheduler(search: SearchConfig, rows: list[Row]) -> TrialScheduler:
-    """ASHA whose time is percent of a trial's schedule; what trials of an earlier start scored at its rungs is told to it."""
+def make_scheduler(search: SearchConfig, rows: list[Row], guard_base: float | None = None) -> TrialScheduler:
+    """ASHA whose time is percent of a trial's schedule; what trials of an earlier start scored at its rungs is told to it, and not by them again.
+
+    `guard_base`: of the guarded set before the arm.
+    """
     stopping = search.stopping
     if stopping.scheduler != "asha" or not stopping.rungs:
         return FIFOScheduler()
@@ -25,13 +28,15 @@ def make_scheduler(search: SearchConfig, rows: list[Row]) -> TrialScheduler:
         metric="objective",
         mode=search.direction,
         max_t=100,
-        grace_period=100 * stopping.first_rung,
+        grace_period=100
+        * stopping.first_rung
+        * (1 - 1e-9),  # its rungs are products of this: 0.15 · 3 must not be above 45 % by a last bit
         reduction_factor=stopping.reduction,
     )
     sign = 1 if search.direction == "max" else -1
     for row in rows:
         for rung in row.rungs:
-            value = objective(search, rung.score["mean"], refused=False)
+            value = objective(search, rung.score["mean"], breaks_guard(search, rung.guard, guard_base) is not None)
             # Not public: without it a restarted search would let its first trials pass every rung, having nothing to compare with.
             scheduler._brackets[0].on_result(SimpleNamespace(trial_id=row.id), 100 * rung.share, sign * value)
     return scheduler
@@ -80,11 +85,19 @@ def cap_reached(search: SearchConfig, rows: list[Row]) -> str | None:
     return None
 
 
-def cut(search: SearchConfig, rows: list[Row], share: float) -> list[tuple[Row, str]]:
-    """Successive halving at a rung that all trials have come to: those that do not go on, and why. The same answer however often asked."""
+def cut(search: SearchConfig, rows: list[Row], share: float, guard_base: float | None = None) -> list[tuple[Row, str]]:
+    """Successive halving at a rung that all trials have come to: those that do not go on, and why. The same answer however often asked.
+
+    A trial that breaks the guard by then is behind every other: it would be refused at its end.
+    """
     reached = [(row, rung) for row in rows for rung in row.rungs if math.isclose(rung.share, share)]
     sign = 1 if search.direction == "max" else -1
-    reached.sort(key=lambda pair: (-sign * pair[1].score["mean"], pair[0].started))
+
+    def place(pair: tuple[Row, Rung]) -> tuple[bool, float, float]:
+        row, rung = pair
+        return breaks_guard(search, rung.guard, guard_base) is not None, -sign * rung.score["mean"], row.started
+
+    reached.sort(key=place)
     kept = max(1, math.ceil(len(reached) / search.stopping.reduction))
     reason = f"not among the best {kept} of {len(reached)} at {100 * share:g} % of its schedule"
     return [(row, reason) for row, _ in reached[kept:] if not row.finished]

@@ -15,7 +15,7 @@ from experiment import Experiment
 from tune.config import SearchConfig
 from tune.deciding.ledger import FINISHED, Row, ranked
 from tune.deciding.signals import BAD_SIDE, measured
-from tune.deciding.space import as_params, distributions, short_names
+from tune.deciding.space import Values, as_params, distributions, short_names
 
 _ORDERS = 1000
 _MOST_LINES = 8
@@ -151,17 +151,28 @@ def importances(search: SearchConfig, rows: Sequence[Row]) -> dict[str, float]:
     Scores are those at common_share. Places under a condition are left out.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    seen = scores_at(rows, common_share(rows))
+    seen = [
+        (trial, score)
+        for row, score in scores_at(rows, common_share(rows))
+        if (trial := _as_trial(search, row.values, score["mean"])) is not None
+    ]
     if len(seen) < _FEWEST or len({score["mean"] for _, score in seen}) < 2:
         return {}
     study = optuna.create_study(direction="maximize" if search.direction == "max" else "minimize")
-    for row, score in seen:
-        params, known = as_params(search.space, row.values), distributions(search.space, row.values)
-        study.add_trial(optuna.trial.create_trial(value=score["mean"], params=params, distributions=known))
+    study.add_trials([trial for trial, _ in seen])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0))
     return {path: float(share) for path, share in found.items()}
+
+
+def _as_trial(search: SearchConfig, values: Values, mean: float) -> optuna.trial.FrozenTrial | None:
+    """None for values that the space has no more: that of a grid or of random draws may change between two starts."""
+    try:
+        params, known = as_params(search.space, values), distributions(search.space, values)
+        return optuna.trial.create_trial(value=mean, params=params, distributions=known)
+    except (KeyError, ValueError):
+        return None
 
 
 def _signals(search: SearchConfig, rows: Sequence[Row], seed: int) -> dict[str, Any]:

@@ -26,10 +26,11 @@ def write_winner(folder: Path, values: dict[str, Any], arm: str, search: SearchC
     stages are there already and `python -m trainer winner.yaml` goes straight to the full exam."""
     assert row.last
     content = changed_values(arm_alone(values, arm), row.values)
+    content["exam"] = {"validation_seed": values.get("seed", 0), **(content.get("exam") or {})}
     head = [
         f"# Trial {row.id} of the search {values['name']}: {in_words(row.values)}.",
         f"# {search.metric} on the questions to choose by: {metric_text(search, row.last.score)} {unit(search)}.",
-        "# exam.validation_share stays: those questions have chosen these values, so the exam does not ask them.",
+        "# exam.validation_share and validation_seed stay: those questions have chosen these values, so the exam does not ask them, whatever the seed.",
     ]
     path = folder / "winner.yaml"
     write_text(path, "\n".join(head) + "\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))

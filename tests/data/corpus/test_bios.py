@@ -20,6 +20,20 @@ def texts_of(corpus: Corpus, person: str) -> list[str]:
     return [d.text for d in corpus.part("train").documents if d.id == person or d.id.startswith(f"{person}-copy-")]
 
 
+def test_moved_people_move_in_every_copy() -> None:
+    plain, moved = (make_bios(Bios(replay_people=0, train_people=3, test_people=2, copies=2, moved=moved), seed=0) for moved in (0, 2))
+    for split in ("train", "test"):
+        before, after = (corpus.part(split) for corpus in (plain, moved))
+        cities = [(a, b) for a, b in zip(before.questions, after.questions, strict=True) if a.answers != b.answers]
+        assert len(cities) == 2 and all(a.id.endswith("-city") for a, _ in cities)
+        for old, new in cities:
+            texts = [
+                (a.text, b.text) for a, b in zip(before.documents, after.documents, strict=True) if f"{a.id}-".startswith(f"{old.doc_id}-")
+            ]
+            assert len(texts) >= 2
+            assert all(new.answers[0] in b and old.answers[0] not in b for a, b in texts if old.answers[0] in a)
+
+
 def test_worlds_made_before_stay() -> None:
     """Written down when "They likes" was mended; before that when there were no copies yet."""
     assert make_bios(SMALL, 3).fingerprint() == "776a32ba1947ea16bea415926081a9f158ae0327abd4c018d14cdaa13e6ba5c6"

@@ -150,6 +150,13 @@ def test_a_file_of_wordings_stands_beside_the_set(tmp_path: Path) -> None:
     assert plain.fingerprint() == corpus.fingerprint(), "records are what they were"
 
 
+def test_a_wording_that_is_an_exam_question_is_not_trained(tmp_path: Path) -> None:
+    """Whatever data.overlap allows: it compares questions, and this is one only where a stage trains several wordings."""
+    corpus = load_corpus(data_with(tmp_path, {"question": "Who was Ada?", "wordings": ["who was CY", "What was Ada?"]}), 0)
+    assert corpus.part("train").questions[0].wordings == ("What was Ada?",)
+    assert corpus.intakes[-1].notes == {"trained wordings that the exam asks: left out": 1}
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

@@ -186,6 +186,16 @@ def test_a_renamed_token_is_the_row_of_its_number() -> None:
     assert found.is_plain and "1 token ('<pad>') matched with the free row of the same number in the descendant" in found.notes[0]
 
 
+def test_what_the_descendant_has_named_in_a_free_row_keeps_its_row_and_name() -> None:
+    """A token of one's own in a reserved or padded row: the instruct model's tokenizer would not know it, and its row would be zeros."""
+    base, descendant = words("a", "b", "", rows=4), words("a", "b", "<doc>", rows=4)
+    rows, _ = rows_of_base(base, base)
+    found = match_rows(base, rows >= 0, descendant, "instruct", "d")
+    assert found.tokenizer_of == "descendant" and found.is_plain
+    with pytest.raises(UserError, match=r"it has 1 token \('<doc>'\) that the instruct model lacks, and lacks 1 token \('<pad>'\)"):
+        match_rows(words("a", "b", "", "<pad>"), rows >= 0, descendant, "instruct", "d")  # each has named another free row
+
+
 @pytest.mark.parametrize("whose", ["instruct", "descendant"])
 def test_tokens_that_both_have_grown_are_whose_is_said(whose: Any) -> None:
     base, grown = words("a"), words("a", "<u>")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from console import UserError
 from trainer.store.checkpoint import Saver, checkpoints, hold, release
 from trainer.store.mirror import GONE_S, Mirror, marker, now_file, owner, rank_file
 from trainer.store.mirror_rank import MirrorRank
@@ -176,3 +177,20 @@ def test_a_driver_that_copies_renews_its_hold(run: Path, there: Path) -> None:
     rank_file(run, 0).unlink()
     pushing.join(timeout=20)
     assert not pushing.is_alive() and not (place / "held").exists()
+
+
+def test_a_mirror_that_does_not_answer_stops_no_run_that_has_stages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said once. A run folder without any is another matter: its stages may lie there, and would be trained again."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    run = tmp_path / "run"
+    away = "s3://nowhere/there?endpoint_override=127.0.0.1:1&scheme=http"
+    with pytest.raises(UserError, match=r"mirror: it cannot be read .*this run folder has no stage yet, which may lie there"):
+        Mirror(away, run).fetch(["a1"])
+    stage(run, "a1")
+    mirror = Mirror(away, run)
+    assert mirror.fetch(["a1", "b2"]) == [] and not mirror.holds("b2")
+    mirror.fetch_file("known-as.json")
+    assert capsys.readouterr().err.count("goes on with what its folder has") == 1

@@ -81,10 +81,13 @@ def match_rows(instruct: Vocabulary, has_base: Any, descendant: Vocabulary, new_
         raise UserError(
             f"{name}: lacks {_counted(torn)} that the base has: it is no descendant of that base; give one that was trained from it"
         )
-    own = [token for token, row in descendant.row_of.items() if instruct.row_for(token, row) < 0]
-    if foreign and own:
+    own = [
+        token for token in descendant.row_of if token not in instruct.row_of
+    ]  # by name: a tokenizer that lacks one cannot be the result's
+    theirs_alone = [token for token in instruct.row_of if token not in descendant.row_of]
+    if theirs_alone and own:
         raise UserError(
-            f"{name}: it has {_counted(own)} that the instruct model lacks, and lacks {_counted(foreign)} that the instruct model has: "
+            f"{name}: it has {_counted(own)} that the instruct model lacks, and lacks {_counted(theirs_alone)} that the instruct model has: "
             "no tokenizer knows both; train the descendant with the instruct model's tokenizer"
         )
     target, partner = (descendant, instruct) if own else (instruct, descendant)
