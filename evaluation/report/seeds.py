@@ -114,32 +114,37 @@ def _scored(folder: Path, set_name: str, mode: str) -> tuple[dict[str, Rows], di
     scored = {name: rows for name, rows in scored.items() if rows}
     if not scored:
         raise UserError(f"{folder}: no arm has a score of set {set_name}; run python -m evaluation X.yaml first")
-    asked = {name: ([r["question_id"] for r in rows], _settings(found[name])) for name, rows in scored.items()}
+    asked = {name: [r["question_id"] for r in rows] for name, rows in scored.items()}
+    settings = {name: _settings(found[name]) for name in scored}
     first = next(iter(asked))
-    for name, exam in asked.items():
-        if exam != asked[first]:
+    for name, questions in asked.items():
+        if questions != asked[first] or _differing(settings[first], settings[name]):
             raise UserError(
                 f"{folder}: the newest scores of {name} and {first} are of different exams; take those of one of them out of {folder / 'scores'}, "
                 "then run python -m evaluation X.yaml"
             )
-    return scored, asked[first][1]
+    return scored, settings[first]
 
 
-def _settings(score: Score | None) -> Any:
+def _settings(score: Score | None) -> dict[str, Any]:
     """Of a score what must be equal between those taken together; scores of before 2026-11-29 do not say."""
     about = score.about if score else {}
     return {**about.get("exam", {}), "dtype": about.get("dtype")}
 
 
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    """Of what both say."""
+    return {name for name in one.keys() & other.keys() if one[name] != other[name]}
+
+
 def _refuse_other_settings(of: dict[Path, dict[str, Any]]) -> None:
     first, *others = of
     for folder in others:
-        for name in of[first].keys() & of[folder].keys() - {"asked"}:  # seeds may choose other questions
-            if of[first][name] != of[folder][name]:
-                raise UserError(
-                    f"{folder}: its newest scores and those of {first} differ in exam.{name} ({of[folder][name]} and {of[first][name]}), so they cannot be "
-                    "taken together; run python -m evaluation X.yaml alike, or take the newer scores out"
-                )
+        for name in _differing(of[first], of[folder]) - {"asked"}:  # seeds may choose other questions
+            raise UserError(
+                f"{folder}: its newest scores and those of {first} differ in exam.{name} ({of[folder][name]} and {of[first][name]}), so they cannot be "
+                "taken together; run python -m evaluation X.yaml alike, or take the newer scores out"
+            )
 
 
 def _seed(folder: Path, scored: dict[str, Rows]) -> int:

@@ -80,6 +80,14 @@ def test_scores_of_other_exams_are_not_taken_together(runs: list[Path], tmp_path
         across_seeds(runs)
 
 
+def test_scores_that_do_not_say_their_settings_go_with_those_that_do(runs: list[Path]) -> None:
+    """Of a run that an earlier version examined, one arm was examined again."""
+    write_run(runs[0], 0, {"standard": {0, 2}, "pit": {0, 1, 2, 3}}, exam="again", answer_tokens=24)
+    for path in (runs[0] / "scores").glob("standard-*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "exam": {}}))
+    assert across_seeds(runs)["arms"]["standard"]["by_seed"] == [0.5, 0]
+
+
 def test_every_arm_against_every_other_by_default(runs: list[Path]) -> None:
     found = across_seeds(runs, metric="recall", set_name="train")
     assert {a: list(of) for a, of in found["differences"].items()} == {"standard": ["pit"], "pit": ["standard"]}
