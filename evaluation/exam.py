@@ -51,8 +51,8 @@ class Exam:
     long_context: Literal["cut", "refuse"] = "cut"
     numbers: Numbers = "squad"
     reading: Reading | None = None
-    limits: tuple[int | None, ...] = ()
-    """exam.test_questions, train_questions, replay_questions; what was chosen counts in the fingerprint."""
+    limits: Mapping[str, int | None] = field(default_factory=dict)
+    """exam.test_questions and its kin; in the fingerprint is what was chosen."""
 
     def fingerprint(self, template: str = "pit") -> str:
         """A hash of everything that decides what is asked and how; `template`: the wording that the arm was trained in."""
@@ -77,8 +77,7 @@ class Exam:
     def settings(self) -> dict[str, Any]:
         """What scores have in common that are taken together: `asked` within a run, all else over seeds as well."""
         alone = replace(self.closed(), documents=[]).fingerprint()
-        limits = dict(zip(("test", "train", "replay"), self.limits, strict=False))
-        return {"asked": alone, "answer_tokens": self.answer_tokens, "numbers": self.numbers, "questions": limits}
+        return {"asked": alone, "answer_tokens": self.answer_tokens, "numbers": self.numbers, **self.limits}
 
     def needs_retrieval(self) -> bool:
         return any(mode.startswith("retrieval") for mode in self.modes)
@@ -139,7 +138,7 @@ def build_exam(
         config.long_context,
         config.numbers,
         Reading(config.reading.lead, _solved_readings(corpus, config.reading.shots, seed)),
-        (config.test_questions, config.train_questions, config.replay_questions),
+        config.model_dump(include={"test_questions", "train_questions", "replay_questions"}),
     )
 
 

@@ -85,8 +85,8 @@ class Generator:
             own = logs.gather(-1, new[..., None])[..., 0]
             for row, n in enumerate(members):
                 tokens = new[row].tolist()
-                end = next((n for n, token in enumerate(tokens) if token in ends), None)
-                ended, tokens = end is not None, tokens[: None if end is None else end + 1]
+                end = next((place for place, token in enumerate(tokens) if token in ends), None)
+                ended, tokens = end is not None, tokens if end is None else tokens[: end + 1]
                 answers[n] = {
                     "token_ids": tokens,
                     "text": self._text_of(tokens),

@@ -153,8 +153,9 @@ def prepare(
         else auto_row_tokens(arms, plans, store, trainer, has_gpu, longest, catalogue if beside else None)
     )
     found = find_models(folder, models or {}, model_folder, seed, store.sha256)
-    for name, start in found.items():
-        refuse_longer_items(store, catalogue, min(longest, positions(Path(start.folder))), longest, name)
+    hold = {name: min(longest, positions(Path(start.folder))) for name, start in found.items()}
+    for name, holds in hold.items():
+        refuse_longer_items(store, catalogue, holds, longest, name)
     own = {arm: found[name] for arm, name in (starts or {}).items()}
     for arm, folder_of_arm in own.items():
         check_stages({arm: arms[arm]}, folder_of_arm.folder, trainer)
@@ -167,7 +168,7 @@ def prepare(
         begun = {w: Encoder(tokenizer, w) for w in map(wording_of, beside)}
         beginnings = {(w, kind): begun[w].starts(kind) for w in begun for kind in catalogue.ranges}
         teachers = {name: (start.folder, start.identity.now) for name, start in found.items()}
-        readable = min([longest, capacity, *(positions(Path(start.folder)) for start in found.values())])
+        readable = min([longest, capacity, *hold.values()])
         teaching = Teaching(folder / "teachers", tokens_folder, catalogue, beginnings, teachers, readable, encoder)
     jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own, names, teaching)
     names.save()

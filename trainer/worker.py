@@ -266,9 +266,8 @@ def _last_fragments(
     together.release()
     torch.distributed.barrier()  # all have read
     if rank == 0:
-        shutil.rmtree(
-            apart, ignore_errors=True
-        )  # shared storage may keep what another node still has open; clear_uncommitted comes by again
+        # Shared storage may keep what another node still has open; clear_uncommitted comes by again.
+        shutil.rmtree(apart, ignore_errors=True)
 
 
 def _checkpoint(store: StageStore, job: Job, first_step: int) -> tuple[Checkpoint | None, Fragments | None]:

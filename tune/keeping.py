@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Set
 from pathlib import Path
 
-from evaluation.score_files import trained_arms
+from trainer.jobs.retention import trained_keys
 from trainer.store.stages import StageStore
 from tune.config import SearchConfig
 from tune.deciding.ledger import Row, ranked
@@ -29,13 +29,6 @@ def not_needed(search: SearchConfig, rows: list[Row], at_end: bool, held: Set[st
                 if key not in kept and users.count(key) == 1:
                     found[key] = None
     return list(found)
-
-
-def trained_keys(folder: Path) -> set[str]:
-    """Stages of arms.json."""
-    if not (folder / "arms.json").is_file():
-        return set()
-    return {key for arm in trained_arms(folder)[0] for key in arm.entry.get("stages") or []}
 
 
 def sweep(folder: Path, search: SearchConfig, rows: list[Row], at_end: bool) -> int:

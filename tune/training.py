@@ -5,7 +5,6 @@ trial and has its imports already.
 """
 
 import fcntl
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -147,13 +146,13 @@ class Training:
         from trainer.export.paused import forget_paused, paused_weights
 
         weights = paused_weights(self._paused, job.key, step)
-        saved = next((c.folder for c in checkpoints(self._store.folder(job.key)) if c.step == step), None)
-        if weights is None and saved and first_bad_file(saved, json.loads((saved / "manifest.json").read_text())["files"]):
-            set_aside(saved)
-            saved = None
+        saved = next((c for c in checkpoints(self._store.folder(job.key)) if c.step == step), None)
         if weights is None and saved:
-            forget_paused(self._paused)
-            weights = export_checkpoint(saved, self.settings, self._paused)
+            if first_bad_file(saved.folder, saved.manifest["files"]):
+                set_aside(saved.folder)
+            else:
+                forget_paused(self._paused)
+                weights = export_checkpoint(saved.folder, self.settings, self._paused)
         try:
             yield (str(self._paused), weights) if weights else None
         finally:

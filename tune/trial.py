@@ -115,10 +115,8 @@ class _Trial:
         jobs = _jobs(self._prepared, self._task.arm)
         own = jobs[len(_jobs(self._prepared, BASE)) :]
         stopping = self._task.search.stopping
-        self._row.stages, self._row.template = (
-            [job.key for job in own],
-            exam_template([job.stage for job in jobs], template_of(Path(self._prepared.model_folder))),
-        )
+        self._row.stages = [job.key for job in own]
+        self._row.template = exam_template([job.stage for job in jobs], template_of(Path(self._prepared.model_folder)))
         self._ledger.write(self._row)
         self._training = _training(self._task, self._place, experiment, self._prepared)
         for point in points([job.num_steps for job in own], stopping.rungs, stopping.over):

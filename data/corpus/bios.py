@@ -140,7 +140,7 @@ def _move(part: Part, config: Bios, seed: int) -> None:
         person, old = part.questions[at].doc_id, part.questions[at].answers[0]
         others = [city for city in _VALUES["city"].split()[: config.values] if city != old]
         new = random.Random(f"moved {seed} {person}").choice(others)
-        for n, document in enumerate(part.documents):  # every copy and form
+        for n, document in enumerate(part.documents):  # every copy
             if document.id == person or document.id.startswith(f"{person}-"):
                 part.documents[n] = replace(document, text=re.sub(rf"\b{re.escape(old)}\b", new, document.text))
         part.questions[at] = replace(part.questions[at], answers=(new,))

@@ -30,19 +30,13 @@ def with_wordings(corpus: Corpus, path: Path) -> Corpus:
             f"data.wordings: {path}: none of its questions is one of the experiment's; write it anew with python -m data wordings"
         )
     parts = {split: _worded(part, {q: wordings for q, (_, wordings) in known.items()}) for split, part in corpus.parts.items()}
-    asked = {normalise(question.question) for question in parts.get("test", Part()).questions}
-    parts = {split: part if split == "test" else _without_exam(part, asked, intake) for split, part in parts.items()}
-    parts["test"] = _held_out(parts.get("test", Part()), (part for split, part in parts.items() if split != "test"), intake)
+    test = parts.pop("test", Part())
+    asked = {
+        normalise(question.question) for question in test.questions
+    }  # trained, they would be its questions, whatever data.overlap allows
+    parts = {split: _without(part, asked, "trained wordings that the exam asks: left out", intake) for split, part in parts.items()}
+    parts["test"] = _without(test, trained_words(parts.values()), "wordings of the exam that are also trained: left out", intake)
     return replace(corpus, parts=parts, intakes=[*corpus.intakes, intake])
-
-
-def _without_exam(part: Part, asked: set[str], intake: Intake) -> Part:
-    """Wordings to train that the exam asks are left out: they would be its questions, whatever data.overlap allows."""
-    kept = [replace(q, wordings=tuple(w for w in q.wordings if normalise(w) not in asked)) for q in part.questions]
-    if lost := sum(len(q.wordings) for q in part.questions) - sum(len(q.wordings) for q in kept):
-        told = "trained wordings that the exam asks: left out"
-        intake.notes[told] = intake.notes.get(told, 0) + lost
-    return replace(part, questions=kept)
 
 
 def trained_words(parts: Iterable[Part]) -> set[str]:
@@ -54,12 +48,12 @@ def _worded(part: Part, known: dict[str, tuple[str, ...]]) -> Part:
     return replace(part, questions=[replace(q, wordings=known.get(q.question, q.wordings)) for q in part.questions])
 
 
-def _held_out(test: Part, trained: Iterable[Part], intake: Intake) -> Part:
-    taken = trained_words(trained)
-    kept = [replace(q, wordings=tuple(w for w in q.wordings if normalise(w) not in taken)) for q in test.questions]
-    if lost := sum(len(q.wordings) for q in test.questions) - sum(len(q.wordings) for q in kept):
-        intake.notes["wordings of the exam that are also trained: left out"] = lost
-    return replace(test, questions=kept)
+def _without(part: Part, taken: set[str], note: str, intake: Intake) -> Part:
+    """The same without the wordings that are `taken`, which the note counts."""
+    kept = [replace(q, wordings=tuple(w for w in q.wordings if normalise(w) not in taken)) for q in part.questions]
+    if lost := sum(len(q.wordings) for q in part.questions) - sum(len(q.wordings) for q in kept):
+        intake.notes[note] = intake.notes.get(note, 0) + lost
+    return replace(part, questions=kept)
 
 
 def _read(path: Path) -> dict[str, tuple[int, tuple[str, ...]]]:

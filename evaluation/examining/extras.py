@@ -67,7 +67,7 @@ def _passages(corpus: Corpus, config: ExamConfig, folder: Path, seed: int) -> di
     facts += [
         config.retrieval.query_prefix,
         embedder_contents(config.retrieval, folder),
-    ]  # of what is asked, where the store's key is of what it holds
+    ]  # of what is asked; the store's key is of what it holds
     path = folder / "benchmarks" / f"passages-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
     if not path.is_file():
         with chatter_to(folder / "logs" / "exam.log"):

@@ -149,9 +149,8 @@ def _in_wordings(own: list[Row], others: Mapping[str, list[Row]], resamples: int
 
     columns = [[of[n] for of in others.values() if len(of) > n] for n in range(max(map(len, others.values())))]
     by_wording = [{"n": len(rows), **em(rows)} for rows in columns]
-    many = [
-        n for n, of in enumerate(by_wording) if 2 * of["n"] >= by_wording[0]["n"]
-    ]  # written wordings are dropped one by one: the last may be a handful's
+    # Written wordings are dropped one by one: the last may be a handful's.
+    many = [n for n, of in enumerate(by_wording) if 2 * of["n"] >= by_wording[0]["n"]]
     worst = min(many, key=lambda n: by_wording[n]["mean"])
     rows = [{**r, "em": min(r["em"], *(o["em"] for o in others[r["question_id"]]))} for r in own]
     mean = [{**r, "em": sum(o["em"] for o in of) / len(of)} for r in own if (of := others[r["question_id"]])]

@@ -17,8 +17,8 @@ from evaluation.scoring.statistics import Interval, document_clusters, seeded_bo
 
 DESCRIPTION = """\
 What several seeds of one experiment say together: each arm's mean, and paired differences, with 95 % intervals that
-resample seeds and documents: those of each seed, where a seed makes its own, else the same ones for all seeds. A RUN is a run folder that `python -m evaluation` has scored;
-runs differ in `seed=` alone (and in their name).
+resample seeds and documents: those of each seed, where a seed makes its own, else the same ones for all seeds.
+A RUN is a run folder that `python -m evaluation` has scored; runs differ in `seed=` alone (and in their name).
 """
 EXAMPLES = """\
 examples:

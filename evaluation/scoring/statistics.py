@@ -73,8 +73,9 @@ def seeded_bootstrap(
     `values[s]` (n_s,) and `clusters[s]` are those of training seed s. A resample draws as many seeds as there are, with
     replacement, and in every draw the documents of that seed anew, so the interval covers the luck of the seed and the
     choice of documents; every seed counts alike. `same_documents`: all seeds were asked about the same ones (equal clusters, in equal order), so that a
-    resample draws them once for all of its seeds: drawn anew, what is hard about a document would seem to be luck that several seeds even out. For a paired difference hand in differences, question by question. With one seed
-    this is `cluster_bootstrap`; with fewer than some ten, percentile intervals are too narrow (by about √(S/(S − 1)) and more).
+    resample draws them once for all of its seeds: drawn anew, what is hard about a document would seem to be luck that several seeds even out.
+
+    For a paired difference hand in differences, question by question. With one seed this is `cluster_bootstrap`; with fewer than some ten, percentile intervals are too narrow (by about √(S/(S − 1)) and more).
     Raises ValueError without values.
     """
     if not values or any(len(of) == 0 for of in values):

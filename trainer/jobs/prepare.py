@@ -160,19 +160,16 @@ def auto_row_tokens(
 
     `catalogue`: where texts are read behind their documents (teach, passages), which a row must hold as well.
     """
-    stages = {
-        plan.sha256: (plan, np.asarray(store.worded(wording_of(stage)).lengths))
+    trained = [
+        (stage, plan, np.asarray(store.worded(wording_of(stage)).lengths))
         for arm, own in arms.items()
         for stage, plan in zip(own, plans[arm], strict=True)
-    }
+    ]
+    stages = {plan.sha256: (plan, lengths) for _, plan, lengths in trained}
     pieces = [int(lengths[plan.items].max(initial=1)) for plan, lengths in stages.values()]
     if catalogue:
         passages = np.asarray(store.worded(PASSAGES).lengths)
-        pieces += [
-            _longest_behind(stage, plan, np.asarray(store.worded(wording_of(stage)).lengths), passages, catalogue)
-            for arm, own in arms.items()
-            for stage, plan in zip(own, plans[arm], strict=True)
-        ]
+        pieces += [_longest_behind(*of, passages, catalogue) for of in trained]
     item = min(longest, max(pieces, default=1))
     if not has_gpu:
         return max(item, _CPU_ROW_TOKENS)

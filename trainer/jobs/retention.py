@@ -34,7 +34,7 @@ def find_waste(run_folder: Path, keep_best: int | None, unfinished: bool, curric
     """
     store = StageStore(run_folder)
     arms = _read(run_folder / "arms.json").get("arms", {})
-    used = {key for arm in arms.values() for key in arm["stages"]} | _used_by(curricula or {}, store)
+    used = trained_keys(run_folder) | _used_by(curricula or {}, store)
     waste = []
     for stage in sorted(store.root.glob("*")):
         damaged = [*stage.glob("corrupt-*"), *stage.glob("checkpoints/corrupt-*"), *stage.glob("manifest.corrupt.json")]
@@ -55,6 +55,11 @@ def find_waste(run_folder: Path, keep_best: int | None, unfinished: bool, curric
         sums = {run_folder / arm["hf"]: name for name, arm in arms.items() if "merged" in arm}
         waste += [Waste(hf.parent, f"not among the best {keep_best}") for hf, name in sums.items() if name not in kept and hf.is_dir()]
     return waste
+
+
+def trained_keys(run_folder: Path) -> set[str]:
+    """The stages of arms.json's arms. UserError where it is torn."""
+    return {key for arm in _read(run_folder / "arms.json").get("arms", {}).values() for key in arm["stages"]}
 
 
 _BESIDE = {

@@ -1,7 +1,7 @@
 """One process: there is nothing to partition, so plain torch does the step. Its checkpoints are those of every other engine.
 
-DeepSpeed would copy each gradient into a bucket, divide it by one rank, copy it back and flatten it, four to eight calls a parameter and micro-step where one does:
-benchmarks/steps/real_step.py measures both in fp32, benchmarks/steps/step_shape.py counts what each asks for.
+In fp32 DeepSpeed would copy each gradient into a bucket, divide it by one rank, copy it back and flatten it, and copy the masters to equal weights:
+benchmarks/steps/real_step.py measures both. In bf16 its ZeRO 1 asks for as much as this does (dev/LOG.md), but rounds the sums, and ZeRO 3 gathers what is whole.
 """
 
 import gc

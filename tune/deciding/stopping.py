@@ -28,9 +28,8 @@ def make_scheduler(search: SearchConfig, rows: list[Row], guard_base: float | No
         metric="objective",
         mode=search.direction,
         max_t=100,
-        grace_period=100
-        * stopping.first_rung
-        * (1 - 1e-9),  # its rungs are products of this: 0.15 · 3 must not be above 45 % by a last bit
+        # Its rungs are products of this: 0.15 · 3 must not be above 45 % by a last bit.
+        grace_period=100 * stopping.first_rung * (1 - 1e-9),
         reduction_factor=stopping.reduction,
     )
     sign = 1 if search.direction == "max" else -1

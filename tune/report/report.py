@@ -151,19 +151,16 @@ def importances(search: SearchConfig, rows: Sequence[Row]) -> dict[str, float]:
     Scores are those at common_share. Places under a condition are left out.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    seen = [
-        (trial, score)
-        for row, score in scores_at(rows, common_share(rows))
-        if (trial := _as_trial(search, row.values, score["mean"])) is not None
-    ]
-    if len(seen) < _FEWEST or len({score["mean"] for _, score in seen}) < 2:
+    found = [_as_trial(search, row.values, score["mean"]) for row, score in scores_at(rows, common_share(rows))]
+    seen = [trial for trial in found if trial is not None]
+    if len(seen) < _FEWEST or len({trial.value for trial in seen}) < 2:
         return {}
     study = optuna.create_study(direction="maximize" if search.direction == "max" else "minimize")
-    study.add_trials([trial for trial, _ in seen])
+    study.add_trials(seen)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0))
-    return {path: float(share) for path, share in found.items()}
+        shares = optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0))
+    return {path: float(share) for path, share in shares.items()}
 
 
 def _as_trial(search: SearchConfig, values: Values, mean: float) -> optuna.trial.FrozenTrial | None:

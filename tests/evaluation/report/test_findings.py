@@ -212,6 +212,14 @@ def test_learning() -> None:
     }
 
 
+def test_the_worst_wording_is_not_a_single_questions() -> None:
+    """One question of four has a third other wording, which it gets wrong: a column of one, that says nothing of a wording."""
+    others = [row(i, em, set_name="test") | {"set": "wordings"} for i, em in [*((n // 2, 1) for n in range(8)), (3, 0)]]
+    found = findings.wordings({"pit": Score([*rows("1111"), *others], {})}, 200, 0)["pit"]
+    assert [(one["n"], one["mean"]) for one in found["by_wording"]] == [(4, 1), (4, 1), (1, 0)]
+    assert (found["worst"]["n"], found["worst"]["mean"], found["all"]["mean"]) == (4, 1, 0.75)
+
+
 def test_in_other_words_by_hand() -> None:
     """Four questions of two documents; the last has one other wording only."""
     others = [row(i, em, set_name="test") | {"set": "wordings"} for i, em in [(0, 1), (0, 1), (1, 1), (1, 0), (2, 0), (2, 0), (3, 1)]]

@@ -81,9 +81,8 @@ def match_rows(instruct: Vocabulary, has_base: Any, descendant: Vocabulary, new_
         raise UserError(
             f"{name}: lacks {_counted(torn)} that the base has: it is no descendant of that base; give one that was trained from it"
         )
-    own = [
-        token for token in descendant.row_of if token not in instruct.row_of
-    ]  # by name: a tokenizer that lacks one cannot be the result's
+    # By name: a tokenizer that lacks one cannot be the result's.
+    own = [token for token in descendant.row_of if token not in instruct.row_of]
     theirs_alone = [token for token in instruct.row_of if token not in descendant.row_of]
     if theirs_alone and own:
         raise UserError(
