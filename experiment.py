@@ -173,7 +173,7 @@ class Experiment(Strict):
 
     def stages(self, arm: str) -> list[Stage]:
         """The whole curriculum of an arm, base stages first, each with the adapter that it trains. `arm` may be "base"."""
-        base = [self._with_adapter(stage, None, f"base.{n}") for n, stage in enumerate(self.base)]
+        base = [one for n, stage in enumerate(self.base) for one in self._with_adapter(stage, None, f"base.{n}").rounds()]
         if arm == "base":
             return base
         described = self.arms[arm]

@@ -303,6 +303,12 @@ class Stage(Strict):
             raise ValueError(
                 "passages stands before questions, and the replay questions that an anchor holds stand alone; mix train questions"
             )
+        if self.teach and self.teach.answers == "own":
+            for name in ("loss", "loss_on", "passages"):
+                if getattr(self, name) != (usual := type(self).model_fields[name].default):
+                    raise ValueError(
+                        f"teach.answers: own goes with {name}: {usual or 'none'} alone; how long answers are is not known when rows are planned"
+                    )
         self._refuse_idle_teachers()
 
     def _refuse_idle_teachers(self) -> None:
@@ -317,6 +323,12 @@ class Stage(Strict):
             for name in ("input_noise", "sentence_shuffle"):
                 if getattr(self, name):
                     raise ValueError(f"{name} reads a document otherwise each time, and a teacher has read it once; give one of the two")
+
+    def rounds(self) -> "list[Stage]":
+        """The stage as often as `teach.rounds` says, each time one round."""
+        if not self.teach or self.teach.rounds == 1:
+            return [self]
+        return [self.model_copy(update={"teach": self.teach.model_copy(update={"rounds": 1})})] * self.teach.rounds
 
     def taught_kinds(self) -> list[Kind]:
         """Kinds of the stage whose items `teach` acts on."""

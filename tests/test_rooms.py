@@ -63,6 +63,7 @@ FLOORS = {
         "run ray_group",
         "worker",
         "cpus",
+        "teaching/",
         "step/",
         "schedule",
         "export/",

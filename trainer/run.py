@@ -169,7 +169,7 @@ def prepare(
         beginnings = {(w, kind): begun[w].starts(kind) for w in begun for kind in catalogue.ranges}
         teachers = {name: (start.folder, start.identity.now) for name, start in found.items()}
         readable = min([longest, capacity, *hold.values()])
-        teaching = Teaching(folder / "teachers", tokens_folder, catalogue, beginnings, teachers, readable, encoder)
+        teaching = Teaching(folder / "teachers", tokens_folder, catalogue, beginnings, teachers, readable, encoder, seed)
     jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own, names, teaching)
     names.save()
     if mirror and names.found:

@@ -29,7 +29,6 @@ from trainer.step.loop import run_stage
 from trainer.step.randomness import draws_of
 from trainer.step.reporter import Reporter
 from trainer.step.set_up import StageEngine, make_engine, with_compiled_layers
-from trainer.step.teacher import ensure_store, with_teacher
 from trainer.store.checkpoint import (
     Checkpoint,
     Saver,
@@ -47,6 +46,7 @@ from trainer.store.mirror_rank import MirrorRank
 from trainer.store.stages import StageStore
 from trainer.store.storage import give_groups
 from trainer.store.weights import FragmentWeights, Weights
+from trainer.teaching.teacher import ensure_store, with_teacher
 from trainer.watch.guard import Guard, Stopped
 from trainer.watch.heap import give_back_freed_memory, keep_freed_memory
 from trainer.watch.heartbeat import Heartbeat, Sending

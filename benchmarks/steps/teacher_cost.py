@@ -15,7 +15,7 @@ import torch
 from benchmarks.result_file import write_result_file
 from trainer.step.plain import PlainEngine
 from trainer.step.step import row_loss
-from trainer.step.teacher import most_probable
+from trainer.teaching.teacher import most_probable
 
 VOCAB, ROW_TOKENS, TURNS = 32_768, 512, 5
 GOAL = 1.1

@@ -130,7 +130,8 @@ class Arm(Strict):
         return self
 
     def with_teachers(self, stages: list[Stage]) -> list[Stage]:
-        """The arm's own stages, each with the arm's teacher and anchor where it has none of its own and they act on something. ValueError where they nowhere do."""
+        """The arm's own stages, round by round, each with the arm's teacher and anchor where it has none of its own and they act on something. ValueError where
+        they nowhere do."""
         made = []
         for stage in stages:
             whole = stage.model_copy(update={"teach": stage.teach or self.teach, "anchor": stage.anchor or self.anchor})
@@ -140,4 +141,4 @@ class Arm(Strict):
             raise ValueError("teach: no stage of the arm trains what it acts on")
         if self.anchor and not any(stage.anchor for stage in made):
             raise ValueError("anchor: no stage of the arm trains replay items; give the dials replay_share or sample_replay_questions")
-        return made
+        return [one for stage in made for one in stage.rounds()]

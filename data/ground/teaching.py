@@ -16,6 +16,30 @@ class Teach(Strict):
     """Of a taught token's loss that is the divergence from the teacher; the rest is cross entropy with the text."""
     model: str | None = None
     """One of the experiment's `models` as the teacher; empty: the stage's own start."""
+    answers: Literal["gold", "own"] = "gold"
+    """What is answered: as the file says, or as the stage's start itself does without the document (on-policy, arXiv 2601.19897), drawn once before the first step."""
+    answer_tokens: Annotated[int, Field(ge=1)] = 32
+    """Most tokens of an own answer with its end; rows keep room for so many."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Own answers are drawn at; 0: the likeliest token each time."""
+    rounds: Annotated[int, Field(ge=1)] = 1
+    """The stage so many times over, each a stage of its own: teacher and own answers are then those of the round before."""
+
+    @model_validator(mode="after")
+    def makes_sense(self) -> "Teach":
+        if self.answers == "own" and self.on != "questions":
+            raise ValueError("answers: own is of questions; a document is no answer (on: questions)")
+        if self.answers == "own" and self.share != 1:
+            raise ValueError("answers: own may be wrong, so nothing of their loss is cross entropy with them: give share: 1")
+        if self.rounds > 1 and self.model and self.answers == "gold":
+            raise ValueError(
+                f"rounds renew a teacher that is the stage's own start, and {self.model} stays what it is; give answers: own, or more epochs"
+            )
+        if self.answers == "gold":
+            for name in ("answer_tokens", "temperature"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} acts on the model's own answers; give answers: own")
+        return self
 
 
 class Before(Strict):

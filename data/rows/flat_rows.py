@@ -63,7 +63,8 @@ def step_rows(
 
     Each row: step, micro_step, num_micro_steps; input_ids, position_ids (restart at each item) and loss_weight, all (T,);
     cu_seqlens (pieces + 1,) with the items' boundaries; with input noise also target_ids (T,), the ids without noise;
-    where items follow a teacher also followed (T,), each target's position in its store or -1, and follow_weight (T,), of the divergence from it.
+    where items follow a teacher also followed (T,), each target's position in its store or -1, and follow_weight (T,), of the divergence from it;
+    where own answers will stand, there is room for the longest (trainer/teaching/teacher.py puts them in and divides by what they are).
     Summed over all ranks and micro-steps of a step, Σ weight × nll is the step's loss: the division is done here, once,
     with the whole step's counts. With weights of their own on tokens, counts are sums of weights: a weighted mean.
     `one_item`: see pack; weights are the same.
@@ -73,14 +74,15 @@ def step_rows(
     if store.others is not None:
         items = store.others.drawn(items, _rng(3, step, 0, reading))
     before = _passages(owners, step, reading)
-    lengths = store.lengths[items] + [len(passage) for passage in before] if before else store.lengths[items]
+    own = _lengths(items, owners, store, reading)
+    lengths = own + [len(passage) for passage in before] if before else own
     grid = pack(lengths, world_size, capacity, longest, one_item)
     mine = {piece.item for ranks in grid for piece in ranks[rank]}
     weighted = reading.loss_on_everything or reading.other_weight != 1
     tokens = {n: _read(int(items[n]), int(owners[n]), step, store, reading) for n in (range(len(items)) if weighted else mine)}
     if before and reading.passages:
         tokens = {n: _behind(item, before[n], reading.passages.starts) for n, item in tokens.items()}
-    targets = _sums(tokens) if weighted else store.lengths[items] - store.loss_start[items]  # (items of the step,)
+    targets = _sums(tokens) if weighted else own - store.loss_start[items]  # (items of the step,)
     item_weight = 1.0 / (targets * len(items)) if loss == "example" else np.full(len(items), 1.0 / targets.sum())
     return [
         {"step": step, "micro_step": n, "num_micro_steps": len(grid), **_row(ranks[rank], tokens, item_weight, reading)}
@@ -118,15 +120,24 @@ class _Tokens:
     """The first token that follows a teacher, and its position in the teacher store; those after it stand one behind another."""
 
 
+def _lengths(items: npt.NDArray[np.int64], owners: npt.NDArray[np.int64], store: TokenStore, reading: Reading) -> npt.NDArray[np.int64]:
+    if reading.lessons is None or not reading.lessons.own_answers():
+        return store.lengths[items]
+    room = reading.lessons.room(owners)
+    return np.where(room > 0, store.loss_start[items] + room, store.lengths[items])
+
+
 def _read(item: int, owner: int, step: int, store: TokenStore, reading: Reading) -> _Tokens:
     ids = store.item(item)
+    lesson = next((part for part in reading.lessons.parts if part.first <= owner < part.end), None) if reading.lessons else None
+    if lesson and lesson.answer_tokens:
+        ids = np.concatenate([ids[: store.loss_start[item]], np.full(lesson.answer_tokens, ids[-1])])
     is_document = store.aids is not None and bool(store.aids.is_document[item])
     if is_document and reading.sentence_shuffle:
         ids = ids[_shuffled(item, step, store, reading)]
     share = _weights(ids, store, reading) if is_document else np.ones(len(ids))
     share[: 1 if reading.loss_on_everything and not is_document else store.loss_start[item]] = 0.0
     noisy = _with_noise(ids, item, step, store, reading) if is_document and reading.input_noise else ids
-    lesson = next((part for part in reading.lessons.parts if part.first <= owner < part.end), None) if reading.lessons else None
     if reading.lessons is None or lesson is None:
         return _Tokens(noisy, ids, share)
     return _Tokens(noisy, ids, share, lesson, (int(store.loss_start[item]), reading.lessons.taught().first_place(item)))

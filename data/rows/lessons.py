@@ -1,7 +1,7 @@
 """Which of a stage's items follow a teacher, and by how much: `teach` and `anchor`, made ready before anything is trained.
 
 A teacher is the stage's start, or another model of the same vocabulary, frozen. It reads each item once (of `teach` behind the item's document), and
-what it would say at each target is kept in a teacher store (trainer/step/teacher.py). Here is what both sides must agree on: which items, behind which
+what it would say at each target is kept in a teacher store (trainer/teaching/teacher.py). Here is what both sides must agree on: which items, behind which
 passage, and the number of each target's position in that store.
 
     teachers/<key>/lessons.npz     items, documents, offsets, passage tokens put in front
@@ -52,6 +52,8 @@ class Lesson:
     """Weight of the divergence from the teacher."""
     model: str | None = None
     """Folder of a teacher that is not the stage's start."""
+    answer_tokens: int = 0
+    """Room for the start's own answer to each; 0: the file's answers."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Lessons:
     longest: int
     """Tokens of the longest sequence that a teacher reads, and of all of them."""
     tokens_read: int
+    temperature: float = 1.0
+    """Of own answers."""
 
     def taught(self) -> "Taught":
         return _opened(self.folder)
@@ -80,7 +84,19 @@ class Lessons:
         taught = self.taught()
         positions = int(taught.offsets[-1])
         size = positions * (4 + 4 * TOP + 4 * (TOP + 1)) / 1e6
-        return f"its teacher reads {len(taught.items):,} items ({self.tokens_read:,} tokens) once; what it says of {positions:,} targets takes {size:,.1f} MB"
+        first = "the start answers its questions, then " if self.own_answers() else ""
+        return f"{first}its teacher reads {len(taught.items):,} items ({self.tokens_read:,} tokens) once; what it says of {positions:,} targets takes {size:,.1f} MB"
+
+    def own_answers(self) -> bool:
+        return any(part.answer_tokens for part in self.parts)
+
+    def room(self, owners: Numbers) -> Numbers:
+        """(n,): tokens kept for an own answer to each of these items of the catalogue; 0: the file's answer stands there."""
+        room = np.zeros(len(owners), dtype=np.int64)
+        for part in self.parts:
+            if part.answer_tokens:
+                room[(owners >= part.first) & (owners < part.end)] = part.answer_tokens
+        return room
 
 
 @dataclass(frozen=True)
@@ -133,6 +149,8 @@ class Teaching:
     """Tokens that a row or the model's positions can hold."""
     encoder: Encoder
     """Of the plain wording."""
+    seed: int = 0
+    """Of own answers."""
     made: Made = field(default_factory=dict)
     """Passages that a stage before has needed too."""
 
@@ -143,7 +161,8 @@ class Teaching:
         open_book = passages_of(stage, self.catalogue, self.tokens, begin, self.folder.parent / "plans", self.encoder, self.made)
         identities = {"teacher": taught[0]} if taught else {}
         if open_book is None:
-            return Beside(identities, taught[1] if taught else None)
+            lengths = self._with_room(store, taught[1]) if taught and taught[1].own_answers() else None
+            return Beside(identities, taught[1] if taught else None, None, lengths)
         lengths = with_passages(plan, store, open_book[1], self.catalogue, self.longest, stage.anchored_kinds())
         return Beside({**identities, "passages": open_book[0]}, taught[1] if taught else None, open_book[1], lengths)
 
@@ -161,30 +180,37 @@ class Teaching:
         chosen = [_in_all_wordings(items, store) for items in owners]
         owners = [own[n] for own, (_, n) in zip(owners, chosen, strict=True)]
         documents = [self._documents(own, part) for own, part in zip(owners, parts, strict=True)]
+        own = [_lengths(items, part, store) for (items, _), part in zip(chosen, parts, strict=True)]
         lengths = [
-            store.lengths[items] + (passages.lengths[behind] if part.behind_document else 0)
-            for (items, _), behind, part in zip(chosen, documents, parts, strict=True)
+            sizes + (passages.lengths[behind] if part.behind_document else 0)
+            for sizes, behind, part in zip(own, documents, parts, strict=True)
         ]
         self._refuse_long(owners, lengths, parts)
         items = np.concatenate([numbers for numbers, _ in chosen])
         if not len(items):  # a share too small for one replay document
             return None
         order = np.argsort(items)
-        items, own, behind = items[order], np.concatenate(owners)[order], np.concatenate(documents)[order]
-        offsets = np.concatenate([[0], np.cumsum(store.lengths[items] - store.loss_start[items])]).astype(np.int64)
+        items, whose, behind = items[order], np.concatenate(owners)[order], np.concatenate(documents)[order]
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate(own)[order] - store.loss_start[items])]).astype(np.int64)
+        written = (
+            {"answers": [stage.teach.answer_tokens, stage.teach.temperature, self.seed]}
+            if stage.teach and stage.teach.answers == "own"
+            else {}
+        )
+        follows_start = bool(written) or any(part.model is None for part in parts)
         facts = {
-            "format": _FORMAT, "top": TOP, "precision": "fp32", "start": start if any(part.model is None for part in parts) else None, "tokens": store.sha256, "passages": passages.sha256,
+            "format": _FORMAT, "top": TOP, "precision": "fp32", "start": start if follows_start else None, "tokens": store.sha256, "passages": passages.sha256, **written,
             "read": hashlib.sha256(items.tobytes() + behind.tobytes()).hexdigest(),
             "cut": self.longest if max(map(_largest, lengths)) > self.longest else None,
             "versions": {name: version(name) for name in ("torch", "transformers")}, "models": [self.models[name][1] for name in [stage.teach.model if stage.teach else None] if name],
         }  # fmt: skip
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         folder = self.folder / key
-        _write(folder / "lessons.npz", items, own, behind, offsets)
+        _write(folder / "lessons.npz", items, whose, behind, offsets)
         all_lengths = np.concatenate(lengths)
         found = Lessons(
             str(folder.resolve()), str(self.tokens.resolve()), wording, tuple(parts), min(self.longest, _largest(all_lengths)),
-            int(all_lengths.sum()),
+            int(all_lengths.sum()), stage.teach.temperature if written and stage.teach else 1.0,
         )  # fmt: skip
         return key, found
 
@@ -199,8 +225,19 @@ class Teaching:
             else:
                 assert stage.anchor is not None
                 weights, model = (stage.anchor.cross_entropy, stage.anchor.weight), None
-            found.append(Lesson(numbers.start, numbers.stop, taught, self.starts[wording, kind], *weights, model))
+            room = stage.teach.answer_tokens if taught and stage.teach and stage.teach.answers == "own" else 0
+            found.append(Lesson(numbers.start, numbers.stop, taught, self.starts[wording, kind], *weights, model, room))
         return found
+
+    def _with_room(self, store: TokenStore, lessons: Lessons) -> Numbers:
+        """(items of the catalogue,): tokens of each with room for its own answer, of several wordings the longest."""
+        lengths = np.array(store.item_lengths)
+        taught = lessons.taught()
+        room = lessons.room(taught.owners)
+        asked = taught.owners[room > 0]
+        lengths[asked] = 0
+        np.maximum.at(lengths, asked, store.loss_start[taught.items[room > 0]] + room[room > 0])
+        return lengths
 
     def _documents(self, items: Numbers, part: Lesson) -> Numbers:
         if not part.behind_document:
@@ -231,6 +268,11 @@ def _in_all_wordings(items: Numbers, store: TokenStore) -> tuple[Numbers, Number
     number = store.others.number[items]
     others = np.repeat(store.others.first[items], number) + np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
     return np.concatenate([items, others]), np.concatenate([which, np.repeat(which, number)])
+
+
+def _lengths(items: Numbers, part: Lesson, store: TokenStore) -> Numbers:
+    """(items,): tokens of each as the student reads it."""
+    return store.loss_start[items].astype(np.int64) + part.answer_tokens if part.answer_tokens else store.lengths[items]
 
 
 def _largest(lengths: Numbers) -> int:

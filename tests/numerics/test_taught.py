@@ -17,7 +17,8 @@ from trainer.kernels.taught_loss import divergence, taught_nll
 from trainer.step.placing import model_inputs
 from trainer.step.plain import PlainEngine
 from trainer.step.step import row_loss
-from trainer.step.teacher import most_probable
+from trainer.teaching.own_answers import drawn
+from trainer.teaching.teacher import most_probable
 
 
 def test_divergence_by_hand() -> None:
@@ -138,6 +139,44 @@ def test_killed_in_the_stage_and_in_its_teachers_pass(groups: Groups, begun: Pat
     assert manifest.stat().st_mtime_ns != made
     assert json.loads(manifest.read_text())["files"] == says
     np.testing.assert_allclose(taught_steps.losses_of(run), oracle, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def on_policy(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment whose base is trained; it was killed while its arm's start answered."""
+    path = tmp_path_factory.mktemp("own") / "own.yaml"
+    path.write_text(taught_steps.OWN.format(runs=path.parent / "runs"))
+    assert groups(path, world_size=1, STUDYHALL_FAIL="teacher.row=kill@2") == [-9], groups.error
+    return path
+
+
+@pytest.mark.parametrize(("world_size", "zero_stages"), [(1, "03"), (2, "13"), (3, "2")])
+def test_own_answers_in_two_rounds_equal_plain_torch(
+    groups: Groups, on_policy: Path, tmp_path: Path, world_size: int, zero_stages: str
+) -> None:
+    groups.call("tests.numerics.ranks.taught_steps", tmp_path, world_size, str(on_policy), *zero_stages)
+    torch.manual_seed(0)
+    wanted = taught_steps.own_losses_in_plain_torch(load_experiment(on_policy))
+    assert len(wanted) == 12
+    for zero_stage in zero_stages:
+        run = tmp_path / f"zero{zero_stage}" / "taught"
+        np.testing.assert_allclose(taught_steps.losses_of(run), wanted, rtol=1e-5, atol=1e-5)
+        told = [json.loads(path.read_text()) for path in run.glob("teachers/*/manifest.json")]
+        assert len(told) == 2 and all(one["own_answers"] == 30 and 0 < one["ended"] < 30 for one in told)
+    if world_size == 1:
+        for twin in ({"closed": False}, {"renewed": False}):
+            losses = taught_steps.own_losses_in_plain_torch(load_experiment(on_policy), **twin)
+            assert np.abs(np.array(losses) - wanted).max() > 1e-4, twin
+
+
+def test_tokens_are_drawn_by_their_probabilities() -> None:
+    logits = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
+    draws = (torch.arange(800) + 0.5) / 800
+    assert drawn(logits.expand(800, -1), draws, 1.0).bincount().tolist() == [400, 200, 100, 100]
+    halved = drawn(logits.expand(800, -1), draws, 0.5).bincount()  # squared: 8, 2, ½, ½ of 11
+    assert [abs(n - wanted) < 1 for n, wanted in zip(halved.tolist(), [581.8, 145.5, 36.4, 36.4], strict=True)] == [True] * 4
+    assert drawn(logits.expand(2, -1), torch.tensor([0.0, 1 - 2**-24]), 0.0).tolist() == [0, 0]
+    assert drawn(logits.expand(1, -1), torch.ones(1), 1.0).tolist() == [3]  # what rounding can make of the largest draw
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

@@ -188,7 +188,8 @@ def _longest_behind(stage: Stage, plan: Plan, lengths: Items, passages: Items, c
         if kind.endswith("documents") and kind in taught:
             found.append(int((lengths[items] + passages[items]).max(initial=0)))
         elif kind.endswith("questions") and (kind in taught or stage.passages):
-            found.append(int(lengths[items].max(initial=0)) + int(passages.max(initial=0)))
+            room = stage.teach.answer_tokens if kind in taught and stage.teach and stage.teach.answers == "own" else 0
+            found.append(int(lengths[items].max(initial=0)) + int(passages.max(initial=0)) + room)
     return max(found)
 
 

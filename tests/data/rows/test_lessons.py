@@ -21,6 +21,7 @@ from data.tokens import Encoder
 from data.wording.templates import PASSAGES, Wording, wording_of
 from data.wording.tiny_tokenizer import make_tokenizer, texts_for_tokenizer
 from evaluation.asking.prompts import Look, make_prompt
+from trainer.store.stages import stage_facts
 
 MIX = {"train_documents": 1, "train_questions": 1, "replay_questions": 1}
 
@@ -164,6 +165,12 @@ def test_keys_follow_what_the_teacher_reads_and_not_how_much_it_counts(made: tup
         ({"mix": {"train_documents": 1}, "passages": {"document": 0.5}}, "passages acts on questions"),
         ({"passages": {"document": 0.5}, "loss_on": "everything"}, "passages puts texts before questions"),
         ({"teach": {"share": 0}}, "greater than 0"),
+        ({"teach": {"answers": "own"}}, "give share: 1"),
+        ({"teach": {"answers": "own", "share": 1, "on": "everything"}}, "own is of questions"),
+        ({"teach": {"temperature": 0}}, "temperature acts on the model's own answers"),
+        ({"teach": {"model": "larger", "rounds": 2}}, "larger stays what it is"),
+        ({"teach": {"answers": "own", "share": 1}, "loss": "token"}, "goes with loss: example alone"),
+        ({"teach": {"answers": "own", "share": 1}, "passages": {"document": 0.5}}, "goes with passages: none alone"),
     ],
 )
 def test_what_would_do_nothing_is_refused(changes: dict[str, object], reason: str) -> None:
@@ -180,6 +187,38 @@ def test_an_arms_teacher_goes_to_the_stages_that_it_can_act_on() -> None:
     assert [one.teach for one in arm.with_teachers(stages)] == [None, Teach(share=0.5)]
     with pytest.raises(ValueError, match="anchor: no stage of the arm trains replay items"):
         Arm(stages=stages, anchor=Anchor()).with_teachers(stages)
+
+
+def test_rounds_are_the_stage_written_out(made: tuple[Catalogue, TokenStore, Encoder]) -> None:
+    once, thrice = stage(teach={}), stage(teach={"rounds": 3})
+    assert [stage_facts(one) for one in Arm(stages=[thrice]).with_teachers([thrice])] == [stage_facts(once)] * 3
+    assert stage_facts(thrice) != stage_facts(once)
+
+
+@pytest.mark.parametrize("wordings", [1, 3])
+def test_there_is_room_for_an_own_answer(made: tuple[Catalogue, TokenStore, Encoder], tmp_path: Path, wordings: int) -> None:
+    """Rows keep it behind the prompt, whatever the answer of the file; every number of ranks has the same items, and lengths that are told hold for all."""
+    catalogue, store, encoder = made
+    own = stage(teach={"answers": "own", "share": 1, "answer_tokens": 9}, wordings=wordings)
+    for world_size in (1, 3):
+        found = [one for one in items(rows_of(own, made, tmp_path, world_size)) if (one["follow_weight"] > 0).any()]
+        assert len(found) == 2 * 40
+        for one in found:
+            assert not one["loss_weight"].any() and np.allclose(one["follow_weight"][-9:], one["follow_weight"][-1])
+            assert (one["input_ids"][-9:] == encoder.eos_id).all() and not one["follow_weight"][:-9].any()
+            assert (
+                one["follow_weight"].sum() == pytest.approx(1 / 12, rel=1e-5) or one["follow_weight"].sum() > 1 / 12
+            )  # a last step has fewer items
+    worded = store.worded(wording_of(own))
+    beside = teaching(made, tmp_path).beside(own, compile_plan(own, catalogue, 0), worded, "start")
+    asked = catalogue.ranges["train_questions"]
+    assert beside.lengths is not None and beside.lessons
+    longest = max(len(one["input_ids"]) for one in found)
+    assert longest <= beside.lengths[asked.start : asked.stop].max()
+    kept = beside.lengths[: asked.start]
+    assert np.array_equal(kept, worded.item_lengths[: asked.start])
+    other = [teaching(made, tmp_path).beside(stage(teach={"answers": "own", "share": 1, **more}, wordings=wordings), compile_plan(own, catalogue, 0), worded, "start").identities["teacher"] for more in ({}, {"answer_tokens": 9}, {"answer_tokens": 9, "temperature": 0})]  # fmt: skip
+    assert len(set(other)) == 3 and beside.identities["teacher"] == other[1]
 
 
 def test_a_torn_file_of_lessons_is_written_again(made: tuple[Catalogue, TokenStore, Encoder], tmp_path: Path) -> None:

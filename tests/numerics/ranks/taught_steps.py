@@ -3,12 +3,14 @@
 main runs in tests/helpers/forked.py's groups; `losses_in_plain_torch` shares nothing with the product but the plan, the records and the schedule.
 """
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -35,15 +37,34 @@ arms:
 trainer: {{row_tokens: 256, log_every_steps: 1, clip: 0.5}}
 """
 )
+OWN = (
+    tiny("taught", 6, 6, 4)
+    + """\
+base:
+  - {{mix: {{replay_documents: 1, replay_questions: 1}}, epochs: 4, batch_items: 12, rate: 1.0e-2}}
+arms:
+  taught:
+    teach: {{answers: own, share: 1, answer_tokens: 6, temperature: 0.5, rounds: 2}}
+    stages:
+      - {{mix: {{train_documents: 1, train_questions: 1}}, epochs: 2, batch_items: 12, rate: 2.0e-3}}
+trainer: {{row_tokens: 256, log_every_steps: 1, clip: 0.5}}
+"""
+)
+"""On-policy: what is answered is drawn from the model that is taught, anew in each of two rounds."""
 PAUSE = 3
 
 
 def losses_of(run: Path) -> list[float]:
-    """Of the stage with a teacher, by step."""
-    (stage,) = (path.parent for path in run.glob("stages/*/manifest.json") if "teacher" in json.loads(path.read_text()))
-    rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(len(rows))), "a step was repeated or skipped"
-    return [row["loss"] for row in rows]
+    """Of the stages with a teacher, by step."""
+    stages = {
+        path.parent: manifest for path in run.glob("stages/*/manifest.json") if "teacher" in (manifest := json.loads(path.read_text()))
+    }
+    losses: list[float] = []
+    for stage in sorted(stages, key=lambda stage: stages[stage]["job"]["number"]):
+        rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == list(range(len(rows))), "a step was repeated or skipped"
+        losses += [row["loss"] for row in rows]
+    return losses
 
 
 def main(out: Path, world_size: int, rank: int, path: str, *zero_stages: str) -> None:
@@ -62,14 +83,14 @@ def main(out: Path, world_size: int, rank: int, path: str, *zero_stages: str) ->
         torch.distributed.barrier()
         experiment = load_experiment(path, [f"runs={runs}", f"trainer.zero_stage={zero_stage}"])
         prepared = prepared_for(experiment)
-        (job,) = run.pending(experiment.folder, prepared)
+        jobs = run.pending(experiment.folder, prepared)
         for pause in (PAUSE, None):
             torch.distributed.barrier()  # rank 0 commits what is saved
             settings = WorkerSettings(
                 str(experiment.folder.resolve()), prepared.model_folder, experiment.trainer, prepared.precision, 0, False,
-                pause_after={job.key: pause} if pause else {},
+                pause_after={jobs[0].key: pause} if pause else {},
             )  # fmt: skip
-            train_jobs(settings, [job], drive.rows_without_ray(prepared, 0), resume_points(StageStore(experiment.folder), [job]))
+            train_jobs(settings, jobs, drive.rows_without_ray(prepared, 0), resume_points(StageStore(experiment.folder), jobs))
         torch.distributed.barrier()
 
 
@@ -105,6 +126,62 @@ def losses_in_plain_torch(experiment: Experiment, behind_document: bool = True, 
         engine.step(learning_rate(stage, step, plan.num_steps))
         losses.append(float(total.detach()))
     return losses
+
+
+def own_losses_in_plain_torch(experiment: Experiment, closed: bool = True, renewed: bool = True) -> list[float]:
+    """Of stages whose questions are answered by their start. `closed`, `renewed`: for twins: answers drawn with the document in view, or once for all rounds."""
+    from transformers import AutoModelForCausalLM
+
+    from tests.helpers.forked import prepared_for
+
+    prepared = prepared_for(experiment)
+    records, ids = prepared.catalogue.records, prepared.catalogue.ids
+    of_id = {f"{kind}/{record.id}": record for kind, rows in records.items() for record in rows}
+    hf = experiment.folder / "stages" / prepared.keys["base"][-1] / "hf"
+    student = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager")
+    tokenizer = load_tokenizer(prepared.model_folder)
+    read = _reader(tokenizer)
+    base, losses, answers = len(experiment.stages("base")), [], {}
+    for number, (stage, key) in enumerate(zip(experiment.stages("taught"), prepared.keys["taught"], strict=True)):
+        if number < base:
+            continue
+        start = copy.deepcopy(student)
+        if renewed or not answers:
+            answers = {}
+        plan = load_plan(Path(next(job for job in prepared.jobs if job.key == key).plan_path))
+        engine = PlainEngine(student, experiment.trainer.betas, experiment.trainer.weight_decay, experiment.trainer.clip)
+        for step in range(plan.num_steps):
+            total: Tensor = torch.zeros(())
+            for item in map(int, plan.step(step)):
+                record = of_id[ids[item]]
+                own, first = read(record, None)
+                if not ids[item].startswith("train_questions"):
+                    total = total + cross_entropy(_targets(student, own, first), torch.tensor(own[first:])) / len(plan.step(step))
+                    continue
+                behind, later = read(record, of_id[f"train_documents/{record.doc_id}"])
+                if item not in answers:
+                    answers[item] = _answer(
+                        start, own[:first] if closed else behind[:later], [experiment.seed, number, item], tokenizer.eos_token_id
+                    )
+                with torch.no_grad():
+                    told = _targets(start, behind[:later] + answers[item], later).double().softmax(dim=-1)
+                said = _targets(student, own[:first] + answers[item], first).double().softmax(dim=-1)
+                total = total + _kl(told, said, 20) / len(plan.step(step))
+            engine.backward(total)
+            engine.step(learning_rate(stage, step, plan.num_steps))
+            losses.append(float(total.detach()))
+    return losses
+
+
+def _answer(model: torch.nn.Module, prompt: list[int], seed: list[int], end: int) -> list[int]:
+    """Six tokens at temperature 0.5, or until its end."""
+    answer: list[int] = []
+    while len(answer) < 6 and end not in answer:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, -1]
+        up_to = np.cumsum((logits.double() * 2).softmax(dim=-1).numpy())
+        answer.append(int((up_to <= np.random.default_rng([*seed, len(answer), 5]).random() * up_to[-1]).sum()))
+    return answer
 
 
 def _reader(tokenizer: Any) -> Callable[[Any, Any], tuple[list[int], int]]:

@@ -4,7 +4,7 @@ The teacher is an ordinary engine with the start's weights (any ZeRO stage; in f
 positions have ties and a quarter another top 20), and it is closed before the stage's own is made: there is never a second model in memory. Rows are
 packed as for one rank and dealt out, so that every number of ranks computes the same rows.
 
-    teachers/<key>/tokens.bin      the targets, uint32 (N,)
+    teachers/<key>/tokens.bin      the targets, uint32 (N,); 2**32 - 1 where an own answer had ended before
                    ids.bin         the teacher's most probable tokens, uint32 (N, 20)
                    log_probs.bin   their log-probabilities and the rest's, float32 (N, 21)
                    manifest.json   sizes and hashes, put in place last
@@ -25,20 +25,20 @@ from torch import Tensor
 
 from data.rows.flat_rows import Row
 from data.rows.lessons import TOP, Lesson, Lessons
-from data.rows.packing import pack
-from failpoints import hit
+from data.rows.packing import Piece
 from trainer.jobs.prepare import Job
 from trainer.jobs.worker_settings import WorkerSettings
-from trainer.kernels.linear_loss import LOGITS_AT_ONCE, head_gives, plain_head, tiny_row
 from trainer.network.families import folder_weights
 from trainer.network.text_config import text_config
-from trainer.step.placing import model_inputs
-from trainer.step.set_up import make_engine
-from trainer.step.step import Engine, base_module, keeps_logits
 from trainer.store.checkpoint import first_bad_file, rank_zero_says
 from trainer.store.fragment_file import sha256_of
 from trainer.store.stages import sync, write_json
 from trainer.store.weights import Weights
+from trainer.teaching.own_answers import Answers, ended, own_answers
+from trainer.teaching.reading import Reader, dealt, flat_row, logits_after, reader_of
+
+_NOTHING = 2**32 - 1
+"""No token: room that an own answer has left."""
 
 Said = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
 """(positions in the store (n,), targets (n,), ids (n, k), log-probabilities (n, k + 1))."""
@@ -59,32 +59,68 @@ def ensure_store(
         return dict(json.loads((folder / "manifest.json").read_text()))
     started = time.monotonic()
     writer = _Writer(folder, int(lessons.taught().offsets[-1])) if rank == 0 else None
-    for model in dict.fromkeys(part.model for part in lessons.parts):
-        own = settings if model is None else replace(settings, model_folder=model, parent_stage=None)
+    vocabulary = int(text_config(Path(settings.model_folder)).vocab_size)
+    answers: Answers = {}
+    start = [None] if lessons.own_answers() else []  # reads first, whoever is the teacher
+    for model in dict.fromkeys([*start, *(part.model for part in lessons.parts)]):
+        of_model = settings if model is None else replace(settings, model_folder=model, parent_stage=None)
         weights = parent() if model is None else folder_weights(Path(model))
-        vocabulary = int(text_config(Path(settings.model_folder)).vocab_size)
-        for told in _pass(own, job, lessons, [part for part in lessons.parts if part.model == model], weights, device, vocabulary):
-            beat()
-            if writer:
-                writer.write(told)
+        with reader_of(of_model, job, lessons, weights, device, vocabulary) as reader:
+            if model is None and lessons.own_answers():
+                answers = own_answers(reader, job, lessons, settings.seed, beat)
+            for told in _pass(reader, job, _sequences(lessons, [part for part in lessons.parts if part.model == model], answers)):
+                beat()
+                if writer:
+                    writer.write(told)
     if writer:
-        writer.commit({"seconds": time.monotonic() - started, "top": TOP, "tokens_read": lessons.tokens_read, "world_size": _world_size()})
+        own = {"own_answers": len(answers), "ended": sum(ended(lessons, answers))} if answers else {}
+        facts = {"seconds": time.monotonic() - started, "top": TOP, "tokens_read": lessons.tokens_read, "world_size": _world_size()}
+        writer.commit(facts | own, int(lessons.room(lessons.taught().owners).sum()) - sum(map(len, answers.values())))
     torch.distributed.barrier()
     return dict(json.loads((folder / "manifest.json").read_text()))
 
 
 def with_teacher(rows: Iterator[Row], lessons: Lessons | None) -> Iterator[Row]:
-    """Rows with what the teacher says of their targets: teacher_ids (n, k) and teacher_log_probs (n, k + 1), of the positions in `followed`."""
+    """Rows with what the teacher says of their targets: teacher_ids (n, k) and teacher_log_probs (n, k + 1), of the positions in `followed`.
+
+    Own answers are put in their places; what is left of those carries no weight, and an item's weight is divided by the tokens that there are.
+    """
     if lessons is None:
         yield from rows
         return
     folder = Path(lessons.folder)
+    if lessons.own_answers():
+        rows = map(_Answering(lessons, np.memmap(folder / "tokens.bin", np.uint32, "r")), rows)
     ids = np.memmap(folder / "ids.bin", np.uint32, "r").reshape(-1, TOP)
     log_probs = np.memmap(folder / "log_probs.bin", np.float32, "r").reshape(-1, TOP + 1)
     for row in rows:
         places = row["followed"][1:]
         places = places[places >= 0]
         yield {**row, "teacher_ids": ids[places].astype(np.int64), "teacher_log_probs": log_probs[places]}
+
+
+class _Answering:
+    """Puts own answers into rows."""
+
+    def __init__(self, lessons: Lessons, tokens: npt.NDArray[np.uint32]) -> None:
+        taught = lessons.taught()
+        self._tokens, self._offsets, self._room = tokens, taught.offsets, lessons.room(taught.owners)
+        self._there = np.add.reduceat((tokens != _NOTHING).astype(np.int64), taught.offsets[:-1])
+
+    def __call__(self, row: Row) -> Row:
+        at = np.flatnonzero(row["followed"] >= 0)
+        places = row["followed"][at]
+        items = np.searchsorted(self._offsets, places, side="right") - 1
+        own = self._room[items] > 0
+        at, told, items = at[own], self._tokens[places[own]], items[own]
+        there = told != _NOTHING
+        changed: Row = {name: row[name].copy() for name in ("input_ids", "target_ids", "followed", "follow_weight") if name in row}
+        for name in ("input_ids", "target_ids"):
+            if name in row:
+                changed[name][at[there]] = told[there]
+        changed["follow_weight"][at] *= np.where(there, self._room[items] / self._there[items], 0).astype(np.float32)
+        changed["followed"][at[~there]] = -1
+        return {**row, **changed}
 
 
 def most_probable(logits: Tensor, k: int = TOP) -> tuple[Tensor, Tensor]:
@@ -111,7 +147,8 @@ class _Sequence:
     """Position of the target at loss_start in the store."""
 
 
-def _sequences(lessons: Lessons, parts: list[Lesson]) -> list[_Sequence]:
+def _sequences(lessons: Lessons, parts: list[Lesson], answers: Answers) -> list[_Sequence]:
+    """`answers`: own ones, by item."""
     store, passages = lessons.stores()
     taught = lessons.taught()
     made = []
@@ -121,36 +158,20 @@ def _sequences(lessons: Lessons, parts: list[Lesson]) -> list[_Sequence]:
         if part is None:
             continue
         ids, first = store.item(item).astype(np.int64), int(store.loss_start[item])
+        if part.answer_tokens:
+            ids = np.concatenate([ids[:first], answers[item]])
         passage = passages.item(document).astype(np.int64) if part.behind_document else ids[:0]
         made.append(_Sequence(np.concatenate([ids[: part.starts], passage, ids[part.starts :]]), first + len(passage), place))
     return made
 
 
-def _pass(
-    settings: WorkerSettings, job: Job, lessons: Lessons, parts: list[Lesson], weights: Weights, device: torch.device, vocabulary: int
-) -> Iterator[list[Said]]:
-    """What each rank's row says, round by round; the same list on every rank."""
-    trainer = settings.trainer.model_copy(update={"attention": "auto", "gradient_checkpointing": False, "cuda_graphs": False, "fp8": "off"})
-    as_it_is = job.stage.model_copy(update={"adapter": None, "freeze_share": 0.0})
-    reads = replace(job, stage=as_it_is, longest_item=lessons.longest, row_tokens=min(job.capacity, max(lessons.tokens_read, 1)))
-    made = make_engine(replace(settings, trainer=trainer, precision="fp32"), reads, weights, device, None)
-    try:
-        made.engine.module.eval()
-        sequences = _sequences(lessons, parts)
-        grid = pack([len(one.ids) for one in sequences], 1, job.capacity, job.longest, made.isolation.one_item)
-        rank, world_size = torch.distributed.get_rank(), _world_size()
-        for first in range(0, len(grid), world_size):
-            mine = first + rank < len(grid)
-            (pieces,) = grid[first + rank if mine else first]  # a rank without a row keeps the others' collectives company
-            hit("teacher.row")
-            told = _read(
-                made.engine, _row([(sequences[piece.item], piece.start, piece.end) for piece in pieces]), made.attention, vocabulary
-            )
-            every: list[Any] = [None] * world_size
-            torch.distributed.all_gather_object(every, told if mine else None)
-            yield [one for one in every if one is not None]
-    finally:
-        made.close()
+def _pass(reader: Reader, job: Job, sequences: list[_Sequence]) -> Iterator[list[Said]]:
+    """What the teacher says of each rank's row."""
+
+    def read(pieces: list[Piece]) -> Said:
+        return _read(reader, _row([(sequences[piece.item], piece.start, piece.end) for piece in pieces]))
+
+    yield from dealt(reader, job, [len(one.ids) for one in sequences], read)
 
 
 def _row(pieces: list[tuple[_Sequence, int, int]]) -> Row:
@@ -159,40 +180,15 @@ def _row(pieces: list[tuple[_Sequence, int, int]]) -> Row:
     for sequence, start, end in pieces:
         at = np.arange(start, end) - sequence.loss_start
         places.append(np.where((at >= 0) & (np.arange(start, end) > start), at + sequence.first_place, -1))
-    lengths = [end - start for _, start, end in pieces]
-    return {
-        "input_ids": np.concatenate([sequence.ids[start:end] for sequence, start, end in pieces]),
-        "position_ids": np.concatenate([np.arange(length) for length in lengths]),
-        "cu_seqlens": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
-        "places": np.concatenate(places),
-    }
+    return flat_row([sequence.ids[start:end] for sequence, start, end in pieces]) | {"places": np.concatenate(places)}
 
 
-def _read(engine: Engine, row: Row, attention: str, vocabulary: int) -> Said:
+def _read(reader: Reader, row: Row) -> Said:
     places = row["places"][1:]
     positions = np.flatnonzero(places >= 0)
-    at = torch.as_tensor(positions if len(positions) else np.zeros(1, dtype=np.int64), device=engine.device)
-    module = base_module(engine.module)
-    head = plain_head(engine, module, lambda: model_inputs(tiny_row(), attention, engine.device))
-    keeps = keeps_logits(type(module).forward)
-    inputs = model_inputs(row, attention, engine.device) | ({"logits_to_keep": at} if keeps else {})
-    with torch.no_grad():
-        if head is not None:
-            made: list[tuple[Tensor, Tensor]] = []
-
-            def few_at_once(hidden: Tensor) -> Tensor:
-                rows = max(1, LOGITS_AT_ONCE // len(head.weight) // 4)  # of fp64, and twice
-                for part in hidden.split(rows):
-                    logits = part @ head.weight.T
-                    made.append(most_probable((logits if head.bias is None else logits + head.bias)[:, :vocabulary]))
-                return hidden.new_zeros(())
-
-            with head_gives(head, few_at_once, None if keeps else at):
-                engine.forward(**inputs)
-            ids, log_probs = (torch.cat(parts) for parts in zip(*made, strict=True))
-        else:
-            logits = engine.forward(**inputs).logits[0]
-            ids, log_probs = most_probable((logits if keeps else logits[at])[:, :vocabulary])
+    made: list[tuple[Tensor, Tensor]] = []
+    logits_after(reader, row, positions if len(positions) else np.zeros(1), lambda logits, first: made.append(most_probable(logits)))
+    ids, log_probs = (torch.cat(parts) for parts in zip(*made, strict=True))
     count = len(positions)
     targets = row["input_ids"][1:][positions]
     return places[positions], targets.astype(np.uint32), ids[:count].cpu().numpy().astype(np.uint32), log_probs[:count].cpu().numpy()
@@ -211,16 +207,17 @@ class _Writer:
             np.memmap(draft, kind, "w+", shape=(positions, *shape))
             for draft, (_, kind, shape) in zip(self._drafts, self._FILES, strict=True)
         ]
-        self._written = 0
+        self._maps[0][:] = _NOTHING
 
     def write(self, told: list[Said]) -> None:
         for places, *values in told:
             for array, value in zip(self._maps, values, strict=True):
                 array[places] = value
-            self._written += len(places)
 
-    def commit(self, facts: dict[str, Any]) -> None:
-        assert self._written == self._positions, f"{self._written} of {self._positions} positions were read"
+    def commit(self, facts: dict[str, Any], room_left: int) -> None:
+        """`room_left`: positions that own answers have left."""
+        unread = int((self._maps[0] == _NOTHING).sum())
+        assert unread == room_left, f"{unread} of {self._positions} positions were not read, {room_left} hold nothing"
         files = {}
         for (name, *_), draft, array in zip(self._FILES, self._drafts, self._maps, strict=True):
             array.flush()
