@@ -217,6 +217,8 @@ class Experiment(Strict):
             raise ValueError(f"{place}: freeze_share: an adapter freezes all of the model's own weights; give one of the two")
         if adapter and (why := adapter.refused_under(self.trainer.zero_stage)):
             raise ValueError(f"{place}: adapter: {why}")
+        if adapter and stage.anchor and stage.anchor.ewc:
+            raise ValueError(f"{place}: anchor.ewc: an adapter leaves all of the model's own weights where they are; give one of the two")
         for name, share in adapter.drawn().items() if adapter else ():
             if why := self.trainer.refused_draw(f"adapter: {name}", share):
                 raise ValueError(f"{place}: {why}")

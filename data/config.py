@@ -319,6 +319,8 @@ class Stage(Strict):
             raise ValueError(
                 "anchor acts on replay items, and the stage mixes none; give replay_share, sample_replay_questions or a mix of them"
             )
+        if self.anchor and self.anchor.ewc and self.adapter and not self.adapter.trains_all:
+            raise ValueError("anchor.ewc: an adapter leaves all of the model's own weights where they are; give one of the two")
         if any(kind.endswith("documents") for kind in (*self.taught_kinds(), *self.anchored_kinds())):
             for name in ("input_noise", "sentence_shuffle"):
                 if getattr(self, name):

@@ -310,6 +310,8 @@ def announce(prepared: Prepared, todo: list[Job]) -> None:
     for job in todo:
         if job.lessons:
             say(f"{job.label}: {job.lessons.in_words()}")
+        if job.important:
+            say(f"{job.label}: {job.important.in_words()}")
     left = {job.key for job in todo}
     for line in graph_lines(prepared.jobs, prepared.keys, {job.key for job in prepared.jobs} - left):
         say(line)

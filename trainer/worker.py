@@ -46,6 +46,7 @@ from trainer.store.mirror_rank import MirrorRank
 from trainer.store.stages import StageStore
 from trainer.store.storage import give_groups
 from trainer.store.weights import FragmentWeights, Weights
+from trainer.teaching.ewc import Pull, ensure_importance
 from trainer.teaching.teacher import ensure_store, with_teacher
 from trainer.watch.guard import Guard, Stopped
 from trainer.watch.heap import give_back_freed_memory, keep_freed_memory
@@ -118,11 +119,16 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     taught = ensure_store(
         settings, job, lambda: parent_weights(settings, job.parent, store, together=True), device, lambda: beat.enter("load", limits.load_s)
     )
+    ensure_importance(
+        settings, job, lambda: parent_weights(settings, job.parent, store, together=True), device, lambda: beat.enter("load", limits.load_s)
+    )
     with limits.loading(beat):
         saved, fragments = _checkpoint(store, job, first_step)
-        goes_on_alone = saved and not (job.stage.adapter or job.stage.freeze_share)  # all weights are in the checkpoint
+        goes_on_alone = saved and not (job.stage.adapter or job.stage.freeze_share or job.important)  # all weights are in the checkpoint
         parent = None if goes_on_alone else parent_weights(settings, job.parent, store, together=True)
         made = make_engine(settings, job, parent, device, saved, fragments)
+        if job.important and parent is not None:
+            made.engine.pull = Pull(made.engine, job.important, parent)
     lines = limits.know(made.shapes)
     for line in lines if rank == 0 else []:
         beat.tell(line)

@@ -70,7 +70,15 @@ class Before(Strict):
 class Anchor(Strict):
     """Replay items stay near what the stage's start says to them: KL to one's former self (arXiv 2604.15574; docs/teaching.md)."""
 
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    """Of the divergence from the start."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of the divergence from the start; 0: what the start said is not asked, and `ewc` alone holds."""
     cross_entropy: Annotated[float, Field(ge=0)] = 1.0
     """Weight of their usual loss beside it; 0: what the texts say does not matter, only what the start said to them."""
+    ewc: Annotated[float, Field(ge=0)] = 0.0
+    """Of half the squared distance of every weight from the start, by how much it matters to these items (elastic weight consolidation, arXiv 1612.00796; trainer/teaching/ewc.py)."""
+
+    @model_validator(mode="after")
+    def holds_something(self) -> "Anchor":
+        if not self.weight and (not self.ewc or self.cross_entropy != 1):
+            raise ValueError("weight: 0 leaves ewc alone, which needs a value, and the items' usual loss (cross_entropy: 1)")
+        return self

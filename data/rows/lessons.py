@@ -10,7 +10,7 @@ passage, and the number of each target's position in that store.
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ from data.config import Kind, Stage
 from data.curriculum.catalogue import Catalogue
 from data.curriculum.plan import Plan
 from data.ground.durable import await_file, sync
+from data.rows.important import Important, important_of
 from data.rows.passages import Made, Passages, passages_of, with_passages
 from data.rows.token_store import TokenStore, open_store
 from data.tokens import Encoder
@@ -130,7 +131,8 @@ class Beside:
     lessons: Lessons | None = None
     passages: Passages | None = None
     lengths: Numbers | None = None
-    """Tokens of each item of the catalogue with what may stand before it."""
+    """Tokens of each item of the catalogue with what may stand before it, or be answered to it."""
+    important: Important | None = None
 
 
 @dataclass(frozen=True)
@@ -159,12 +161,14 @@ class Teaching:
         taught = self.lessons(stage, plan, store, start)
         begin = self.starts.get((wording_of(stage), "train_questions"), 0)
         open_book = passages_of(stage, self.catalogue, self.tokens, begin, self.folder.parent / "plans", self.encoder, self.made)
-        identities = {"teacher": taught[0]} if taught else {}
+        elastic = important_of(stage, plan, store, self.catalogue, self.tokens, start, self.folder.parent / "importance")
+        identities = ({"teacher": taught[0]} if taught else {}) | ({"importance": elastic[0]} if elastic else {})
+        beside = Beside(identities, taught[1] if taught else None, important=elastic[1] if elastic else None)
         if open_book is None:
             lengths = self._with_room(store, taught[1]) if taught and taught[1].own_answers() else None
-            return Beside(identities, taught[1] if taught else None, None, lengths)
+            return replace(beside, lengths=lengths)
         lengths = with_passages(plan, store, open_book[1], self.catalogue, self.longest, stage.anchored_kinds())
-        return Beside({**identities, "passages": open_book[0]}, taught[1] if taught else None, open_book[1], lengths)
+        return replace(beside, identities={**identities, "passages": open_book[0]}, passages=open_book[1], lengths=lengths)
 
     def lessons(self, stage: Stage, plan: Plan, store: TokenStore, start: str) -> tuple[str, Lessons] | None:
         """(their identity, the lessons) of a stage that begins with the model of identity `start`; None where it has none.
@@ -216,7 +220,8 @@ class Teaching:
 
     def _parts(self, stage: Stage) -> list[Lesson]:
         found, wording = [], wording_of(stage)
-        for kind in (*stage.taught_kinds(), *stage.anchored_kinds()):
+        anchored = stage.anchored_kinds() if stage.anchor and stage.anchor.weight else []
+        for kind in (*stage.taught_kinds(), *anchored):
             numbers, taught = self.catalogue.ranges[kind], kind in stage.taught_kinds()
             if taught:
                 assert stage.teach is not None

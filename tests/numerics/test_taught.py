@@ -169,6 +169,31 @@ def test_own_answers_in_two_rounds_equal_plain_torch(
             assert np.abs(np.array(losses) - wanted).max() > 1e-4, twin
 
 
+@pytest.fixture(scope="module")
+def elastic(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment whose base is trained; its arm was killed when it had measured what matters."""
+    path = tmp_path_factory.mktemp("ewc") / "ewc.yaml"
+    path.write_text(taught_steps.EWC.format(runs=path.parent / "runs"))
+    assert groups(path, world_size=1, STUDYHALL_FAIL="step.begin=kill@16") == [-9], groups.error
+    return path
+
+
+@pytest.mark.parametrize(("world_size", "zero_stages"), [(1, "03"), (2, "0123"), (3, "23")])
+def test_weights_that_matter_stay_near_the_start(groups: Groups, elastic: Path, tmp_path: Path, world_size: int, zero_stages: str) -> None:
+    """Paused after three steps and gone on with, against plain torch: squared gradients of what is held, and the pull written out."""
+    groups.call("tests.numerics.ranks.taught_steps", tmp_path, world_size, str(elastic), *zero_stages)
+    experiment = load_experiment(elastic)
+    wanted = taught_steps.ewc_losses_in_plain_torch(experiment)
+    for zero_stage in zero_stages:
+        run = tmp_path / f"zero{zero_stage}" / "taught"
+        np.testing.assert_allclose(taught_steps.losses_of(run), wanted, rtol=1e-5, atol=1e-5)
+        assert len(list(run.glob("importance/*/manifest.json"))) == 1
+    if world_size == 1:
+        for twin in ({"strength": 0}, {"strength": 200}, {"alike": True}):
+            losses = taught_steps.ewc_losses_in_plain_torch(experiment, **twin)
+            assert np.abs(np.array(losses) - wanted).max() > 1e-3, twin
+
+
 def test_tokens_are_drawn_by_their_probabilities() -> None:
     logits = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
     draws = (torch.arange(800) + 0.5) / 800

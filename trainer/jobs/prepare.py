@@ -16,6 +16,7 @@ from data.curriculum.catalogue import Catalogue
 from data.curriculum.orders import Items
 from data.curriculum.plan import Plan
 from data.ground.contents import names_and_contents, weight_files
+from data.rows.important import Important
 from data.rows.lessons import Beside, Lessons, Teaching
 from data.rows.passages import Passages
 from data.rows.static_rows import best_row_tokens
@@ -58,6 +59,8 @@ class Job:
     """Which of its items follow a teacher."""
     passages: Passages | None = None
     """What may stand before its questions."""
+    important: Important | None = None
+    """Items that say which weights must stay near the start."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def make_jobs(
                 label = f"{arm} {n + 1}/{len(stages)}: {' + '.join(stage.mix.kinds())}"
                 own = start.folder if start else None
                 sizes = _longest(plan, worded.item_lengths if beside.lengths is None else beside.lengths, capacity, longest)
-                more = (*sizes, beside.lessons, beside.passages)
+                more = (*sizes, beside.lessons, beside.passages, beside.important)
                 jobs[key] = Job(
                     key, parent, label, stage, plan.num_steps, str(path.resolve()), plan.sha256, capacity, longest, n, own, *more
                 )

@@ -64,6 +64,7 @@ def trained_keys(run_folder: Path) -> set[str]:
 
 _BESIDE = {
     "lessons": ("teachers/*", "the stages that it taught are trained"),
+    "important": ("importance/*", "the stages that it held are trained"),
     "passages": ("plans/passages-*", "the stages that read them are trained"),
 }
 """Of a job's own fields: what lies in a run folder for its stage alone. What a teacher said, and what stood before questions, is in the weights by then."""

@@ -56,6 +56,9 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 class DeepSpeedEngine:
     """One stage's engine: own optimiser, own schedule. Expects torch.distributed to be initialised."""
 
+    pull: Callable[[float], None] | None = None
+    """What is done to this rank's fp32 weights before every step, at its rate (trainer/teaching/ewc.py)."""
+
     def __init__(
         self, module: torch.nn.Module, config: TrainerConfig, precision: Precision, device: torch.device, saves_frozen: bool = True
     ) -> None:
@@ -96,6 +99,8 @@ class DeepSpeedEngine:
     def step(self, rate: float) -> float:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+        if self.pull:
+            self.pull(rate)
         self._engine.step()
         return self._norm if self.zero_stage == 0 else float(self._engine.get_global_grad_norm())
 
@@ -164,6 +169,13 @@ class DeepSpeedEngine:
                 for moment in MOMENTS:
                     values(moment)[:real].copy_(read(moment, name, offset, offset + real))
 
+    def shares_of_trained(self) -> Iterator[tuple[str, int, int, Callable[[], Tensor]]]:
+        """(parameter, first and last of this rank's values in it flattened, how to get the fp32 values in place): all that this rank's optimiser steps."""
+        trained = {name for name, parameter in self.module.named_parameters() if parameter.requires_grad}
+        for name, offset, real, values in self._shares(everywhere=True):
+            if real and name in trained:
+                yield name, offset, offset + real, lambda values=values, real=real: values("weight")[:real]  # type: ignore[misc]
+
     def _shares(self, everywhere: bool = False) -> Iterator[tuple[str, int, int, Callable[[str], Tensor]]]:
         """(parameter, offset, values that are no padding, kind → this rank's values in place).
 
@@ -218,6 +230,7 @@ class DeepSpeedEngine:
         if self.zero_stage == 3:
             _forget(self.module)
         del self.module, self._engine, self._optimizer, self._adamw, self._watched
+        self.pull = None
         for _ in range(2):  # DeepSpeed's objects know each other; some tensors are let go by the first round's
             gc.collect()
 

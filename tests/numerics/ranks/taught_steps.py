@@ -51,13 +51,27 @@ trainer: {{row_tokens: 256, log_every_steps: 1, clip: 0.5}}
 """
 )
 """On-policy: what is answered is drawn from the model that is taught, anew in each of two rounds."""
+EWC = (
+    tiny("taught", 6, 6, 4)
+    + """\
+base:
+  - {{mix: {{replay_documents: 1, replay_questions: 1}}, epochs: 4, batch_items: 12, rate: 1.0e-2}}
+arms:
+  taught:
+    anchor: {{weight: 0, ewc: 300}}
+    stages:
+      - {{mix: {{train_documents: 1, train_questions: 1, replay_documents: 1, replay_questions: 1}}, epochs: 2, batch_items: 24, rate: 2.0e-3}}
+trainer: {{row_tokens: 256, log_every_steps: 1, clip: 0.5}}
+"""
+)
+"""Weights that replay items need stay near the start."""
 PAUSE = 3
 
 
 def losses_of(run: Path) -> list[float]:
-    """Of the stages with a teacher, by step."""
+    """Of the arm's own stages, by step."""
     stages = {
-        path.parent: manifest for path in run.glob("stages/*/manifest.json") if "teacher" in (manifest := json.loads(path.read_text()))
+        path.parent: manifest for path in run.glob("stages/*/manifest.json") if (manifest := json.loads(path.read_text()))["job"]["parent"]
     }
     losses: list[float] = []
     for stage in sorted(stages, key=lambda stage: stages[stage]["job"]["number"]):
@@ -170,6 +184,52 @@ def own_losses_in_plain_torch(experiment: Experiment, closed: bool = True, renew
             engine.backward(total)
             engine.step(learning_rate(stage, step, plan.num_steps))
             losses.append(float(total.detach()))
+    return losses
+
+
+def ewc_losses_in_plain_torch(experiment: Experiment, strength: float = 300, alike: bool = False) -> list[float]:
+    """`alike`: for a twin: every weight matters as much as any other."""
+    from transformers import AutoModelForCausalLM
+
+    from tests.helpers.forked import prepared_for
+
+    prepared = prepared_for(experiment)
+    stage, records, ids = experiment.stages("taught")[-1], prepared.catalogue.records, prepared.catalogue.ids
+    of_id = {f"{kind}/{record.id}": record for kind, rows in records.items() for record in rows}
+    hf = experiment.folder / "stages" / prepared.keys["base"][-1] / "hf"
+    student = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager")
+    read = _reader(load_tokenizer(prepared.model_folder))
+    plan = load_plan(Path(next(job for job in prepared.jobs if job.key == prepared.keys["taught"][-1]).plan_path))
+
+    def loss_of(items: list[int]) -> Tensor:
+        return (
+            sum(  # type: ignore[return-value]
+                cross_entropy(_targets(student, *found), torch.tensor(found[0][found[1] :]))
+                for found in (read(of_id[ids[item]], None) for item in items)
+            )
+            / len(items)
+        )
+
+    parameters = list(student.parameters())
+    squares = [torch.zeros_like(one) for one in parameters]
+    held = [item for item in sorted(set(map(int, plan.items))) if ids[item].startswith("replay_")]
+    for n in range(0, len(held), 4):
+        for square, gradient in zip(squares, torch.autograd.grad(loss_of(held[n : n + 4]), parameters), strict=True):
+            square.mul_(0.9999).add_(gradient**2 * 1e-4)
+    mean = sum(float(square.double().sum()) for square in squares) / sum(square.numel() for square in squares)
+    start = [one.detach().clone() for one in parameters]
+    engine = PlainEngine(student, experiment.trainer.betas, experiment.trainer.weight_decay, experiment.trainer.clip)
+    losses = []
+    for step in range(plan.num_steps):
+        rate = learning_rate(stage, step, plan.num_steps)
+        loss = loss_of([int(item) for item in plan.step(step)])
+        engine.backward(loss)
+        with torch.no_grad():
+            for weight, begun, square in zip(parameters, start, squares, strict=True):
+                pull = rate * strength * (torch.ones_like(square) if alike else square / mean)
+                weight.copy_((weight + pull * begun) / (1 + pull))
+        engine.step(rate)
+        losses.append(float(loss.detach()))
     return losses
 
 
