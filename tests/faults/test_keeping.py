@@ -105,13 +105,13 @@ def test_gc_deletes_files_and_folders(tmp_path: Path) -> None:
 def test_gc_takes_what_trained_stages_have_read(tmp_path: Path) -> None:
     """Not what a stage under way reads, unless such stages go too."""
     store = StageStore(tmp_path)
-    made = {"lessons": "teachers/told", "passages": "plans/passages-read"}
-    for place in (*made.values(), "teachers/new", "plans/passages-new"):
+    made = {"lessons": "teachers/told", "passages": "plans/passages-read", "important": "importance/held"}
+    for place in (*made.values(), "teachers/new", "plans/passages-new", "importance/newer"):
         (tmp_path / place).mkdir(parents=True)
     (tmp_path / "plans" / "0123-4567.npz").touch()
     stage = {"mix": {"train_documents": 1}, "epochs": 1, "batch_items": 8, "rate": 1e-3}
     read = {field: {"folder": str(tmp_path / place)} for field, place in made.items()}
     write_json(store.folder("done") / "manifest.json", {"job": {"stage": stage, "parent": None, **read}})
     write_json(tmp_path / "arms.json", {"arms": {"base": {"stages": ["done"]}}})
-    assert {waste.path.name for waste in find_waste(tmp_path, None, False)} == {"told", "passages-read"}
-    assert {waste.path.name for waste in find_waste(tmp_path, None, True)} == {"told", "passages-read", "new", "passages-new"}
+    assert {waste.path.name for waste in find_waste(tmp_path, None, False)} == {"told", "passages-read", "held"}
+    assert {waste.path.name for waste in find_waste(tmp_path, None, True)} == {"told", "passages-read", "held", "new", "passages-new", "newer"}
