@@ -203,6 +203,8 @@ class Experiment(Strict):
         except ValueError as error:
             raise ValueError(f"arms.{arm}.{error}") from None
         for stage in made:
+            if stage.teach and stage.teach.model == "base" and self.base:
+                continue
             if stage.teach and stage.teach.model and stage.teach.model not in self.models:
                 raise ValueError(
                     f"arms.{arm}: teach.model: {stage.teach.model!r} is none of models{suggestion(stage.teach.model, self.models)}"

@@ -15,7 +15,7 @@ class Teach(Strict):
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Of a taught token's loss that is the divergence from the teacher; the rest is cross entropy with the text."""
     model: str | None = None
-    """One of the experiment's `models` as the teacher; empty: the stage's own start."""
+    """One of the experiment's `models` as the teacher, or `base`: what its base stages have left; empty: the stage's own start."""
     answers: Literal["gold", "own"] = "gold"
     """What is answered: as the file says, or as the stage's start itself does without the document (on-policy, arXiv 2601.19897), drawn once before the first step."""
     answer_tokens: Annotated[int, Field(ge=1)] = 32

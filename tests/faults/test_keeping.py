@@ -114,4 +114,11 @@ def test_gc_takes_what_trained_stages_have_read(tmp_path: Path) -> None:
     write_json(store.folder("done") / "manifest.json", {"job": {"stage": stage, "parent": None, **read}})
     write_json(tmp_path / "arms.json", {"arms": {"base": {"stages": ["done"]}}})
     assert {waste.path.name for waste in find_waste(tmp_path, None, False)} == {"told", "passages-read", "held"}
-    assert {waste.path.name for waste in find_waste(tmp_path, None, True)} == {"told", "passages-read", "held", "new", "passages-new", "newer"}
+    assert {waste.path.name for waste in find_waste(tmp_path, None, True)} == {
+        "told",
+        "passages-read",
+        "held",
+        "new",
+        "passages-new",
+        "newer",
+    }

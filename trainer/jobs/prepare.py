@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,9 @@ def make_jobs(
                 )
             keys[arm].append(key)
             parent = key
+        if arm == "base" and keys[arm] and teaching:  # whose hf/ is there before any arm's teacher is asked
+            hf = plan_folder.parent / "stages" / keys[arm][-1] / "hf"
+            teaching = replace(teaching, models={**teaching.models, "base": (str(hf.resolve()), before.now)})
     return list(jobs.values()), keys
 
 
