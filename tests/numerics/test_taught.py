@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -79,15 +80,25 @@ def test_slope_is_autograds(bias: bool) -> None:
     assert (without[0] - expected[0]).abs().max() > 1e-3  # the twin
 
 
+Killed = Callable[[str, str], Path]
+
+
 @pytest.fixture(scope="module")
-def begun(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An experiment whose base is trained; it was killed in the pass of its arm's teacher."""
-    folder = tmp_path_factory.mktemp("taught")
-    path = folder / "taught.yaml"
-    path.write_text(taught_steps.EXPERIMENT.format(runs=folder / "runs"))
-    codes = groups(path, world_size=1, STUDYHALL_FAIL="teacher.row=kill@2")
-    assert codes == [-9], (codes, groups.error)
-    return path
+def killed(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    """An experiment with this arm whose base is trained: it was killed at this place of the arm."""
+
+    def begin(arm: str, place: str) -> Path:
+        path = taught_steps.experiment_of(arm, tmp_path_factory.mktemp("taught"))
+        codes = groups(path, world_size=1, STUDYHALL_FAIL=place)
+        assert codes == [-9], (codes, groups.error)
+        return path
+
+    return begin
+
+
+@pytest.fixture(scope="module")
+def begun(killed: Killed) -> Path:
+    return killed(taught_steps.TAUGHT, "teacher.row=kill@2")
 
 
 @pytest.fixture(scope="module")
@@ -142,12 +153,9 @@ def test_killed_in_the_stage_and_in_its_teachers_pass(groups: Groups, begun: Pat
 
 
 @pytest.fixture(scope="module")
-def on_policy(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An experiment whose base is trained; it was killed while its arm's start answered."""
-    path = tmp_path_factory.mktemp("own") / "own.yaml"
-    path.write_text(taught_steps.OWN.format(runs=path.parent / "runs"))
-    assert groups(path, world_size=1, STUDYHALL_FAIL="teacher.row=kill@2") == [-9], groups.error
-    return path
+def on_policy(killed: Killed) -> Path:
+    """Killed while its start answered."""
+    return killed(taught_steps.OWN, "teacher.row=kill@2")
 
 
 @pytest.mark.parametrize(("world_size", "zero_stages"), [(1, "03"), (2, "13"), (3, "2")])
@@ -170,12 +178,9 @@ def test_own_answers_in_two_rounds_equal_plain_torch(
 
 
 @pytest.fixture(scope="module")
-def elastic(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An experiment whose base is trained; its arm was killed when it had measured what matters."""
-    path = tmp_path_factory.mktemp("ewc") / "ewc.yaml"
-    path.write_text(taught_steps.EWC.format(runs=path.parent / "runs"))
-    assert groups(path, world_size=1, STUDYHALL_FAIL="step.begin=kill@16") == [-9], groups.error
-    return path
+def elastic(killed: Killed) -> Path:
+    """Killed when it had measured what matters."""
+    return killed(taught_steps.EWC, "step.begin=kill@16")
 
 
 @pytest.mark.parametrize(("world_size", "zero_stages"), [(1, "03"), (2, "0123"), (3, "23")])

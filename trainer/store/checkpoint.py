@@ -49,6 +49,15 @@ def checkpoints(stage_folder: Path) -> list[Checkpoint]:
     return found
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether what was made once lies there, with a manifest, and is what that says."""
+    try:
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return first_bad_file(folder, files) is None
+
+
 def first_bad_file(folder: Path, files: dict[str, Any]) -> str | None:
     """Why `folder` is not what its manifest lists, or None."""
     return next((why for name, expected in sorted(files.items()) if (why := damage_of(folder / name, expected))), None)

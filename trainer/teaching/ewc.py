@@ -28,7 +28,7 @@ from trainer.jobs.worker_settings import WorkerSettings
 from trainer.step.engine import DeepSpeedEngine
 from trainer.step.set_up import make_engine
 from trainer.step.step import optimiser_step
-from trainer.store.checkpoint import first_bad_file, rank_zero_says
+from trainer.store.checkpoint import is_whole, rank_zero_says
 from trainer.store.fragment_file import fragment_file, write_fragments
 from trainer.store.fragments import open_together
 from trainer.store.stages import write_json
@@ -47,7 +47,7 @@ def ensure_importance(
         return
     important, folder = job.important, Path(job.important.folder)
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    if rank_zero_says(_sound(folder) if rank == 0 else None):
+    if rank_zero_says(is_whole(folder) if rank == 0 else None):
         return
     plan, store = important.plan(), important.store()
     trainer = settings.trainer.model_copy(update={"betas": _BETAS, "clip": 0.0, "weight_decay": 0.0, "cuda_graphs": False, "fp8": "off"})
@@ -99,11 +99,3 @@ class Pull:
         for weight, start, matters in self._parts:
             pull = matters * rate
             weight().lerp_(start, pull / (1 + pull))
-
-
-def _sound(folder: Path) -> bool:
-    try:
-        files = json.loads((folder / "manifest.json").read_text())["files"]
-    except (OSError, ValueError, KeyError):
-        return False
-    return first_bad_file(folder, files) is None

@@ -30,7 +30,7 @@ from trainer.jobs.prepare import Job
 from trainer.jobs.worker_settings import WorkerSettings
 from trainer.network.families import folder_weights
 from trainer.network.text_config import text_config
-from trainer.store.checkpoint import first_bad_file, rank_zero_says
+from trainer.store.checkpoint import is_whole, rank_zero_says
 from trainer.store.fragment_file import sha256_of
 from trainer.store.stages import sync, write_json
 from trainer.store.weights import Weights
@@ -55,7 +55,7 @@ def ensure_store(
         return None
     lessons, folder = job.lessons, Path(job.lessons.folder)
     rank = torch.distributed.get_rank()
-    if rank_zero_says(_sound(folder) if rank == 0 else None):
+    if rank_zero_says(is_whole(folder) if rank == 0 else None):
         return dict(json.loads((folder / "manifest.json").read_text()))
     started = time.monotonic()
     writer = _Writer(folder, int(lessons.taught().offsets[-1])) if rank == 0 else None
@@ -226,15 +226,6 @@ class _Writer:
             files[name] = {"bytes": (self._folder / name).stat().st_size, "sha256": sha256_of(self._folder / name)}
         self._maps = []
         write_json(self._folder / "manifest.json", {"positions": self._positions, **facts, "files": files})
-
-
-def _sound(folder: Path) -> bool:
-    """Whether the store is there and is what its manifest says."""
-    try:
-        files = json.loads((folder / "manifest.json").read_text())["files"]
-    except (OSError, ValueError, KeyError):
-        return False
-    return first_bad_file(folder, files) is None
 
 
 def _world_size() -> int:

@@ -23,49 +23,30 @@ from tests.helpers.experiments import tiny
 from trainer.schedule import learning_rate
 from trainer.step.plain import PlainEngine
 
-EXPERIMENT = (
+_EXPERIMENT = (
     tiny("taught", 6, 6, 4)
     + """\
 base:
   - {{mix: {{replay_documents: 1, replay_questions: 1}}, epochs: 4, batch_items: 12, rate: 1.0e-2}}
 arms:
-  taught:
-    teach: {{share: 0.7}}
-    anchor: {{weight: 2.0, cross_entropy: 0.5}}
-    stages:
-      - {{mix: {{train_documents: 1, train_questions: 1, replay_documents: 1, replay_questions: 1}}, epochs: 1, batch_items: 16, rate: 2.0e-3}}
+  taught: ARM
 trainer: {{row_tokens: 256, log_every_steps: 1, clip: 0.5}}
 """
 )
-OWN = (
-    tiny("taught", 6, 6, 4)
-    + """\
-base:
-  - {{mix: {{replay_documents: 1, replay_questions: 1}}, epochs: 4, batch_items: 12, rate: 1.0e-2}}
-arms:
-  taught:
-    teach: {{answers: own, share: 1, answer_tokens: 6, temperature: 0.5, rounds: 2}}
-    stages:
-      - {{mix: {{train_documents: 1, train_questions: 1}}, epochs: 2, batch_items: 12, rate: 2.0e-3}}
-trainer: {{row_tokens: 256, log_every_steps: 1, clip: 0.5}}
-"""
-)
+_NEW, _ALL = "train_documents: 1, train_questions: 1", "train_documents: 1, train_questions: 1, replay_documents: 1, replay_questions: 1"
+TAUGHT = f"teach: {{share: 0.7}}, anchor: {{weight: 2.0, cross_entropy: 0.5}}, stages: [{{mix: {{{_ALL}}}, epochs: 1, batch_items: 16, rate: 2.0e-3}}]"
+OWN = f"teach: {{answers: own, share: 1, answer_tokens: 6, temperature: 0.5, rounds: 2}}, stages: [{{mix: {{{_NEW}}}, epochs: 2, batch_items: 12, rate: 2.0e-3}}]"
 """On-policy: what is answered is drawn from the model that is taught, anew in each of two rounds."""
-EWC = (
-    tiny("taught", 6, 6, 4)
-    + """\
-base:
-  - {{mix: {{replay_documents: 1, replay_questions: 1}}, epochs: 4, batch_items: 12, rate: 1.0e-2}}
-arms:
-  taught:
-    anchor: {{weight: 0, ewc: 300}}
-    stages:
-      - {{mix: {{train_documents: 1, train_questions: 1, replay_documents: 1, replay_questions: 1}}, epochs: 2, batch_items: 24, rate: 2.0e-3}}
-trainer: {{row_tokens: 256, log_every_steps: 1, clip: 0.5}}
-"""
-)
+EWC = f"anchor: {{weight: 0, ewc: 300}}, stages: [{{mix: {{{_ALL}}}, epochs: 2, batch_items: 24, rate: 2.0e-3}}]"
 """Weights that replay items need stay near the start."""
 PAUSE = 3
+
+
+def experiment_of(arm: str, folder: Path) -> Path:
+    """A file with one arm, and runs beside it."""
+    path = folder / "taught.yaml"
+    path.write_text(_EXPERIMENT.replace("ARM", "{{" + arm.replace("{", "{{").replace("}", "}}") + "}}").format(runs=folder / "runs"))
+    return path
 
 
 def losses_of(run: Path) -> list[float]:
