@@ -174,6 +174,7 @@ class Experiment(Strict):
     def stages(self, arm: str) -> list[Stage]:
         """The whole curriculum of an arm, base stages first, each with the adapter that it trains. `arm` may be "base"."""
         base = [one for n, stage in enumerate(self.base) for one in self._with_adapter(stage, None, f"base.{n}").rounds()]
+        self._teachers_are_known("base", base, [])
         if arm == "base":
             return base
         described = self.arms[arm]
@@ -200,16 +201,22 @@ class Experiment(Strict):
     def _with_teachers(self, arm: str, stages: list[Stage]) -> list[Stage]:
         try:
             made = self.arms[arm].with_teachers(stages)
+        except ValidationError as error:
+            raise ValueError(f"arms.{arm}: {plain(error.errors()[0])}") from None
         except ValueError as error:
             raise ValueError(f"arms.{arm}.{error}") from None
-        for stage in made:
-            if stage.teach and stage.teach.model == "base" and self.base:
-                continue
-            if stage.teach and stage.teach.model and stage.teach.model not in self.models:
-                raise ValueError(
-                    f"arms.{arm}: teach.model: {stage.teach.model!r} is none of models{suggestion(stage.teach.model, self.models)}"
-                )
+        self._teachers_are_known(f"arms.{arm}", made, ["base"] if self.base else [])
         return made
+
+    def _teachers_are_known(self, place: str, stages: list[Stage], more: list[str]) -> None:
+        """`more`: names that are none of models."""
+        known = [*self.models, *more]
+        for stage in stages:
+            if stage.teach and stage.teach.model and stage.teach.model not in known:
+                why = (
+                    "is what the base stages leave, and teaches arms" if stage.teach.model == "base" and self.base else "is none of models"
+                )
+                raise ValueError(f"{place}: teach.model: {stage.teach.model!r} {why}{suggestion(stage.teach.model, known)}")
 
     def _with_adapter(self, stage: Stage, of_arm: Adapter | None, place: str) -> Stage:
         """The stage with the adapter that counts for it: its own, the arm's, the experiment's, or none."""

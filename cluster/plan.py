@@ -67,7 +67,8 @@ def question_of(experiment: Experiment, hardware: Hardware) -> Question:
     trainer, shape = experiment.trainer, shape_of(experiment.model)  # a name that is none is refused before transformers is imported
     rank, on_experts = _adapters(experiment)
     how = (trainer.zero_stage, trainer.row_bound, trainer.gradient_checkpointing, trainer.offload_optimizer)
-    file = SetUp(*how, rank, on_experts)
+    stages = [stage for arm in ("base", *experiment.arms) for stage in experiment.stages(arm)]
+    file = SetUp(*how, rank, on_experts, held=any(stage.anchor and stage.anchor.ewc for stage in stages))
     fp32 = trainer.precision == "fp32" or (trainer.precision == "auto" and hardware.chip is None)
     work, minutes = workload_of(experiment), trainer.checkpoint.every_minutes
     asked = Asked(len(experiment.arms) + 1, work.questions, experiment.exam.gpus)

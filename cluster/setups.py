@@ -157,9 +157,9 @@ def set_ups(question: Question, hardware: Hardware) -> list[SetUp]:
     on_gpu = hardware.chip is not None
     least = min(question.workload.longest, question.file.row_tokens)  # shorter rows would cut items that the file does not cut
     rows = sorted({*(row for row in _ROW_TOKENS if row >= least), question.file.row_tokens}) if on_gpu else [question.file.row_tokens]
-    stages = (1, 2, 3) if hardware.num_gpus > 1 else (2, 3)
+    stages, held = (1, 2, 3) if hardware.num_gpus > 1 else (2, 3), question.file.held
     found = [
-        SetUp(stage, row, recompute, offload, question.file.adapter)
+        SetUp(stage, row, recompute, offload, question.file.adapter, held=held)
         for stage in stages
         for offload in ((False, True) if on_gpu else (False,))
         for recompute in (False, True)
@@ -167,8 +167,8 @@ def set_ups(question: Question, hardware: Hardware) -> list[SetUp]:
     ]
     if on_gpu:  # so that it can be seen what they would buy
         most = 3 if hardware.num_gpus > 1 else 2
-        found += [SetUp(most, row, True, adapter=0 if question.file.adapter else _RANK) for row in rows]
-        found += [SetUp(most, row, True, compensated=True) for row in rows]
+        found += [SetUp(most, row, True, adapter=0 if question.file.adapter else _RANK, held=held) for row in rows]
+        found += [SetUp(most, row, True, compensated=True, held=held) for row in rows]
     return found if question.file in found else [*found, question.file]
 
 

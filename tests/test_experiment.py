@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from data.curriculum.arms import stage_place
 from experiment import load_experiment
 from experiment_yaml import ExperimentError, parse, parse_override
 from tests.conftest import ROOT
@@ -119,6 +120,44 @@ def test_on_is_a_key(tmp_path: Path) -> None:
     assert loaded.arms["taught"].teach and loaded.arms["taught"].teach.on == "documents"
     again = load_experiment(path, ["arms.taught.teach={share: 1, on: everything}"]).arms["taught"].teach
     assert again and again.on == "everything" == load_experiment(path, ["arms.taught.teach.on=everything"]).arms["taught"].teach.on  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ("{preset: pit, teach: {model: larger}}", "arms.pit: teach.model: 'larger' is none of models"),
+        ("{preset: pit, teach: {model: base}}", "arms.pit: teach.model: 'base' is none of models"),  # there are no base stages
+        (
+            "{preset: pit, adapter: {r: 4}, dials: {sample_replay_questions: 8}, anchor: {ewc: 5}}",
+            "arms.pit: anchor.ewc: an adapter leaves all of",
+        ),
+        ("{preset: pit, teach: {answers: own}}", "arms.pit.teach.answers: own may be wrong"),
+    ],
+)
+def test_teachers_that_cannot_be(tmp_path: Path, arm: str, message: str) -> None:
+    assert message in refused(tmp_path, LEAST.replace("\n    preset: pit", f" {arm}"))
+
+
+def test_no_base_stage_is_taught_by_what_they_leave(tmp_path: Path) -> None:
+    base = "base: [{mix: {train_questions: 1}, epochs: 1, batch_items: 4, rate: 1.0e-3, teach: {model: NAME}}]\n"
+    assert "base: teach.model: 'base' is what the base stages leave" in refused(tmp_path, LEAST + base.replace("NAME", "base"))
+    assert "base: teach.model: 'larger' is none of models" in refused(tmp_path, LEAST + base.replace("NAME", "larger"))
+    (tmp_path / "x.yaml").write_text(
+        LEAST.replace("preset: pit", "preset: pit\n    teach: {model: base}") + base.replace(", teach: {model: NAME}", "")
+    )
+    assert load_experiment(tmp_path / "x.yaml").stages("pit")[1].teach.model == "base"  # type: ignore[union-attr]
+
+
+def test_rounds_are_one_place_in_the_file(tmp_path: Path) -> None:
+    stage = "{mix: {train_questions: 1}, epochs: 1, batch_items: 4, rate: 1.0e-3"
+    (tmp_path / "x.yaml").write_text(
+        LEAST.replace("preset: pit", f"stages: [{stage}}}, {stage}, teach: {{rounds: 3}}}}, {stage}}}]")
+        + f"base: [{stage}, teach: {{rounds: 2}}}}, {stage}}}]\n"
+    )
+    curricula = load_experiment(tmp_path / "x.yaml").curricula()
+    assert [stage_place(curricula, "pit", n) for n in range(8)] == ["base.0"] * 2 + ["base.1", "arms.pit.stages.0"] + [
+        "arms.pit.stages.1"
+    ] * 3 + ["arms.pit.stages.2"]
 
 
 def test_missing_file() -> None:

@@ -5,6 +5,7 @@ trial and has its imports already.
 """
 
 import fcntl
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,6 +78,14 @@ class Training:
                     if self._stop_asked():
                         raise StoppedByRequest("stopped as asked")
                     self._train(job, limit)
+                    self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        """What a teacher said and what weights matter are in the stage's weights by now; other trials have asked for themselves."""
+        if self._store.manifest(job.key) is not None:
+            for beside in (job.lessons, job.important):
+                if beside and Path(beside.folder).is_relative_to(self._place.resolve()):
+                    shutil.rmtree(beside.folder, ignore_errors=True)
 
     def _train(self, job: Job, limit: int) -> None:
         before, started = self._totals(job), time.monotonic()

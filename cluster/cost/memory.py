@@ -36,6 +36,8 @@ class SetUp:
     """Whether the adapter is beside the experts too, where the model has any."""
     compensated: bool = False
     """bf16 weights, gradients and moments with Kahan compensation: 2 + 2 + 2 + 4 bytes a parameter, no fp32 masters."""
+    held: bool = False
+    """Whether a stage holds weights near its start (anchor.ewc): that start and how much each matters, 8 bytes a parameter."""
 
     @property
     def available(self) -> bool:
@@ -117,7 +119,7 @@ def gpu_memory(shape: ModelShape, set_up: SetUp, num_gpus: int, fp32: bool = Fal
     weights = wide * size * (1 + trained if set_up.adapter else 1) / (n if stage == 3 else 1)
     gradients = (2 if set_up.compensated else 4) * trained * size / (n if stage >= 2 else 1)
     masters = 0 if fp32 and stage == 0 else 4  # ZeRO 1 to 3 copy fp32 weights too
-    states = (6 if set_up.compensated else 8 + masters) * trained * size / (n if stage >= 1 else 1)
+    states = ((6 if set_up.compensated else 8 + masters) + 8 * set_up.held) * trained * size / (n if stage >= 1 else 1)
     if set_up.offload:
         gradients, states = 0.0 if stage == 3 else gradients, 0.0
     share = trained * size / (n if stage >= 1 else 1)
@@ -210,7 +212,9 @@ def host_memory(shape: ModelShape, set_up: SetUp, hardware: Hardware) -> HostMem
     # With an adapter the weights that it is beside come from the stage before, whatever the checkpoint holds.
     resuming = checkpoint + (weights if set_up.adapter else 0) + tensor
     share = trained / n if set_up.zero_stage else trained
-    states = ranks * (8 * share + sum(map(power_of_two, offloaded_buffers(shape, set_up, share)))) if set_up.offload else 0.0
+    states = (
+        ranks * ((8 + 8 * set_up.held) * share + sum(map(power_of_two, offloaded_buffers(shape, set_up, share)))) if set_up.offload else 0.0
+    )
     process, node = (_PROCESS_BYTES, _NODE_BYTES) if hardware.chip else (_CPU_PROCESS_BYTES, _CPU_NODE_BYTES)
     return HostMemory(ranks * process + node, states, ranks * kept, ranks * (weights + tensor), ranks * resuming, ranks * saving)
 

@@ -84,8 +84,10 @@ def never_alone(stage: Stage) -> str | None:
 
 def stage_place(arms: Arms, arm: str, n: int) -> str:
     """Where the n-th stage of an arm stands in the experiment's file."""
-    num_base = len(arms.get("base", []))
-    return f"base.{n}" if n < num_base else f"arms.{arm}.stages.{n - num_base}"
+    base = arms.get("base", [])
+    here, first, name = (base, 0, "base") if n < len(base) else (arms[arm], len(base), f"arms.{arm}.stages")
+    rounds = sum(here[k] is here[k - 1] for k in range(first + 1, n + 1))  # of one stage in the file (Stage.rounds)
+    return f"{name}.{n - first - rounds}"
 
 
 def wordings(arms: Arms) -> dict[Wording, str]:

@@ -150,15 +150,9 @@ def _passages(items: npt.NDArray[np.int64], step: int, reading: Reading) -> list
         return None
     texts = chosen.opened()
     return [
-        texts.before(int(item), chosen.shares, _rng(4, step, int(item), reading)) if not _anchored(int(item), reading) else NOTHING
+        NOTHING if chosen.stands_alone(int(item)) else texts.before(int(item), chosen.shares, _rng(4, step, int(item), reading))
         for item in items
     ]
-
-
-def _anchored(item: int, reading: Reading) -> bool:
-    """Whether it is held to what the stage's start says of it: which has read it as it stands."""
-    parts = reading.lessons.parts if reading.lessons else ()
-    return any(part.first <= item < part.end and not part.behind_document for part in parts)
 
 
 def _behind(item: _Tokens, passage: npt.NDArray[Any], starts: int) -> _Tokens:

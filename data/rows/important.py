@@ -51,9 +51,9 @@ class Important:
 
 
 def important_of(
-    stage: Stage, plan: Plan, store: TokenStore, catalogue: Catalogue, tokens: Path, start: str, folder: Path
+    stage: Stage, plan: Plan, store: TokenStore, catalogue: Catalogue, tokens: Path, start: str, folder: Path, cut: int
 ) -> tuple[str, Important] | None:
-    """(their identity, the items) of a stage that begins with the model of identity `start`; None without `anchor.ewc`. `store` is in the stage's wording."""
+    """(their identity, the items) of a stage that begins with the model of identity `start`; None without `anchor.ewc`. `store` is in the stage's wording; `cut`: tokens of a piece."""
     if stage.anchor is None or not stage.anchor.ewc:
         return None
     present = np.unique(plan.items)
@@ -62,16 +62,18 @@ def important_of(
     if not len(chosen):  # a share too small for one replay document
         return None
     starts = np.append(np.arange(0, len(chosen), _AT_ONCE), len(chosen))
+    lengths = store.item_lengths[chosen]
+    longest, steps = int(lengths.max()), np.add.reduceat(lengths, starts[:-1])
     facts = {
-        "format": _FORMAT, "at_once": _AT_ONCE, "start": start, "tokens": store.sha256, "items": hashlib.sha256(chosen.tobytes()).hexdigest(),
+        **({"cut": cut} if longest > cut else {}), "format": _FORMAT, "at_once": _AT_ONCE, "start": start, "tokens": store.sha256, "items": hashlib.sha256(chosen.tobytes()).hexdigest(),
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     _write(folder / key / "items.npz", Plan(chosen, starts, key))
-    lengths = store.item_lengths[chosen]
-    longest, steps = int(lengths.max()), np.add.reduceat(lengths, starts[:-1])
     place = str((folder / key).resolve())
-    return key, Important(place, str(tokens.resolve()), wording_of(stage), stage.anchor.ewc, longest, int(steps.max()), len(chosen))
+    return key, Important(
+        place, str(tokens.resolve()), wording_of(stage), stage.anchor.ewc, min(cut, longest), int(steps.max()), len(chosen)
+    )
 
 
 def _write(path: Path, plan: Plan) -> None:

@@ -161,13 +161,13 @@ class Teaching:
         taught = self.lessons(stage, plan, store, start)
         begin = self.starts.get((wording_of(stage), "train_questions"), 0)
         open_book = passages_of(stage, self.catalogue, self.tokens, begin, self.folder.parent / "plans", self.encoder, self.made)
-        elastic = important_of(stage, plan, store, self.catalogue, self.tokens, start, self.folder.parent / "importance")
+        elastic = important_of(stage, plan, store, self.catalogue, self.tokens, start, self.folder.parent / "importance", self.longest)
         identities = ({"teacher": taught[0]} if taught else {}) | ({"importance": elastic[0]} if elastic else {})
         beside = Beside(identities, taught[1] if taught else None, important=elastic[1] if elastic else None)
         if open_book is None:
             lengths = self._with_room(store, taught[1]) if taught and taught[1].own_answers() else None
             return replace(beside, lengths=lengths)
-        lengths = with_passages(plan, store, open_book[1], self.catalogue, self.longest, stage.anchored_kinds())
+        lengths = with_passages(plan, store, open_book[1], self.catalogue, self.longest)
         return replace(beside, identities={**identities, "passages": open_book[0]}, passages=open_book[1], lengths=lengths)
 
     def lessons(self, stage: Stage, plan: Plan, store: TokenStore, start: str) -> tuple[str, Lessons] | None:
@@ -259,9 +259,11 @@ class Teaching:
     def _refuse_long(self, chosen: list[Numbers], lengths: list[Numbers], parts: list[Lesson]) -> None:
         for items, sizes, part in zip(chosen, lengths, parts, strict=True):
             if part.behind_document and (long := np.flatnonzero(sizes > self.longest)).size:
+                room = f" with room for an answer of {part.answer_tokens}" if part.answer_tokens else ""
+                remedy = "lower teach.answer_tokens" if part.answer_tokens else "raise trainer.row_tokens where the model allows it"
                 raise UserError(
-                    f"teach: {self.catalogue.ids[items[long[0]]]} has {sizes[long[0]]} tokens behind its document, and a row and the model's positions hold "
-                    f"{self.longest}: raise trainer.row_tokens where the model allows it, or cut the documents (so {len(long)} items)"
+                    f"teach: {self.catalogue.ids[items[long[0]]]} has {sizes[long[0]]} tokens behind its document{room}, and a row and the model's positions hold "
+                    f"{self.longest}: {remedy}, or cut the documents (so {len(long)} items)"
                 )
 
 

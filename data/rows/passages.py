@@ -49,6 +49,11 @@ class Passages:
     """Of questions behind their document, behind what is found, behind another, behind a false one."""
     starts: int
     """Tokens of a question that stand before its passage (`<bos>`, or a chat's frame)."""
+    alone: tuple[tuple[int, int], ...] = ()
+    """Items [first, end) that nothing stands before, whatever the shares: an anchor's, which its start has read as they stand."""
+
+    def stands_alone(self, item: int) -> bool:
+        return any(first <= item < end for first, end in self.alone)
 
     def opened(self) -> "Texts":
         return _opened(self.folder, self.tokens)
@@ -126,7 +131,8 @@ def passages_of(
     asked = np.concatenate([np.arange(numbers.start, numbers.stop) for numbers in (catalogue.ranges[kind] for kind, _ in _QUESTIONS)])
     if stage.passages.document and (alone := int((catalogue.document_of[asked] < 0).sum())):
         say(f"passages: {alone:,} of {len(asked):,} questions have no document in their split and stand alone where it would be put")
-    return digest, Passages(str(place.resolve()), str(tokens.resolve()), stage.passages.shares(), starts)
+    held = tuple((catalogue.ranges[kind].start, catalogue.ranges[kind].stop) for kind in stage.anchored_kinds())
+    return digest, Passages(str(place.resolve()), str(tokens.resolve()), stage.passages.shares(), starts, held)
 
 
 def _make(look: bool, falsify: bool, catalogue: Catalogue, tokens: Path, folder: Path, encoder: Encoder) -> tuple[str, Path]:
@@ -241,16 +247,11 @@ def _holds(path: Path, array: npt.NDArray[Any]) -> bool:
         return False
 
 
-def with_passages(
-    plan: Plan, store: TokenStore, passages: Passages, catalogue: Catalogue, longest: int, alone: Sequence[Kind] = ()
-) -> Numbers:
-    """Tokens of each item of the catalogue, with the longest passage that may stand before it. UserError where that is too long to train.
-
-    `alone`: kinds that nothing stands before, whatever the shares: an anchor's.
-    """
+def with_passages(plan: Plan, store: TokenStore, passages: Passages, catalogue: Catalogue, longest: int) -> Numbers:
+    """Tokens of each item of the catalogue, with the longest passage that may stand before it. UserError where that is too long to train."""
     before = passages.opened().longest(passages.shares)
-    for kind in alone:
-        before[catalogue.ranges[kind].start : catalogue.ranges[kind].stop] = 0
+    for first, end in passages.alone:
+        before[first:end] = 0
     lengths = store.item_lengths + before
     present = np.unique(plan.items)
     if (long := present[(before[present] > 0) & (lengths[present] > longest)]).size:

@@ -183,6 +183,23 @@ def elastic(killed: Killed) -> Path:
     return killed(taught_steps.EWC, "step.begin=kill@16")
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_step_that_is_skipped_pulls_at_nothing(groups: Groups, tmp_path: Path, world_size: int) -> None:
+    """Rate 0: in the second step, whose gradients are numbers, the pull alone moves every weight by 1, once, however many parts ZeRO steps in."""
+    groups.call("tests.numerics.ranks.pull_steps", tmp_path, world_size)
+    for rank in range(world_size):
+        for case, (skipped, stepped) in json.loads((tmp_path / f"rank-{rank}.json").read_text()).items():
+            assert skipped == [0.0] and stepped == pytest.approx([1.0] * len(stepped), abs=1e-6), case  # fp32: w + 1 - w
+
+
+def test_storage_that_is_late(groups: Groups, killed: Killed) -> None:
+    """What matters and what a teacher says, one rank's files seen by the other a second later."""
+    path = killed(taught_steps.TAUGHT.replace("weight: 2.0", "weight: 2.0, ewc: 300"), "teacher.row=kill@1")
+    assert groups(path, world_size=2, TESTS_STORAGE_LATE_S="1", STUDYHALL_LATE_S="20") == [0, 0], groups.error
+    (stage,) = (path for path in path.parent.glob("runs/*/stages/*/manifest.json") if "teacher" in json.loads(path.read_text()))
+    assert len(list(stage.parents[2].glob("importance/*/rank-*.safetensors"))) == 2
+
+
 @pytest.mark.parametrize(("world_size", "zero_stages"), [(1, "03"), (2, "0123"), (3, "23")])
 def test_weights_that_matter_stay_near_the_start(groups: Groups, elastic: Path, tmp_path: Path, world_size: int, zero_stages: str) -> None:
     """Paused after three steps and gone on with, against plain torch: squared gradients of what is held, and the pull written out."""

@@ -21,6 +21,8 @@ class CutFreeAdamW(torch.optim.AdamW):
 
     divisor: float = 1.0
     """Of all gradients, for the next step: clipping takes no pass of its own where the kernel divides on its way."""
+    first: Callable[[], None] | None = None
+    """Done once, before the next step changes anything; ZeRO asks for a step in several parts, and for none, or one without gradients, where one is no number."""
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], on_cpu: bool) -> None:
         super().__init__(params, lr=lr, betas=betas, fused=False, foreach=not on_cpu)
@@ -28,6 +30,9 @@ class CutFreeAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        if self.first and any(parameter.grad is not None for group in self.param_groups for parameter in group["params"]):
+            first, self.first = self.first, None
+            first()
         if not self._on_cpu:
             if self.divisor != 1:
                 torch._foreach_div_([p.grad for group in self.param_groups for p in group["params"] if p.grad is not None], self.divisor)

@@ -99,10 +99,13 @@ class DeepSpeedEngine:
     def step(self, rate: float) -> float:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        if self.pull:
-            self.pull(rate)
+        self._pull_at(rate)
         self._engine.step()
         return self._norm if self.zero_stage == 0 else float(self._engine.get_global_grad_norm())
+
+    def _pull_at(self, rate: float) -> None:
+        if pull := self.pull:
+            self._adamw.first = lambda: pull(rate)
 
     def _clip_in_step(self, norm: float, clip: float) -> None:
         """What DeepSpeed multiplies gradients by, its loss scale being 1, is divided by where AdamW reads them."""

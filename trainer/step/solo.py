@@ -52,8 +52,7 @@ class SoloEngine(DeepSpeedEngine):
     def step(self, rate: float) -> float:
         for group in self._adamw.param_groups:
             group["lr"] = rate
-        if self.pull:
-            self.pull(rate)
+        self._pull_at(rate)
         norm = float(torch.nn.utils.get_total_norm(self._gradients()))
         if math.isfinite(norm):
             self._adamw.divisor = max(1.0, (norm + 1e-6) / self._clip) if self._clip else 1.0

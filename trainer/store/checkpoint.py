@@ -52,10 +52,9 @@ def checkpoints(stage_folder: Path) -> list[Checkpoint]:
 def is_whole(folder: Path) -> bool:
     """Whether what was made once lies there, with a manifest, and is what that says."""
     try:
-        files = json.loads((folder / "manifest.json").read_text())["files"]
-    except (OSError, ValueError, KeyError):
+        return first_bad_file(folder, dict(json.loads((folder / "manifest.json").read_text())["files"])) is None
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    return first_bad_file(folder, files) is None
 
 
 def first_bad_file(folder: Path, files: dict[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from AdamW's moments, as weight decay is; so no importance, however large, can o
     importance/<key>/rank-….safetensors    AdamW's second moments, as a checkpoint has them
                      manifest.json         their mean, hashes; put in place last
 
-It costs 8 bytes more a weight and rank's share, and two reads of the start.
+It is measured in the precision of training, so that it needs no more room than that; holding costs 8 bytes more a weight of a rank's share, where its fp32 weights lie.
 """
 
 import json
@@ -28,7 +28,7 @@ from trainer.jobs.worker_settings import WorkerSettings
 from trainer.step.engine import DeepSpeedEngine
 from trainer.step.set_up import make_engine
 from trainer.step.step import optimiser_step
-from trainer.store.checkpoint import is_whole, rank_zero_says
+from trainer.store.checkpoint import await_committed, is_whole, rank_zero_says
 from trainer.store.fragment_file import fragment_file, write_fragments
 from trainer.store.fragments import open_together
 from trainer.store.stages import write_json
@@ -48,12 +48,13 @@ def ensure_importance(
     important, folder = job.important, Path(job.important.folder)
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     if rank_zero_says(is_whole(folder) if rank == 0 else None):
+        await_committed(folder)
         return
     plan, store = important.plan(), important.store()
     trainer = settings.trainer.model_copy(update={"betas": _BETAS, "clip": 0.0, "weight_decay": 0.0, "cuda_graphs": False, "fp8": "off"})
     stage = job.stage.model_copy(update={"freeze_share": 0.0})
     reads = replace(job, stage=stage, longest_item=important.longest, row_tokens=min(job.capacity, important.tokens_at_once))
-    made = make_engine(replace(settings, trainer=trainer, precision="fp32"), reads, parent(), device, None)
+    made = make_engine(replace(settings, trainer=trainer), reads, parent(), device, None)
     try:
         rows = partial(step_rows, plan, store, rank=rank, world_size=world_size, capacity=job.capacity, loss="example", longest=job.longest)
         for step in range(plan.num_steps):
@@ -76,6 +77,7 @@ def ensure_importance(
     finally:
         made.close()
     torch.distributed.barrier()
+    await_committed(folder)
 
 
 class Pull:
@@ -90,8 +92,9 @@ class Pull:
         strength = important.weight / max(manifest["mean"], 1e-30)
         self._parts: list[tuple[Callable[[], Tensor], Tensor, Tensor]] = []
         for name, begin, end, weight in engine.shares_of_trained():
+            there = weight().device  # host memory, where the optimiser's states are offloaded
             matters = importance.slice(name, begin, end) * strength
-            self._parts.append((weight, start.slice(name, begin, end).float().to(engine.device), matters.to(engine.device)))
+            self._parts.append((weight, start.slice(name, begin, end).float().to(there), matters.to(there)))
         fragments.release()
 
     @torch.no_grad()

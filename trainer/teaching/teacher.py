@@ -30,7 +30,7 @@ from trainer.jobs.prepare import Job
 from trainer.jobs.worker_settings import WorkerSettings
 from trainer.network.families import folder_weights
 from trainer.network.text_config import text_config
-from trainer.store.checkpoint import is_whole, rank_zero_says
+from trainer.store.checkpoint import await_committed, await_model, is_whole, rank_zero_says
 from trainer.store.fragment_file import sha256_of
 from trainer.store.stages import sync, write_json
 from trainer.store.weights import Weights
@@ -56,7 +56,7 @@ def ensure_store(
     lessons, folder = job.lessons, Path(job.lessons.folder)
     rank = torch.distributed.get_rank()
     if rank_zero_says(is_whole(folder) if rank == 0 else None):
-        return dict(json.loads((folder / "manifest.json").read_text()))
+        return _told(folder)
     started = time.monotonic()
     writer = _Writer(folder, int(lessons.taught().offsets[-1])) if rank == 0 else None
     vocabulary = int(text_config(Path(settings.model_folder)).vocab_size)
@@ -64,7 +64,7 @@ def ensure_store(
     start = [None] if lessons.own_answers() else []  # reads first, whoever is the teacher
     for model in dict.fromkeys([*start, *(part.model for part in lessons.parts)]):
         of_model = settings if model is None else replace(settings, model_folder=model, parent_stage=None)
-        weights = parent() if model is None else folder_weights(Path(model))
+        weights = parent() if model is None else _weights_of(model)
         with reader_of(of_model, job, lessons, weights, device, vocabulary) as reader:
             if model is None and lessons.own_answers():
                 answers = own_answers(reader, job, lessons, settings.seed, beat)
@@ -77,7 +77,18 @@ def ensure_store(
         facts = {"seconds": time.monotonic() - started, "top": TOP, "tokens_read": lessons.tokens_read, "world_size": _world_size()}
         writer.commit(facts | own, int(lessons.room(lessons.taught().owners).sum()) - sum(map(len, answers.values())))
     torch.distributed.barrier()
+    return _told(folder)
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """The manifest, once this node sees it and its files."""
+    await_committed(folder)
     return dict(json.loads((folder / "manifest.json").read_text()))
+
+
+def _weights_of(model: str) -> Weights:
+    await_model(Path(model))
+    return folder_weights(Path(model))
 
 
 def with_teacher(rows: Iterator[Row], lessons: Lessons | None) -> Iterator[Row]:

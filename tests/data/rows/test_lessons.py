@@ -224,6 +224,37 @@ def test_there_is_room_for_an_own_answer(made: tuple[Catalogue, TokenStore, Enco
     assert len(set(other)) == 3 and beside.identities["teacher"] == other[1]
 
 
+@pytest.mark.parametrize("anchor", [{"weight": 1}, {"weight": 0, "ewc": 5}])
+def test_what_an_anchor_holds_stands_alone(made: tuple[Catalogue, TokenStore, Encoder], tmp_path: Path, anchor: dict[str, float]) -> None:
+    """However it holds: rows have as many tokens as were told, and only train questions are longer than in the store. The twin has no anchor."""
+    catalogue, store, _ = made
+
+    def longer(changed: Stage) -> set[str]:
+        plan = compile_plan(changed, catalogue, 0)
+        beside = teaching(made, tmp_path).beside(changed, plan, store, "start")
+        assert beside.lengths is not None
+        rows = rows_of(changed, made, tmp_path)
+        assert sum(len(row["input_ids"]) for row in rows) == int(beside.lengths[plan.items].sum())
+        return {catalogue.kind_of(int(item)) for item in np.unique(plan.items) if beside.lengths[item] > store.lengths[item]}
+
+    assert longer(stage(passages={"document": 1}, anchor=anchor)) == {"train_questions"}
+    assert longer(stage(passages={"document": 1})) == {"train_questions", "replay_questions"}
+
+
+def test_what_matters_is_known_by_what_is_read(made: tuple[Catalogue, TokenStore, Encoder], tmp_path: Path) -> None:
+    """Not by how strongly it holds; pieces of documents that are cut are other items."""
+    catalogue, store, _ = made
+
+    def told(ewc: float, longest: int = 512, start: str = "start") -> tuple[str, int]:
+        changed = stage(mix={**MIX, "replay_documents": 1}, anchor={"weight": 0, "ewc": ewc})
+        beside = teaching(made, tmp_path, longest).beside(changed, compile_plan(changed, catalogue, 0), store, start)
+        assert beside.important and beside.lessons is None
+        return beside.identities["importance"], beside.important.longest
+
+    assert told(5) == told(50) and told(5)[1] > 30
+    assert told(5, longest=30)[1] == 30 and len({told(5)[0], told(5, 30)[0], told(5, start="other")[0]}) == 3
+
+
 def test_a_torn_file_of_lessons_is_written_again(made: tuple[Catalogue, TokenStore, Encoder], tmp_path: Path) -> None:
     catalogue, store, _ = made
     taught = stage(teach={})
