@@ -18,6 +18,16 @@ def test_zero_s_formula(stage: int, kept, n: int) -> None:  # type: ignore[no-un
     assert gpu_memory(LLAMA_7B, SetUp(stage, 4096), n).kept == pytest.approx(kept(n) * LLAMA_7B.parameters)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_what_elastic_weights_take(stage: int) -> None:
+    """The start and how much each weight matters, in fp32, shared as moments are (anchor.ewc)."""
+    without, held = (gpu_memory(LLAMA_7B, SetUp(stage, 4096, held=of), 8).kept for of in (False, True))
+    assert held - without == pytest.approx(8 * LLAMA_7B.parameters / 8)
+    hardware = make_hardware(8, CHIPS["A100-80G"])
+    without, held = (host_memory(LLAMA_7B, SetUp(stage, 4096, offload=True, held=of), hardware).states for of in (False, True))
+    assert held - without == pytest.approx(8 * LLAMA_7B.parameters)
+
+
 def test_offloaded_states_are_on_the_host() -> None:
     hardware = make_hardware(8, CHIPS["A100-80G"])
     gpu = gpu_memory(LLAMA_7B, SetUp(3, 4096, offload=True), 8)

@@ -14,6 +14,7 @@ from data.config import Bios, DataConfig
 from data.corpus.validation import split_validation, without_validation
 from data.load import load_corpus
 from evaluation.config import ExamConfig
+from trainer.store.stages import write_json
 from tune.config import Guard, SearchConfig
 from tune.deciding.ledger import Ledger, Row, Rung, ranked
 from tune.deciding.objective import REFUSED, breaks_guard, missing_for, objective, score_of
@@ -24,7 +25,7 @@ from tune.deciding.space import trial_id
 from tune.deciding.stopping import Ends, cap_reached, cut, make_scheduler
 from tune.keeping import not_needed
 from tune.search import lay_out
-from tune.training import workplace
+from tune.training import Training, workplace
 
 SPACE = {"dials.epochs_documents": {"grid": [1, 2, 3, 4]}}
 
@@ -300,3 +301,27 @@ def test_a_moved_run_folder_has_its_own_stages_again(tmp_path: Path) -> None:
     (tmp_path / "before").rename(tmp_path / "after")
     (tmp_path / "before").mkdir()
     assert (workplace(tmp_path / "after", "trial") / "stages" / "key").is_dir()
+
+
+def test_what_a_trial_asked_beside_a_stage_goes_with_it(tmp_path: Path) -> None:
+    """A teacher's store of a stage that is trained, of this trial alone; what another place holds, or an open stage needs, stays."""
+    place, elsewhere = workplace(tmp_path, "one"), tmp_path / "teachers" / "other"
+    stores = {name: place / name / "key" for name in ("teachers", "importance")}
+    for folder in (*stores.values(), elsewhere):
+        folder.mkdir(parents=True)
+    training = Training(tmp_path, place, None, None, None)  # type: ignore[arg-type]
+
+    def job(key: str, lessons: Path) -> Any:
+        return SimpleNamespace(
+            key=key,
+            lessons=SimpleNamespace(folder=str(lessons.resolve())),
+            important=SimpleNamespace(folder=str(stores["importance"].resolve())),
+        )
+
+    training._forget(job("open", stores["teachers"]))
+    assert all(folder.is_dir() for folder in stores.values())
+    write_json(tmp_path / "stages" / "done" / "manifest.json", {})
+    training._forget(job("done", elsewhere))
+    assert elsewhere.is_dir() and stores["teachers"].is_dir() and not stores["importance"].exists()
+    training._forget(job("done", stores["teachers"]))
+    assert not stores["teachers"].exists()
