@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from benchmarks.pit_effect import points, run_seed
 from benchmarks.wordings import estimate, in_wordings
 
@@ -71,8 +72,8 @@ def practised_again(folder: Path, seed: int) -> set[str]:
     begun = set(arms["base"]["stages"])
     keys = {key for arm in arms.values() for key in arm["stages"]} - begun
     jobs = [json.loads((folder / "stages" / key / "manifest.json").read_text())["job"] for key in keys]
-    trained = {int(item) for job in jobs for item in load_plan(Path(job["plan_path"])).items if item in numbers}
-    return {catalogue.ids[item].partition("/")[2] for item in trained}
+    trained = np.unique(np.concatenate([load_plan(Path(job["plan_path"])).items for job in jobs]))
+    return {catalogue.ids[item].partition("/")[2] for item in trained[(trained >= numbers.start) & (trained < numbers.stop)]}
 
 
 def refuse_unequal(cost: dict[str, Any]) -> None:
