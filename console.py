@@ -286,8 +286,16 @@ def _system_line(error: OSError) -> tuple[str, int]:
     return f"{place}{reason}{f'; {remedy}' if remedy else ''}", EXIT_BAD_INPUT if remedy else EXIT_FAILED
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as Ctrl-C: that alone ends Ray's waiting at once. Any other exception comes out when the wait is over, as a SystemError."""
+
+    came = False
+    """What a library raises anew for it is a plain KeyboardInterrupt."""
+
+
 def _stop(signum: int, frame: FrameType | None) -> None:
-    raise StoppedByRequest("stopped as asked; what is committed stays, and the same command goes on from there")
+    _Terminated.came = True
+    raise _Terminated
 
 
 def run_child(command: list[str]) -> int:
@@ -310,8 +318,9 @@ def door(main: Callable[[list[str] | None], int | None]) -> None:
     try:
         sys.exit(main(None) or 0)
     except KeyboardInterrupt:
-        say("interrupted; what is committed stays, and the same command goes on from there")
-        sys.exit(EXIT_INTERRUPTED)
+        told, code = ("stopped as asked", EXIT_STOPPED) if _Terminated.came else ("interrupted", EXIT_INTERRUPTED)
+        say(f"{told}; what is committed stays, and the same command goes on from there")
+        sys.exit(code)
     except StoppedByRequest as stop:
         say(str(stop))
         sys.exit(EXIT_STOPPED)

@@ -15,6 +15,12 @@ import sys, time
 from console import door, say
 from cluster.connect import Connecting, connected
 def main(_):
+    if sys.argv[1] == "waiting":
+        import ray
+        with connected(cpus_needed=1):
+            slow = ray.remote(lambda: time.sleep(60)).remote()
+            say("coming")
+            ray.get(slow)
     say("coming")
     if sys.argv[1] == "in a thread":
         with Connecting(1) as ray_comes:
@@ -47,7 +53,9 @@ def interrupted(script: str, how: str, number: signal.Signals, after_s: float) -
         assert process.poll() is None
     time.sleep(after_s)
     process.send_signal(number)
+    sent = time.monotonic()
     _, said = process.communicate(timeout=120)
+    assert time.monotonic() - sent < 40, "it waited for what was under way"
     for _ in range(50):
         left = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True, timeout=10).stdout.split()
         if not left:
@@ -61,6 +69,7 @@ def interrupted(script: str, how: str, number: signal.Signals, after_s: float) -
     ("how", "number", "after_s", "code"),
     [
         ("here", signal.SIGTERM, 1.5, 75),
+        ("waiting", signal.SIGTERM, 1.5, 75),  # an answer that Ray waits for: an exam's
         pytest.param("here", signal.SIGINT, 2.5, 130, marks=pytest.mark.slow),
         pytest.param("in a thread", signal.SIGTERM, 15.0, 75, marks=pytest.mark.slow),  # Ray is there, and its driver is at something else
     ],
