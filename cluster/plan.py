@@ -15,6 +15,7 @@ from cluster.plan_text import as_dict, in_lines
 from cluster.setups import Advice, Offer, Question, advise
 from cluster.workload import workload_of
 from console import UserError, positive, whole, write_result
+from data.config import Stage
 from experiment import Experiment, load_experiment, located
 
 _EXAMPLES = """examples:
@@ -65,9 +66,9 @@ def plan_experiment(experiment: Experiment, hardware: Hardware) -> Advice:
 
 def question_of(experiment: Experiment, hardware: Hardware) -> Question:
     trainer, shape = experiment.trainer, shape_of(experiment.model)  # a name that is none is refused before transformers is imported
-    rank, on_experts = _adapters(experiment)
-    how = (trainer.zero_stage, trainer.row_bound, trainer.gradient_checkpointing, trainer.offload_optimizer)
     stages = [stage for arm in ("base", *experiment.arms) for stage in experiment.stages(arm)]
+    rank, on_experts = _adapters(stages)
+    how = (trainer.zero_stage, trainer.row_bound, trainer.gradient_checkpointing, trainer.offload_optimizer)
     file = SetUp(*how, rank, on_experts, held=any(stage.anchor and stage.anchor.ewc for stage in stages))
     fp32 = trainer.precision == "fp32" or (trainer.precision == "auto" and hardware.chip is None)
     work, minutes = workload_of(experiment), trainer.checkpoint.every_minutes
@@ -79,11 +80,10 @@ def question_of(experiment: Experiment, hardware: Hardware) -> Question:
 _EXPERT_NAMES = {"all-linear", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj", "gate_up_proj"}
 
 
-def _adapters(experiment: Experiment) -> tuple[int, bool]:
-    """The largest rank of its adapters where every stage has one (one stage that trains all weights needs the memory for them), and whether any of them
+def _adapters(stages: list[Stage]) -> tuple[int, bool]:
+    """The largest rank of their adapters where every stage has one (one stage that trains all weights needs the memory for them), and whether any of them
     is beside experts."""
-    adapters = [stage.adapter for arm in ("base", *experiment.arms) for stage in experiment.stages(arm)]
-    settings = [adapter.settings() if adapter else {} for adapter in adapters]
+    settings = [stage.adapter.settings() if stage.adapter else {} for stage in stages]
     ranks = [int(one.get("r", 16)) if one else 0 for one in settings]
     targets = [[one["target_modules"]] if isinstance(one["target_modules"], str) else one["target_modules"] for one in settings if one]
     beside = any(name in _EXPERT_NAMES or "expert" in name for names in targets for name in names)

@@ -116,16 +116,14 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
         clear_uncommitted(store.folder(job.key))
     torch.distributed.barrier()
     device = torch.device("cuda", torch.cuda.current_device()) if settings.use_gpu else torch.device("cpu")
-    taught = ensure_store(
-        settings, job, lambda: parent_weights(settings, job.parent, store, together=True), device, lambda: beat.enter("load", limits.load_s)
-    )
-    ensure_importance(
-        settings, job, lambda: parent_weights(settings, job.parent, store, together=True), device, lambda: beat.enter("load", limits.load_s)
-    )
+    start = partial(parent_weights, settings, job.parent, store, together=True)
+    gets_on = partial(beat.enter, "load", limits.load_s)
+    taught = ensure_store(settings, job, start, device, gets_on)
+    ensure_importance(settings, job, start, device, gets_on)
     with limits.loading(beat):
         saved, fragments = _checkpoint(store, job, first_step)
         goes_on_alone = saved and not (job.stage.adapter or job.stage.freeze_share or job.important)  # all weights are in the checkpoint
-        parent = None if goes_on_alone else parent_weights(settings, job.parent, store, together=True)
+        parent = None if goes_on_alone else start()
         made = make_engine(settings, job, parent, device, saved, fragments)
         if job.important and parent is not None:
             made.engine.pull = Pull(made.engine, job.important, parent)

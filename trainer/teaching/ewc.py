@@ -62,8 +62,9 @@ def ensure_importance(
             optimiser_step(made.engine, micro_rows, 0.0, made.attention)
             beat()
         squares = [fragment for fragment in made.engine.state_fragments() if fragment[0].startswith(f"{_MOMENT}/")]
-        total = torch.tensor([sum(float(values.double().sum()) for *_, values in squares), sum(values.numel() for *_, values in squares)])
-        torch.distributed.all_reduce(total := total.double().to(device))
+        sums = [sum(float(values.double().sum()) for *_, values in squares), sum(values.numel() for *_, values in squares)]
+        total = torch.tensor(sums, dtype=torch.float64, device=device)  # fp32 cannot count the weights of a real model
+        torch.distributed.all_reduce(total)
         facts = {fragment_file(Path(), rank).name: write_fragments(folder, rank, squares)}
         told: list[Any] = [None] * world_size
         torch.distributed.all_gather_object(told, facts)
