@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.faults.promises import F5
+from trainer.watch import stacks
 from trainer.watch.stacks import write_stacks
 
 BUSY = """
@@ -60,6 +62,22 @@ def test_stacks_are_whole(busy: dict[str, Any]) -> None:
     assert asked[0] == trains[0] and len(trains) == 100 and len(asked) == 100 * len(busy["threads"]) == 500
     assert all("in run_stage" in text and "in _bootstrap\n" in text for text in trains), "from the row to the thread's beginning"
     assert all("most recent call first" in text for text in asked)
+
+
+@F5
+def test_a_signal_that_shows_nowhere_is_waited_for(busy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that the kernel let wait between taking its signal and blocking it was held to have written: its stack stood under the next name."""
+
+    def blocks(pid: int, thread: int) -> bool:
+        """Not whether it is pending: the moment in between made as long as the wait for a processor is."""
+        mask = re.search(r"^SigBlk:\s*(\w+)", Path(f"/proc/{pid}/task/{thread}/status").read_text(), re.MULTILINE)
+        return mask is not None and bool(int(mask[1], 16) >> (signal.SIGUSR1 - 1) & 1)
+
+    monkeypatch.setattr(stacks, "_writes", blocks)
+    for _ in range(20):
+        write_stacks([busy])
+    asked = Path(busy["stacks"]).read_text().split("\nthread ")[1:]
+    assert len(asked) == 100 and all(text.count("most recent call first") == 1 for text in asked)
 
 
 @F5

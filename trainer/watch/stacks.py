@@ -47,16 +47,23 @@ def write_stacks(beats: list[dict[str, Any]]) -> None:
                     if time.monotonic() < deadline:
                         file.write(f"\nthread {name} of process {beat['pid']}\n")
                         file.flush()
-                        _ask(beat["pid"], thread)
+                        _ask(beat["pid"], thread, file.fileno())
 
 
-def _ask(pid: int, thread: int) -> None:
+def _ask(pid: int, thread: int, written: int) -> None:
+    """Until the file `written` has grown and the thread has left its handler: between taking a signal off the pending ones and blocking it for
+    the handler, a thread that the kernel lets wait there shows neither."""
+    before = os.fstat(written).st_size
     if _libc.tgkill(pid, thread, int(signal.SIGUSR1)):
         return  # it has ended
     os.kill(pid, signal.SIGCONT)
     deadline = time.monotonic() + _THREAD_S
-    while _writes(pid, thread) and time.monotonic() < deadline:
+    while (_lives(pid, thread) and os.fstat(written).st_size == before or _writes(pid, thread)) and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def _lives(pid: int, thread: int) -> bool:
+    return Path(f"/proc/{pid}/task/{thread}").exists()
 
 
 def _writes(pid: int, thread: int) -> bool:
