@@ -78,13 +78,18 @@ def rows_of(path: Path, steps: int, static: bool) -> Iterator[list[Row]]:
         yield [pad(row) for row in step_rows(plan, store, int(step), 0, 1, capacity, "example")]
 
 
-def engine_of(attention: str, zero_stage: int, mode: str, backend: str | None, layers: int = 2) -> Any:
-    """`backend` of torch.compile: graphs and breaks are found before it, and "aot_eager" builds no kernels, which takes minutes a case; None: not compiled."""
+def engine_of(attention: str, zero_stage: int, mode: str, backend: str | None, layers: int = 2, alone: bool = False) -> Any:
+    """`backend` of torch.compile: graphs and breaks are found before it, and "aot_eager" builds no kernels, which takes minutes a case; None: not compiled.
+    `alone`: the engine that one process trains with; otherwise DeepSpeed's, that of several."""
     from trainer.config import TrainerConfig
 
-    engine = of("trainer.step.engine").DeepSpeedEngine(
-        model_of(attention, mode, layers), TrainerConfig(zero_stage=zero_stage), "fp32", torch.device("cpu")
-    )
+    config, known = TrainerConfig(zero_stage=zero_stage), ("fp32", torch.device("cpu"))
+    if alone:
+        from trainer.step import solo
+
+        engine: Any = solo.engine_of(model_of(attention, mode, layers), solo.as_run(config, known[0], mode == "lora"), *known)
+    else:
+        engine = of("trainer.step.engine").DeepSpeedEngine(model_of(attention, mode, layers), config, *known)
     if backend:
         from trainer.kernels import compiled
 
@@ -114,11 +119,13 @@ def counted(path: Path, steps: int, attention: str, zero_stage: int, mode: str, 
     }  # fmt: skip
 
 
-def called(path: Path, attention: str, zero_stage: int, mode: str, static: bool, compiled: bool, layers: int) -> dict[str, int]:
+def called(
+    path: Path, attention: str, zero_stage: int, mode: str, static: bool, compiled: bool, layers: int, alone: bool
+) -> dict[str, int]:
     """Of one step of a network as deep as a real one, by micro-step: what is asked of the dispatcher, and how much of it is matrix products and attention."""
     optimiser_step = of("trainer.step.step").optimiser_step
     rows = next(rows_of(path, 1, static))
-    engine = engine_of(attention, zero_stage, mode, "inductor" if compiled else None, layers)
+    engine = engine_of(attention, zero_stage, mode, "inductor" if compiled else None, layers, alone)
     optimiser_step(engine, rows, 1e-4, attention)
     names = python_calls(lambda: optimiser_step(engine, rows, 1e-4, attention))
     engine.close()
@@ -174,7 +181,9 @@ def main() -> None:
                 path, known = Path(asked["folder"]) / f"{plan}.npz", [asked[name] for name in ("attention", "static", "compiled")]
                 found[case] = counted(path, steps, known[0], zero_stage, mode, *known[1:])
                 if asked["deep"] and plan == asked["plans"][-1]:
-                    deep[f"ZeRO-{zero_stage}, {mode}"] = called(path, known[0], zero_stage, mode, *known[1:], asked["deep"])
+                    for name in asked["engines"]:
+                        of_engine = called(path, known[0], zero_stage, mode, *known[1:], asked["deep"], name == "alone")
+                        deep.setdefault(name, {})[f"ZeRO-{zero_stage}, {mode}"] = of_engine
                 print(json.dumps({"told": f"{case}: {found[case]}"}), flush=True)
     print(json.dumps({"counts": found, "deep": deep, "loss": loss_bytes(512, 4096)}), flush=True)
 

@@ -44,7 +44,7 @@ class CutFreeAdamW(torch.optim.AdamW):
                 if parameter.grad is not None:
                     state = self._state_of(parameter)
                     state["step"] += 1
-                    tensors.append([x.view(-1) for x in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])])
+                    tensors.append([_whole_or_flat(x) for x in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])])
                     steps.append(state["step"])
             if tensors:
                 _fused(tensors, steps, group, self.divisor)
@@ -56,20 +56,28 @@ class CutFreeAdamW(torch.optim.AdamW):
         return state
 
 
+def _whole_or_flat(tensor: Tensor) -> Tensor:
+    """What the kernel can take as it stands stays as it is: a view of each matrix, and a slice of it, were most of what a step of many small ones asked for."""
+    return tensor if tensor.numel() % _WHOLE == 0 and tensor.is_contiguous() else tensor.view(-1)
+
+
 def _fused(tensors: list[list[Tensor]], steps: list[Tensor], group: dict[str, Any], divisor: float) -> None:
-    """`tensors`: of each parameter its weights, gradient and moments, flat."""
+    """`tensors`: of each parameter its weights, gradient and moments; flat where their size is no multiple of _WHOLE."""
     whole, whole_steps, rests = [], [], []
     for flat, step in zip(tensors, steps, strict=True):
+        if flat[0].numel() % _WHOLE == 0:
+            whole.append(flat)
+            whole_steps.append(step)
+            continue
         end = len(flat[0]) // _WHOLE * _WHOLE
         if end:
             whole.append([x[:end] for x in flat])
             whole_steps.append(step)
-        if end < len(flat[0]):
-            rest = [x[end:] for x in flat]
-            filled = [torch.nn.functional.pad(x, (0, _WHOLE - len(x))) for x in rest]
-            whole.append(filled)
-            whole_steps.append(step)
-            rests.append((rest, filled))
+        rest = [x[end:] for x in flat]
+        filled = [torch.nn.functional.pad(x, (0, _WHOLE - len(x))) for x in rest]
+        whole.append(filled)
+        whole_steps.append(step)
+        rests.append((rest, filled))
     weights, gradients, first, second = (list(kind) for kind in zip(*whole, strict=True))
     torch._fused_adamw_(
         weights, gradients, first, second, [], whole_steps,
