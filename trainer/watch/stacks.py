@@ -58,7 +58,7 @@ def _ask(pid: int, thread: int, written: int) -> None:
         return  # it has ended
     os.kill(pid, signal.SIGCONT)
     deadline = time.monotonic() + _THREAD_S
-    while (_lives(pid, thread) and os.fstat(written).st_size == before or _writes(pid, thread)) and time.monotonic() < deadline:
+    while ((_lives(pid, thread) and os.fstat(written).st_size == before) or _writes(pid, thread)) and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
