@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from data.build.crews import asked_by, asking_of, check_asked, writers_of
 from data.build.estimate import Estimate, estimate, total
 from data.build.making.account import Account
 from data.build.making.near import Benchmarks
-from data.build.making.questions import ORDER, Asking, Made, all_rows, check_requests, collect, drop_checked, settle, split_of, to_ask
+from data.build.making.questions import ORDER, Building, Made, all_rows, check_requests, collect, drop_checked, settle, split_of, to_ask
 from data.build.making.reading import Reading, ReadOptions, read_folder
 from data.build.making.rewrites import examined, refuse_exam, to_write
 from data.build.making.splits import SplitName, split_units
@@ -68,48 +68,31 @@ def _build(args: argparse.Namespace, connect: Connect, gpu_gib_here: Callable[[]
             gpu_gib = 0.0 if args.no_ray else gpu_gib_here()
             asking = asking_of(args, gpu_gib)
             answers = Answers(args.out / "answers")
-            spent = Spent(allowed=_told(args, _estimate(args, reading, splits, asking, answers), answers))
+            build = Building(reading, splits, asking, answers, account, benchmarks)
+            spent = Spent(allowed=_told(args, _estimate(args, build), answers))
             ask = asked_by(args, asking, gpu_gib, answers, spent)
-            build = _Build(args, reading, splits, asking, answers, ask, account, benchmarks)
-            made = _questions(build)
-            wordings = _wordings(build, made)
-            written = _written(build, made)
+            made = _questions(args, build, ask)
+            wordings = _wordings(args, build, ask, made)
+            written = _written(args.out, build, ask, made)
         levels = settle(made, account)
-    _write(build, options, made, levels, written, wordings, int(gpu_gib > 0), spent)
+    _write(args, build, options, made, levels, written, wordings, int(gpu_gib > 0), spent)
 
 
-@dataclass(frozen=True)
-class _Build:
-    """What every part of a build works with."""
-
-    args: argparse.Namespace
-    reading: Reading
-    splits: dict[str, SplitName]
-    asking: Asking
-    answers: Answers
-    ask: Ask
-    account: Account
-    benchmarks: Benchmarks | None
-
-
-def _questions(build: _Build) -> Made:
+def _questions(args: argparse.Namespace, build: Building, ask: Ask) -> Made:
     """Asks, asks again where the reply was no good, reads, filters, checks."""
-    args, reading, asking, answers = build.args, build.reading, build.asking, build.answers
     declined: dict[str, str] = {}
     for attempt in range(args.tries):
-        todo = to_ask(reading, build.splits, asking, answers, attempt)
-        declined |= build.ask(todo, "write", "questions" if attempt == 0 else "asked again")
-    made = collect(reading, build.splits, asking, answers, args.tries, declined, build.account, build.benchmarks)
+        declined |= ask(to_ask(build, attempt), "write", "questions" if attempt == 0 else "asked again")
+    made = collect(build, declined)
     for wanted, with_document, what in ((args.drop_known, False, "asked alone"), (args.drop_unanswerable, True, "asked with document")):
         if wanted:
-            build.ask(check_requests(made, asking, with_document, reading), "check", what)
-            drop_checked(made, asking, with_document, reading, answers, build.account)
+            ask(check_requests(build, made, with_document), "check", what)
+            drop_checked(build, made, with_document)
     return made
 
 
-def _wordings(build: _Build, made: Made) -> dict[str, int]:
+def _wordings(args: argparse.Namespace, build: Building, ask: Ask, made: Made) -> dict[str, int]:
     """Questions in other words, those of the exam and of validation first; how many of each split."""
-    args = build.args
     (args.out / FILE).unlink(missing_ok=True)
     number = {split: args.train_wordings if split == "train" else args.wordings for split in ORDER}
     if not any(number.values()):
@@ -123,40 +106,38 @@ def _wordings(build: _Build, made: Made) -> dict[str, int]:
     ]
     writers = writers_of(args, build.asking)
     taken = [row["question"] for row in all_rows(made)]
-    rows = make_wordings(originals, taken, writers, build.answers, build.ask, args.tries, build.account, build.benchmarks)
+    rows = make_wordings(originals, taken, writers, build.answers, ask, args.tries, build.account, build.benchmarks)
     write_file(args.out / FILE, rows)
     return {split: sum(len(row["wordings"]) for row in rows if row["split"] == split) for split in ORDER}
 
 
-def _written(build: _Build, made: Made) -> Written:
+def _written(out: Path, build: Building, ask: Ask, made: Made) -> Written:
     """What is written beside the questions, after those that some of it is written around: lists first, then what follows from them."""
     refuse_exam(build.asking, examined(made), build.benchmarks)
     declined: dict[str, str] = {}
-    known = (build.reading, build.splits, build.asking, made, build.answers)
     for lists in (True, False):
-        for attempt in range(build.args.tries if build.asking.parts else 0):
+        for attempt in range(build.asking.tries if build.asking.parts else 0):
             what = ("lists" if lists else "rewrites") if attempt == 0 else "written again"
-            declined |= build.ask(to_write(*known, attempt, lists), "write", what)
-    return write_rewrites(build.args.out, *known, declined, build.account, build.benchmarks)
+            declined |= ask(to_write(build, made, attempt, lists), "write", what)
+    return write_rewrites(out, build, made, declined)
 
 
-def _estimate(
-    args: argparse.Namespace, reading: Reading, splits: dict[str, SplitName], asking: Asking, answers: Answers
-) -> dict[str, Estimate]:
+def _estimate(args: argparse.Namespace, build: Building) -> dict[str, Estimate]:
     """By what is asked for. Of rewrites around questions, and of other wordings, as many as there may be questions."""
     unknown = (
         Original(f"{document.id}{n}", split, "?" * 80, "?" * 20, None, number)
-        for document in reading.documents()
-        if (number := args.train_wordings if (split := split_of(document, splits)) == "train" else args.wordings)
+        for document in build.reading.documents()
+        if (number := args.train_wordings if (split := split_of(document, build.splits)) == "train" else args.wordings)
         for n in range(args.questions)
     )
+    asking, answers = build.asking, build.answers
     found = {
-        "questions": estimate(to_ask(reading, splits, asking, answers, 0), answers, asking),
+        "questions": estimate(to_ask(build, 0), answers, asking),
         "wordings": estimate(first_requests(unknown, writers_of(args, asking)), answers, asking),
     }
     for method in dict.fromkeys(part.method for part in asking.parts):
-        alone = replace(asking, parts=tuple(part for part in asking.parts if part.method == method))
-        wanted = (to_write(reading, splits, alone, None, answers, 0, lists) for lists in (True, False))
+        alone = replace(build, asking=replace(asking, parts=tuple(part for part in asking.parts if part.method == method)))
+        wanted = (to_write(alone, None, 0, lists) for lists in (True, False))
         found[method] = estimate(chain.from_iterable(wanted), answers, asking)
     return {what: one for what, one in found.items() if one.requests or one.answered}
 
@@ -175,8 +156,7 @@ def _dry_run(args: argparse.Namespace, options: ReadOptions, benchmarks: Benchma
         reading = read_folder(args.folder, scratch, options, account, benchmarks, skip=args.out)
     splits = split_units(reading.units, args.split, args.test_share, args.validation_share, args.seed)
     answers = Answers(args.out / "answers")
-    asking = asking_of(args, 0)
-    found = _estimate(args, reading, splits, asking, answers)
+    found = _estimate(args, Building(reading, splits, asking_of(args, 0), answers, account, benchmarks))
     if args.json:
         total(found.values()).within(args.budget, answers)
         about = {"account": account.as_dict(), "statistics": reading.statistics(), "splits": _split_sizes(reading, splits)}
@@ -189,7 +169,8 @@ def _dry_run(args: argparse.Namespace, options: ReadOptions, benchmarks: Benchma
 
 
 def _write(
-    build: _Build,
+    args: argparse.Namespace,
+    build: Building,
     options: ReadOptions,
     made: Made,
     levels: dict[str, dict[str, int]],
@@ -198,7 +179,7 @@ def _write(
     gpus: int,
     spent: Spent,
 ) -> None:
-    args, reading, asking, account = build.args, build.reading, build.asking, build.account.as_dict()
+    reading, asking, account = build.reading, build.asking, build.account.as_dict()
     name = args.name or re.sub(r"[^A-Za-z0-9._-]+", "-", args.out.resolve().name).strip("-._") or "built"
     counts = output.write_records(args.out, reading, build.splits, made)
     for split, number in written.documents.items():

@@ -98,12 +98,24 @@ class Asking:
         return Request(question["id"], messages, None, _CHECK_TOKENS, self.seed, self.checker or self.model)
 
 
-def to_ask(reading: Reading, splits: dict[str, SplitName], asking: Asking, answers: Answers, attempt: int) -> Iterator[Request]:
+@dataclass(frozen=True)
+class Building:
+    """What every part of a build works with: what is read, how it is asked about, what has come back and what is counted."""
+
+    reading: Reading
+    splits: dict[str, SplitName]
+    asking: Asking
+    answers: Answers
+    account: Account
+    benchmarks: Benchmarks | None
+
+
+def to_ask(build: Building, attempt: int) -> Iterator[Request]:
     """The requests of one attempt: of the first all, of a later one those whose every earlier reply was no good."""
-    for document in reading.documents():
-        split = split_of(document, splits)
-        if attempt == 0 or usable_reply(document, split, asking, answers, attempt) is None:
-            yield asking.request(document, split, attempt)
+    for document in build.reading.documents():
+        split = split_of(document, build.splits)
+        if attempt == 0 or usable_reply(document, split, build.asking, build.answers, attempt) is None:
+            yield build.asking.request(document, split, attempt)
 
 
 def usable_reply(document: Document, split: SplitName, asking: Asking, answers: Answers, attempts: int) -> tuple[Request, Reply] | None:
@@ -130,25 +142,17 @@ class Made:
     answer_tokens: int = 0
 
 
-def collect(
-    reading: Reading,
-    splits: dict[str, SplitName],
-    asking: Asking,
-    answers: Answers,
-    attempts: int,
-    declined: dict[str, str],
-    account: Account,
-    benchmarks: Benchmarks | None,
-) -> Made:
+def collect(build: Building, declined: dict[str, str]) -> Made:
     """Every question of every reply: among the rows, or left out with its reason. settle() counts the rows when all checks are done."""
-    made, unique = Made(), Unique(benchmarks)
+    asking, answers, account = build.asking, build.answers, build.account
+    made, unique = Made(), Unique(build.benchmarks)
     for wanted in ORDER:
-        for document in reading.documents():
-            if split_of(document, splits) != wanted:
+        for document in build.reading.documents():
+            if split_of(document, build.splits) != wanted:
                 continue
-            found = usable_reply(document, wanted, asking, answers, attempts)
+            found = usable_reply(document, wanted, asking, answers, asking.tries)
             if found is None:
-                account.leave("answers", document.id, *_why_none(document, wanted, asking, answers, attempts, declined), by_rule=False)
+                account.leave("answers", document.id, *_why_none(document, wanted, asking, answers, declined), by_rule=False)
                 continue
             account.use("answers")
             made.prompt_tokens += found[1]["prompt_tokens"]
@@ -187,40 +191,37 @@ def rows_of(
         yield row | {"model": request.model, "seed": request.seed, "prompts": prompts, "reply": request.key}
 
 
-def _why_none(
-    document: Document, split: SplitName, asking: Asking, answers: Answers, attempts: int, declined: dict[str, str]
-) -> tuple[str, str]:
-    for attempt in range(attempts):
+def _why_none(document: Document, split: SplitName, asking: Asking, answers: Answers, declined: dict[str, str]) -> tuple[str, str]:
+    for attempt in range(asking.tries):
         request = asking.request(document, split, attempt)
         if request.key in declined:
             return "the model declined", declined[request.key]
         reply = answers.get(request.key)
         if reply is not None and reply["finish"] == "length":
             return "the reply was cut off", f"{request.max_tokens} tokens: {excerpt(reply['text'], 120)}"
-        if reply is not None and attempt == attempts - 1:
+        if reply is not None and attempt == asking.tries - 1:
             first = next(read_answer(reply["text"], asking.template(split).form))
             return (first.reason, first.excerpt) if isinstance(first, Misread) else ("no usable reply", "")
     return "not asked", ""
 
 
-def check_requests(made: Made, asking: Asking, with_document: bool, reading: Reading) -> Iterator[Request]:
+def check_requests(build: Building, made: Made, with_document: bool) -> Iterator[Request]:
     """Every question once more, to be answered: alone, or after its document."""
     by_document: dict[str, list[dict[str, Any]]] = {}
     for row in all_rows(made):
         by_document.setdefault(row["doc_id"], []).append(row)
-    for document in reading.documents():
+    for document in build.reading.documents():
         for row in by_document.get(document.id, []):
-            yield asking.check(row, document if with_document else None)
+            yield build.asking.check(row, document if with_document else None)
 
 
-def drop_checked(made: Made, asking: Asking, with_document: bool, reading: Reading, answers: Answers, account: Account) -> None:
+def drop_checked(build: Building, made: Made, with_document: bool) -> None:
     """Alone: leaves out what the model answers without the document; after it: what it cannot answer even then.
 
     A check that was declined counts as not answered.
     """
-    right = {
-        request.subject: answers.get(request.key) for request in check_requests(made, asking, with_document, reading)
-    }  # one short reply a question
+    requests = check_requests(build, made, with_document)
+    right = {request.subject: build.answers.get(request.key) for request in requests}  # one short reply a question
     for split, rows in made.rows.items():
         kept = []
         for row in rows:
@@ -229,7 +230,7 @@ def drop_checked(made: Made, asking: Asking, with_document: bool, reading: Readi
                 kept.append(row)
                 continue
             reason = "not answered with the document at hand" if with_document else "answered without the document"
-            account.leave("questions", row["doc_id"], reason, f"{row['question']} {reply['text'][:80] if reply else ''}")
+            build.account.leave("questions", row["doc_id"], reason, f"{row['question']} {reply['text'][:80] if reply else ''}")
         made.rows[split] = kept
 
 

@@ -18,9 +18,7 @@ from data.build.asking.prompts import Asked, Misread, read_answer, read_list, re
 from data.build.making.figures import Exam
 from data.build.making.filters import Source, supported
 from data.build.making.near import Benchmarks
-from data.build.making.questions import Asking, Made, split_of
-from data.build.making.reading import Reading
-from data.build.making.splits import SplitName
+from data.build.making.questions import Asking, Building, Made, split_of
 from data.ground.words import normalise
 from data.records import Document
 
@@ -49,27 +47,25 @@ class Task:
         return asking.step_request(self.document, step, values, self.number, attempt)
 
 
-def to_write(
-    reading: Reading, splits: dict[str, SplitName], asking: Asking, made: Made | None, answers: Answers, attempt: int, lists: bool
-) -> Iterator[Request]:
+def to_write(build: Building, made: Made | None, attempt: int, lists: bool) -> Iterator[Request]:
     """As data.build.making.questions.to_ask. lists: those that the other requests follow from. made: None before there are questions; then as if
     every document had as many as may be asked, and every list that is not there yet as many names as are wanted."""
-    for task in tasks(reading, splits, asking, made, answers):
-        if (task.part.step.form == "list") == lists and (attempt == 0 or usable(task, asking, answers, attempt) is None):
-            yield task.request(asking, attempt)
+    for task in tasks(build, made):
+        if (task.part.step.form == "list") == lists and (attempt == 0 or usable(task, build.asking, build.answers, attempt) is None):
+            yield task.request(build.asking, attempt)
 
 
-def tasks(reading: Reading, splits: dict[str, SplitName], asking: Asking, made: Made | None, answers: Answers) -> Iterator[Task]:
+def tasks(build: Building, made: Made | None) -> Iterator[Task]:
     """By document, and of each in the order of the steps."""
     asked: dict[str, list[dict[str, Any]]] = {}
     for row in made.rows["train"] if made is not None else ():
         asked.setdefault(row["doc_id"], []).append(row)
-    unknown = [{"id": str(n), "question": "?" * 80, "answers": [_UNKNOWN]} for n in range(asking.most)]
-    for document in reading.documents():
-        trained = split_of(document, splits) == "train"
+    unknown = [{"id": str(n), "question": "?" * 80, "answers": [_UNKNOWN]} for n in range(build.asking.most)]
+    for document in build.reading.documents():
+        trained = split_of(document, build.splits) == "train"
         questions = (asked.get(document.id, ()) if made is not None else unknown) if trained else ()
-        for part in asking.parts:
-            yield from _of_part(part, document, questions, asking, answers, guess=made is None)
+        for part in build.asking.parts:
+            yield from _of_part(part, document, questions, build.asking, build.answers, guess=made is None)
 
 
 def _of_part(

@@ -9,16 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from data.build.asking.exchange import Answers, Request
+from data.build.asking.exchange import Request
 from data.build.asking.methods import SIZES
 from data.build.asking.prompts import read_list
-from data.build.making.account import Account
 from data.build.making.chunks import too_short
 from data.build.making.figures import Figures, Runs, runs_of
 from data.build.making.filters import Source, Unique, names, supported
-from data.build.making.near import Benchmarks
-from data.build.making.questions import ORDER, Asking, Made, rows_of, split_of
-from data.build.making.reading import Reading
+from data.build.making.questions import ORDER, Building, Made, rows_of, split_of
 from data.build.making.rewrites import EMPTY, Task, examined, kept_names, list_task, tasks, usable
 from data.build.making.splits import SplitName
 from data.build.parquet_file import record_file, write_rows
@@ -43,21 +40,14 @@ class Written:
 
 
 class _Writer:
-    def __init__(
-        self,
-        asking: Asking,
-        answers: Answers,
-        declined: dict[str, str],
-        account: Account,
-        benchmarks: Benchmarks | None,
-        made: Made,
-    ) -> None:
-        self.asking, self.answers, self.declined, self.account, self.benchmarks = asking, answers, declined, account, benchmarks
+    def __init__(self, build: Building, declined: dict[str, str], made: Made) -> None:
+        self.asking, self.answers, self.declined = build.asking, build.answers, declined
+        self.account, self.benchmarks = build.account, build.benchmarks
         self.exam = examined(made)
-        self.unique = Unique(benchmarks)
+        self.unique = Unique(build.benchmarks)
         self.figures = {READ: Figures(self.exam)}
         self.questions: dict[SplitName, list[dict[str, Any]]] = {split: [] for split in ORDER}
-        for split in ORDER if any(part.step.form == "open" for part in asking.parts) else ():
+        for split in ORDER if any(part.step.form == "open" for part in build.asking.parts) else ():
             for row in made.rows[split]:
                 self.unique.fault(row["id"], split, row["question"], row["answers"][0])
 
@@ -181,25 +171,15 @@ def _alike(one: Runs, other: Runs) -> bool:
     return shared > _SAME * (len(one) + len(other) - shared)
 
 
-def write_rewrites(
-    out: Path,
-    reading: Reading,
-    splits: dict[str, SplitName],
-    asking: Asking,
-    made: Made,
-    answers: Answers,
-    declined: dict[str, str],
-    account: Account,
-    benchmarks: Benchmarks | None,
-) -> Written:
+def write_rewrites(out: Path, build: Building, made: Made, declined: dict[str, str]) -> Written:
     """Writes <split>_rewrites.parquet, documents with `of`, `method`, `way` and where each comes from, and <split>_asked.parquet, questions."""
-    written, writer = Written(), _Writer(asking, answers, declined, account, benchmarks, made)
+    written, writer = Written(), _Writer(build, declined, made)
     for split in ORDER:
-        mine = (task for task in tasks(reading, splits, asking, made, answers) if split_of(task.document, splits) == split)
+        mine = (task for task in tasks(build, made) if split_of(task.document, build.splits) == split)
         grouped = (list(group) for _, group in groupby(mine, key=lambda task: task.document.id))
         rows = (row for group in grouped for row in writer.of_document(group, split))
         written.documents[split] = write_rows(record_file(out, split, "rewrites"), "documents", rows)
         written.questions[split] = write_rows(record_file(out, split, "asked"), "questions", writer.questions[split])
-    if asking.parts:
+    if build.asking.parts:
         written.figures = {name: figures.as_dict() for name, figures in writer.figures.items()}
     return written
