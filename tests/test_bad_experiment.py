@@ -1,5 +1,6 @@
 """Hostile and broken experiment files: one line with the place, quickly, before anything starts."""
 
+import re
 import time
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from experiment import load_experiment
 from experiment_yaml import ExperimentError
+from tests.helpers.refusals import refusal
 
 GOOD = "name: x\ndata: {bios: {train_people: 5}}\nmodel: {tiny: {}}\narms: {pit: {preset: pit}}\n"
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -43,10 +45,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 def test_one_line_with_the_place(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "x.yaml").write_text(text)
     start = time.process_time()
-    with pytest.raises(ExperimentError, match=message) as caught:
-        load_experiment(tmp_path / "x.yaml")
-    said = str(caught.value)
-    assert "\n" not in said and len(said) < 600 and said.startswith(str(tmp_path / "x.yaml:"))
+    said = refusal(lambda: load_experiment(tmp_path / "x.yaml"), ExperimentError)
+    assert re.search(message, said) and len(said) < 600 and said.startswith(str(tmp_path / "x.yaml:"))
     assert time.process_time() - start < 5
 
 
@@ -58,6 +58,4 @@ def test_the_good_one_loads_with_aliases(tmp_path: Path) -> None:
 @pytest.mark.parametrize("override", ["seed=[", "seed=*a", "seed=" + "[" * 5000, "=1", "a..b=1", "about=\x00"])
 def test_overrides(tmp_path: Path, override: str) -> None:
     (tmp_path / "x.yaml").write_text(GOOD)
-    with pytest.raises(ExperimentError, match="^override ") as caught:
-        load_experiment(tmp_path / "x.yaml", [override])
-    assert "\n" not in str(caught.value)
+    assert refusal(lambda: load_experiment(tmp_path / "x.yaml", [override]), ExperimentError).startswith("override ")

@@ -147,10 +147,11 @@ def prepare(
     initial = parent.identity() if parent and starts_trained else initial_identity(model, given, seed, store.sha256, folder / MEMORY)
     if beside := [stage for stages in arms.values() for stage in stages if stage.teach or stage.anchor or stage.passages]:
         write_wordings(tokens_folder, catalogue, tokenizer, [PASSAGES])
+    pairs = [pair for arm, stages in arms.items() for pair in zip(stages, plans[arm], strict=True)]
     capacity = (
         trainer.row_tokens
         if trainer.row_tokens != "auto"
-        else auto_row_tokens(arms, plans, store, trainer, has_gpu, longest, catalogue if beside else None)
+        else auto_row_tokens(pairs, store, trainer, has_gpu, longest, catalogue if beside else None)
     )
     found = find_models(folder, models or {}, model_folder, seed, store.sha256)
     hold = {name: min(longest, positions(Path(start.folder))) for name, start in found.items()}

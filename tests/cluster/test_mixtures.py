@@ -1,6 +1,7 @@
 """Mixtures of experts, state spaces and hybrids in the planner: counted on their own networks; what is not known is refused by name."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from cluster.cost.chips import CHIPS, make_hardware
 from cluster.cost.memory import SetUp, expert_copies, gpu_memory, trained_share
 from cluster.cost.model_shape import ModelShape, read_shape, shape_of, shape_of_config
 from console import UserError
+from tests.helpers.refusals import refusal
 from trainer.config import ModelConfig
 from trainer.network.flops import row_flops
 from trainer.network.network_size import network_size
@@ -93,9 +95,7 @@ def test_what_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
         ({"model_type": "nobody-knows"}, r"config.json: cannot be used"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(content))
-        with pytest.raises(UserError, match=reason) as caught:
-            read_shape(tmp_path / "config.json")
-        assert "\n" not in str(caught.value)
+        assert re.search(reason, refusal(lambda: read_shape(tmp_path / "config.json")))
 
 
 def test_experts_without_a_number_are_refused() -> None:

@@ -10,6 +10,7 @@ from experiment import read_experiment
 from experiment_yaml import ExperimentError
 from tests.conftest import ROOT
 from tests.helpers.experiments import LEAST
+from tests.helpers.refusals import refusal
 from tune.config import Axis, SearchConfig
 from tune.deciding.space import (
     arm_of,
@@ -43,10 +44,12 @@ def refused(tmp_path: Path, wrong: str, right: str) -> str:
     assert wrong in GOOD
     file = tmp_path / "x.yaml"
     file.write_text(GOOD.replace(wrong, right))
-    with pytest.raises(ExperimentError) as caught:
+
+    def read() -> None:
         experiment, values = read_experiment(file)
         check_space(file, values, experiment)
-    return str(caught.value).removeprefix(f"{tmp_path}/")
+
+    return refusal(read, ExperimentError).removeprefix(f"{tmp_path}/")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -154,25 +155,20 @@ def make_jobs(
 
 
 def auto_row_tokens(
-    arms: dict[str, list[Stage]],
-    plans: dict[str, list[Plan]],
+    stages: Iterable[tuple[Stage, Plan]],
     store: TokenStore,
     trainer: TrainerConfig,
     has_gpu: bool,
     longest: int,
-    catalogue: Catalogue | None = None,
+    catalogue: Catalogue | None,
 ) -> int:
     """trainer.row_tokens: auto, resolved for this experiment's steps. What is learnt does not depend on it.
 
     `catalogue`: where texts are read behind their documents (teach, passages), which a row must hold as well.
     """
-    trained = [
-        (stage, plan, np.asarray(store.worded(wording_of(stage)).lengths))
-        for arm, own in arms.items()
-        for stage, plan in zip(own, plans[arm], strict=True)
-    ]
-    stages = {plan.sha256: (plan, lengths) for _, plan, lengths in trained}
-    pieces = [int(lengths[plan.items].max(initial=1)) for plan, lengths in stages.values()]
+    trained = [(stage, plan, np.asarray(store.worded(wording_of(stage)).lengths)) for stage, plan in stages]
+    distinct = {plan.sha256: (plan, lengths) for _, plan, lengths in trained}
+    pieces = [int(lengths[plan.items].max(initial=1)) for plan, lengths in distinct.values()]
     if catalogue:
         passages = np.asarray(store.worded(PASSAGES).lengths)
         pieces += [_longest_behind(*of, passages, catalogue) for of in trained]
@@ -181,7 +177,7 @@ def auto_row_tokens(
         return max(item, _CPU_ROW_TOKENS)
     import torch
 
-    chosen, found = best_row_tokens(list(stages.values()), trainer.workers(torch.cuda.device_count())[1], item, MOST_ROW_TOKENS)
+    chosen, found = best_row_tokens(list(distinct.values()), trainer.workers(torch.cuda.device_count())[1], item, MOST_ROW_TOKENS)
     say(f"trainer.row_tokens: auto takes {chosen:,}: {found:.1%} of the tokens of padded rows are real")
     return chosen
 

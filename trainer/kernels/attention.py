@@ -126,69 +126,69 @@ def _buckets(cu_seqlens: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], de
 
 
 def _padded_sdpa(
-    module: torch.nn.Module,
-    query: Tensor,  # (1, heads, T, head size)
-    key: Tensor,  # (1, key heads, T, head size)
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    row_buckets: list[tuple[Tensor, Tensor, Tensor]] | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    _refuse_dropped(others)
-    assert row_buckets is not None and query.shape[0] == 1, "one flat row at a time, with its buckets"
-    out = torch.empty_like(query[0].transpose(0, 1))  # (T, heads, head size)
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, row_buckets: list[tuple[Tensor, Tensor, Tensor]]
+) -> Tensor:
+    out = torch.empty_like(query.transpose(0, 1))  # (T, heads, head size)
     for index, real, tokens in row_buckets:
-        q, k, v = (x[0].transpose(0, 1)[index].transpose(1, 2) for x in (query, key, value))  # (items, heads, L, head size)
+        q, k, v = (x.transpose(0, 1)[index].transpose(1, 2) for x in (query, key, value))  # (items, heads, L, head size)
         # Padding stands behind the real tokens: the causal mask alone keeps them from seeing it.
         result = torch.nn.functional.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
         )
         out = out.index_copy(0, tokens, result.transpose(1, 2).flatten(0, 1)[real])
-    return out[None], None
+    return out
 
 
 def _by_item(
-    module: torch.nn.Module,
-    query: Tensor,  # (1, heads, T, head size)
-    key: Tensor,  # (1, key heads, T, head size)
+    query: Tensor,
+    key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
+    scaling: float | None,
+    dropout: float,
+    row_boundaries: Tensor,
     sliding_window: int | None = None,
-    row_boundaries: Tensor | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    _refuse_dropped(others)
-    assert row_boundaries is not None and query.shape[0] == 1, "one flat row at a time, with its items' boundaries"
-    return by_item(query[0], key[0], value[0], row_boundaries, scaling, sliding_window, dropout)[None], None
+) -> Tensor:
+    return by_item(query, key, value, row_boundaries, scaling, sliding_window, dropout)
 
 
 def _varlen(
-    module: torch.nn.Module,
-    query: Tensor,  # (1, heads, T, head size)
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    row_boundaries: Tensor | None = None,
-    row_longest: int = 0,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    _refuse_dropped(others)
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float,
+    row_boundaries: Tensor, row_longest: int, sliding_window: int | None = None,
+) -> Tensor:  # fmt: skip
     assert not dropout, "refused, or another attention chosen, in trainer/network/families.py"
-    assert VARLEN and row_boundaries is not None, "the row's item boundaries"
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, head size)
-    return VARLEN(q, k, v, row_boundaries, row_longest, scaling, sliding_window)[None], None
+    assert VARLEN, "refused where torch has none"
+    q, k, v = (x.transpose(0, 1) for x in (query, key, value))  # (T, heads, head size)
+    return VARLEN(q, k, v, row_boundaries, row_longest, scaling, sliding_window)
 
 
-for _name, _function in (("padded_sdpa", _padded_sdpa), ("by_item", _by_item), ("varlen", _varlen)):
-    # Without a mask function of the same name: where transformers has one it looks for packed items first, and waits for the device at every forward pass (tests/numerics/test_waits.py).
-    AttentionInterface.register(_name, _function)
+def _as_called(kernel: Callable[..., Tensor], *known: str) -> Callable[..., tuple[Tensor, None]]:
+    """`kernel` as transformers calls attention: of one flat row, queries (heads, T, head size), keys and values (key heads, T, head size) → (T, heads, head size).
+
+    `known`: what it takes by name of attention_inputs and of the model.
+    """
+
+    def attention(
+        module: torch.nn.Module,
+        query: Tensor,  # (1, heads, T, head size)
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        **given: Any,
+    ) -> tuple[Tensor, None]:
+        assert query.shape[0] == 1, "one flat row at a time, with its items' places"
+        row = {name: given.pop(name) for name in known if name in given}
+        _refuse_dropped(given)
+        return kernel(query[0], key[0], value[0], scaling, dropout, **row)[None], None
+
+    return attention
+
+
+# Without a mask function of the same name: where transformers has one it looks for packed items first, and waits for the device at every forward pass (tests/numerics/test_waits.py).
+AttentionInterface.register("padded_sdpa", _as_called(_padded_sdpa, "row_buckets"))
+AttentionInterface.register("by_item", _as_called(_by_item, "row_boundaries", "sliding_window"))
+AttentionInterface.register("varlen", _as_called(_varlen, "row_boundaries", "row_longest", "sliding_window"))
 
 
 def leak(logits_of: Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], Tensor], vocab_size: int) -> float:

@@ -104,6 +104,7 @@ class Building:
 
     reading: Reading
     splits: dict[str, SplitName]
+    """By page, so that all chunks of one lie in one."""
     asking: Asking
     answers: Answers
     account: Account

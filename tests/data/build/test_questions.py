@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from console import UserError
 from data.build.arguments import generator_for
 from data.build.asking.exchange import Answers, Reply, Request, read_pending, write_pending
 from data.build.asking.prompts import LEVELS, Asked, Misread, load_prompts, read_answer, schema
@@ -14,6 +13,7 @@ from data.build.making.near import Benchmarks
 from data.build.making.questions import answered_right
 from data.build.output import few_questions, interval_points
 from data.records import Document
+from tests.helpers.refusals import refusal
 
 LAMP = Document("lamps.md#1", "The Halley lamp opened in May 2023 in Lund. It was designed by Ada Holm, and costs 40 euros.", "Halley lamp")
 
@@ -129,9 +129,7 @@ def test_a_document_cannot_fill_in_the_template() -> None:
 )
 def test_bad_templates(tmp_path: Path, text: str, why: str) -> None:
     (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(UserError) as error:
-        load_prompts(str(tmp_path / "mine.yaml"))
-    assert why in str(error.value)
+    assert why in refusal(lambda: load_prompts(str(tmp_path / "mine.yaml")))
 
 
 def test_schema_is_what_replies_are_read_by() -> None:
@@ -199,18 +197,11 @@ def test_replies_as_models_write_them(text: str) -> None:
     assert isinstance(asked, Asked) and (asked.question, asked.answer, asked.level) == ("Who?", "Ada", "remember")
 
 
-@pytest.mark.parametrize(
-    ("text", "reason", "detail"),
-    [
-        ("<think>I should write that and never come to", "not JSON", "<think>I should write"),
-        ("I cannot help with that.", "not JSON", "I cannot help with that."),
-        ('{"answer": 1}', "no list of questions", '{"answer": 1}'),
-        ("", "not JSON", "Expecting value"),
-    ],
-)
-def test_replies_that_are_none_show_their_beginning(text: str, reason: str, detail: str) -> None:
+@pytest.mark.parametrize("text", ["<think>I should write that and never come to", "I cannot help with that.", '{"answer": 1}', ""])
+def test_replies_that_are_none_show_their_beginning(text: str) -> None:
     (misread,) = read_answer(text, "open")
-    assert isinstance(misread, Misread) and misread.reason == reason and detail in misread.excerpt
+    assert isinstance(misread, Misread) and misread.reason == ("no list of questions" if text.startswith("{") else "not JSON")
+    assert (text[:24] or "Expecting value") in misread.excerpt
 
 
 def test_a_thought_is_no_answer() -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from console import UserError
 from data.tokens import load_tokenizer
 from tests.conftest import ROOT
+from tests.helpers.refusals import refusal
 from trainer.config import ModelConfig, TinyModel
 from trainer.network.model_check import check_files, check_model_folder, check_named
 from trainer.network.model_tensors import check_tokens, embedding_rows
@@ -124,9 +125,8 @@ def test_refused_in_a_line(name: str, folder: Path) -> None:
     make, reason = WRONG[name]
     make(folder)
     start = time.process_time()
-    with pytest.raises(UserError, match=reason) as caught:
-        check_model_folder(folder)
-    assert time.process_time() - start < SECONDS and "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    said = refusal(lambda: check_model_folder(folder))
+    assert time.process_time() - start < SECONDS and re.search(reason, said) and str(folder) in said
 
 
 EARLY = [
