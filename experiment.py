@@ -222,12 +222,10 @@ class Experiment(Strict):
         """The stage with the adapter that counts for it: its own, the arm's, the experiment's, or none."""
         chosen = next((one for one in (stage.adapter, of_arm, self.trainer.adapter) if one is not None), None)
         adapter = None if chosen is None or chosen.trains_all else chosen
-        if adapter and stage.freeze_share:
-            raise ValueError(f"{place}: freeze_share: an adapter freezes all of the model's own weights; give one of the two")
+        if adapter and (why := stage.refused_beside_adapter()):
+            raise ValueError(f"{place}: {why}")
         if adapter and (why := adapter.refused_under(self.trainer.zero_stage)):
             raise ValueError(f"{place}: adapter: {why}")
-        if adapter and stage.anchor and stage.anchor.ewc:
-            raise ValueError(f"{place}: anchor.ewc: an adapter leaves all of the model's own weights where they are; give one of the two")
         for name, share in adapter.drawn().items() if adapter else ():
             if why := self.trainer.refused_draw(f"adapter: {name}", share):
                 raise ValueError(f"{place}: {why}")

@@ -252,8 +252,8 @@ class Stage(Strict):
             raise ValueError("give either batch_items or batch_tokens")
         if self.warmup_steps and self.warmup_share:
             raise ValueError("give either warmup_steps or warmup_share")
-        if self.adapter and not self.adapter.trains_all and self.freeze_share:
-            raise ValueError("freeze_share: an adapter freezes all of the model's own weights; give one of the two")
+        if self.adapter and not self.adapter.trains_all and (why := self.refused_beside_adapter()):
+            raise ValueError(why)
         if self.steps and self.order in ("questions_grouped", "documents_grouped", "spaced"):
             raise ValueError(f"order {self.order} lays out all repeats of an item over the stage, so it needs epochs, not steps")
         if self.sources:
@@ -319,12 +319,15 @@ class Stage(Strict):
             raise ValueError(
                 "anchor acts on replay items, and the stage mixes none; give replay_share, sample_replay_questions or a mix of them"
             )
-        if self.anchor and self.anchor.ewc and self.adapter and not self.adapter.trains_all:
-            raise ValueError("anchor.ewc: an adapter leaves all of the model's own weights where they are; give one of the two")
         if any(kind.endswith("documents") for kind in (*self.taught_kinds(), *self.anchored_kinds())):
             for name in ("input_noise", "sentence_shuffle"):
                 if getattr(self, name):
                     raise ValueError(f"{name} reads a document otherwise each time, and a teacher has read it once; give one of the two")
+
+    def refused_beside_adapter(self) -> str | None:
+        """What of the stage acts on weights that an adapter leaves where they are; None: nothing."""
+        acts = "freeze_share" if self.freeze_share else "anchor.ewc" if self.anchor and self.anchor.ewc else None
+        return acts and f"{acts}: an adapter freezes all of the model's own weights; give one of the two"
 
     def rounds(self) -> "list[Stage]":
         """The stage as often as `teach.rounds` says, each time one round."""

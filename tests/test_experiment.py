@@ -126,7 +126,7 @@ def test_on_is_a_key(tmp_path: Path) -> None:
         ("{preset: pit, teach: {model: base}}", "arms.pit: teach.model: 'base' is none of models"),  # there are no base stages
         (
             "{preset: pit, adapter: {r: 4}, dials: {sample_replay_questions: 8}, anchor: {ewc: 5}}",
-            "arms.pit: anchor.ewc: an adapter leaves all of",
+            "arms.pit: anchor.ewc: an adapter freezes all of",
         ),
         ("{preset: pit, teach: {answers: own}}", "arms.pit.teach.answers: own may be wrong"),
     ],
