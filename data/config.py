@@ -267,12 +267,8 @@ class Stage(Strict):
                 raise ValueError(f"sources: the shares of the {place} step must be 1 together")
         if not (self.steps and self.batch_items) or self.order != "shuffled":
             raise ValueError("sources goes by the items of a step, so it needs steps, batch_items and order: shuffled")
-        if (
-            self.sample_questions
-            or self.sample_replay_questions
-            or self.replay_share
-            or any(times != 1 for times in self.mix.kinds().values())
-        ):
+        elsewhere = self.sample_questions or self.sample_replay_questions or self.replay_share
+        if elsewhere or any(times != 1 for times in self.mix.kinds().values()):
             raise ValueError(
                 "sources says how often items come: leave out sample_questions, sample_replay_questions and replay_share, and mix each kind once"
             )
