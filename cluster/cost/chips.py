@@ -35,7 +35,7 @@ class Chip:
     def peak_flops(self) -> float:
         """Dense bf16, FLOPs a second."""
         peak = self.told_flops or peak_flops(self.name)
-        assert peak is not None
+        assert peak is not None, f"{self.name}: holds no name of _PEAKS in trainer/network/flops.py"
         return peak
 
 

@@ -15,9 +15,9 @@ from data.ground.strict_json import MAX_ROW_BYTES
 from data.records import Refusal
 from data.sources.raw_rows import excerpt
 
-Format = Literal["text", "markdown", "html", "pdf", "docx", "pptx", "ipynb", "epub", "code", "table"]
+DocumentFormat = Literal["text", "markdown", "html", "pdf", "docx", "pptx", "ipynb", "epub", "code", "table"]
 
-MAX_FILE_BYTES: dict[Format, int] = {
+MAX_FILE_BYTES: dict[DocumentFormat, int] = {
     "text": MAX_ROW_BYTES, "markdown": MAX_ROW_BYTES, "html": MAX_ROW_BYTES, "code": MAX_ROW_BYTES, "pdf": 256 << 20, "docx": 256 << 20,
     "pptx": 256 << 20, "ipynb": 64 << 20, "epub": 256 << 20, "table": 1 << 50,
 }  # fmt: skip
@@ -33,7 +33,7 @@ CODE = {
     ".sh": "shell", ".bash": "shell", ".pl": "perl", ".pm": "perl", ".sql": "sql", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml",
 }  # fmt: skip
 """Ending → language, as the splitter calls it."""
-_PROSE: dict[str, Format] = {
+_PROSE: dict[str, DocumentFormat] = {
     "": "text", ".txt": "text", ".text": "text", ".md": "markdown", ".markdown": "markdown", ".html": "html", ".htm": "html",
     ".xhtml": "html", ".pdf": "pdf", ".docx": "docx", ".docm": "docx", ".pptx": "pptx", ".ipynb": "ipynb", ".epub": "epub",
 }  # fmt: skip
@@ -52,7 +52,7 @@ class Found:
 
     path: Path
     name: str
-    format: Format
+    format: DocumentFormat
     language: str | None
     """Of code; None elsewhere."""
     size: int
@@ -183,7 +183,7 @@ def _file(entry: "os.DirEntry[str]", name: str, rules: _Rules) -> Found | Refusa
         return Refusal(name, "not named by --include", by_rule=True)
     suffix = Path(name).suffix
     language = CODE.get(suffix)
-    kind: Format | None = "code" if language else "table" if format_of(name) else _PROSE.get(suffix.lower())
+    kind: DocumentFormat | None = "code" if language else "table" if format_of(name) else _PROSE.get(suffix.lower())
     if kind is None:
         ending = suffix.lower()
         remedy = f"save it as {_SAVED_AS[ending]}" if ending in _SAVED_AS else SAVED_AS.get(ending)

@@ -34,7 +34,7 @@ ORDERS = {
     "questions_grouped": "d261eae5755885d5",
     "documents_grouped": "b15179302b6421e5",
 }
-PRESETS = {
+PLANS_BEFORE = {
     "cpt": ["2e5b0ce4809e2f3f"],
     "standard": ["3eb2ba1c8c4ffa13", "1835cc6d912617af"],
     "standard_no_forgetting": ["3eb2ba1c8c4ffa13", "98509ba5331bca11"],
@@ -79,10 +79,10 @@ def test_plans_made_before_stay(catalogue: Catalogue, order: str) -> None:
     assert compile_plan(stage(order=order, sample_questions=4), catalogue, 3).sha256.startswith(ORDERS[order])
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", PLANS_BEFORE)
 def test_presets_made_before_stay(catalogue: Catalogue, preset: str) -> None:
     plans = [compile_plan(s, catalogue, 0) for s in preset_stages(preset, Dials(batch_items=8, sample_questions=4))]
-    assert [plan.sha256[:16] for plan in plans] == PRESETS[preset]
+    assert [plan.sha256[:16] for plan in plans] == PLANS_BEFORE[preset]
 
 
 def levelled() -> Catalogue:
