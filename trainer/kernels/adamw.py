@@ -44,7 +44,10 @@ class CutFreeAdamW(torch.optim.AdamW):
                 if parameter.grad is not None:
                     state = self._state_of(parameter)
                     state["step"] += 1
-                    tensors.append([_whole_or_flat(x) for x in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])])
+                    gradient = (
+                        parameter.grad.contiguous()
+                    )  # the kernel goes by places in memory (findings/fused_optimisers_on_cpu_take_gradients_in_memory_order.sh)
+                    tensors.append([_whole_or_flat(x) for x in (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])])
                     steps.append(state["step"])
             if tensors:
                 _fused(tensors, steps, group, self.divisor)

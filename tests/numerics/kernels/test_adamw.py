@@ -94,3 +94,19 @@ def test_a_kernel_that_sees_the_cut_would_be_noticed(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     whole = stepped(CUTS[0], of_torch(foreach=False))
     assert all(not torch.equal(stepped(cut, of_torch(foreach=False)), whole) for cut in CUTS[1:])
+
+
+@pytest.mark.parametrize("rows", [16, 5])  # a multiple of the kernel's registers, and not
+def test_gradients_laid_out_otherwise(rows: int) -> None:
+    """A transpose: the loop goes by its strides. The twin: torch's fused kernel goes by places in memory and moves the wrong elements."""
+
+    def stepped_once(make: Make) -> Tensor:
+        generator = torch.Generator().manual_seed(2)
+        weight = torch.nn.Parameter(torch.randn(rows, 6, generator=generator))
+        weight.grad = torch.randn(6, rows, generator=generator).t()
+        make([{"params": [weight], "weight_decay": 0.1}]).step()
+        return weight.detach()
+
+    right = stepped_once(of_torch(foreach=False))
+    torch.testing.assert_close(stepped_once(of_the_trainer), right, rtol=1e-5, atol=1e-6)
+    assert float((stepped_once(of_torch(fused=True)) - right).abs().max()) > 1e-3
