@@ -230,7 +230,7 @@ def _train(experiment: Experiment, no_ray: bool, insecure: bool, as_written: boo
                     trainer,
                     experiment.curricula(),
                     experiment.seed,
-                    use_gpu,
+                    most if use_gpu else 0,
                     experiment.base_run,
                     experiment.models,
                     experiment.starts(),

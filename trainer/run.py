@@ -83,7 +83,7 @@ def prepare(
     trainer: TrainerConfig,
     arms: dict[str, list[Stage]],
     seed: int,
-    has_gpu: bool,
+    gpus: int,
     base_run: str | None = None,
     models: dict[str, ModelConfig] | None = None,
     starts: dict[str, str] | None = None,
@@ -91,7 +91,7 @@ def prepare(
 ) -> Prepared:
     """Records → tokens → plans → jobs. UserError for anything wrong with them; nothing is trained by then.
 
-    `base_run`: the run that all arms start from, and whose records say what is new (trainer/jobs/parent.py, data/corpus/changes.py).
+    `gpus`: training processes, each of which has one; 0: they are on CPUs. `base_run`: the run that all arms start from, and whose records say what is new (trainer/jobs/parent.py, data/corpus/changes.py).
     `models`: further models by name, `starts`: the arms that start from one of them (trainer/jobs/starts.py). `records`: all
     of them, where they have been read (trainer/jobs/reading.py).
     """
@@ -129,18 +129,15 @@ def prepare(
             raise UserError(f"{place}: {error}") from None
         check_tokens(_largest_token(store.worded(wording)), embedding_rows(tensors), model_folder)
         check_lengths(store.worded(wording), catalogue, longest, trainer.long_documents)
-    precision = precision_of(trainer, has_gpu)
+    precision = precision_of(trainer, gpus > 0)
     if trainer.attention != "auto":  # resolved on the workers; what was asked for by name is refused before they start
         from trainer.network.families import check_attention
 
-        check_attention(model_folder, trainer.attention, has_gpu, precision)
+        check_attention(model_folder, trainer.attention, gpus > 0, precision)
     if trainer.compile == "on" or trainer.cuda_graphs or trainer.fp8 != "off":
-        import torch
+        from trainer.step.switches import check_before_workers
 
-        from trainer.step.switches import check_switches
-
-        adapter = any(stage.adapter for stages in arms.values() for stage in stages)
-        check_switches(trainer, torch.device("cuda" if has_gpu else "cpu"), precision, adapter)
+        check_before_workers(trainer, gpus, precision, any(stage.adapter for stages in arms.values() for stage in stages))
     announce_lost_decay(arms, trainer.weight_decay)
     plans = compile_arms(arms, catalogue, seed, lambda stage: store.worded(wording_of(stage)).item_lengths)
     starts_trained = parent is not None and parent.stage is not None
@@ -149,9 +146,7 @@ def prepare(
         write_wordings(tokens_folder, catalogue, tokenizer, [PASSAGES])
     pairs = [pair for arm, stages in arms.items() for pair in zip(stages, plans[arm], strict=True)]
     capacity = (
-        trainer.row_tokens
-        if trainer.row_tokens != "auto"
-        else auto_row_tokens(pairs, store, trainer, has_gpu, longest, catalogue if beside else None)
+        trainer.row_tokens if trainer.row_tokens != "auto" else auto_row_tokens(pairs, store, gpus, longest, catalogue if beside else None)
     )
     found = find_models(folder, models or {}, model_folder, seed, store.sha256)
     hold = {name: min(longest, positions(Path(start.folder))) for name, start in found.items()}

@@ -189,9 +189,8 @@ def _prepared(task: Task, values: Values, place: Path) -> tuple[Experiment, Prep
     os.environ.update(task.environment)
     if not task.use_gpu:  # before torch and DeepSpeed look
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
-    prepared = prepare(
-        place, experiment.data, experiment.model, experiment.trainer, arms, experiment.seed, task.use_gpu, experiment.base_run
-    )
+    gpus = (task.workers[1] if task.workers else 1) if task.use_gpu else 0
+    prepared = prepare(place, experiment.data, experiment.model, experiment.trainer, arms, experiment.seed, gpus, experiment.base_run)
     return experiment, prepared
 
 

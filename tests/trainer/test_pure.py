@@ -117,6 +117,7 @@ def test_flops_by_hand() -> None:
 
 def test_peaks() -> None:
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12 and peak_flops("NVIDIA A100-SXM4-80GB") == 312e12 and peak_flops("TPU") is None
+    assert peak_flops("NVIDIA RTX A1000") is None and peak_flops("NVIDIA H100 NVL") == 835e12 and peak_flops("NVIDIA A10G") == 70e12
 
 
 def key(**changes: object) -> str:

@@ -154,17 +154,10 @@ def make_jobs(
     return list(jobs.values()), keys
 
 
-def auto_row_tokens(
-    stages: Iterable[tuple[Stage, Plan]],
-    store: TokenStore,
-    trainer: TrainerConfig,
-    has_gpu: bool,
-    longest: int,
-    catalogue: Catalogue | None,
-) -> int:
+def auto_row_tokens(stages: Iterable[tuple[Stage, Plan]], store: TokenStore, gpus: int, longest: int, catalogue: Catalogue | None) -> int:
     """trainer.row_tokens: auto, resolved for this experiment's steps. What is learnt does not depend on it.
 
-    `catalogue`: where texts are read behind their documents (teach, passages), which a row must hold as well.
+    `gpus`: training processes that have one each; 0: CPUs. `catalogue`: where texts are read behind their documents (teach, passages), which a row must hold as well.
     """
     trained = [(stage, plan, np.asarray(store.worded(wording_of(stage)).lengths)) for stage, plan in stages]
     distinct = {plan.sha256: (plan, lengths) for _, plan, lengths in trained}
@@ -173,11 +166,9 @@ def auto_row_tokens(
         passages = np.asarray(store.worded(PASSAGES).lengths)
         pieces += [_longest_behind(*of, passages, catalogue) for of in trained]
     item = min(longest, max(pieces, default=1))
-    if not has_gpu:
+    if not gpus:
         return max(item, _CPU_ROW_TOKENS)
-    import torch
-
-    chosen, found = best_row_tokens(list(distinct.values()), trainer.workers(torch.cuda.device_count())[1], item, MOST_ROW_TOKENS)
+    chosen, found = best_row_tokens(list(distinct.values()), gpus, item, MOST_ROW_TOKENS)
     say(f"trainer.row_tokens: auto takes {chosen:,}: {found:.1%} of the tokens of padded rows are real")
     return chosen
 

@@ -23,7 +23,7 @@ from trainer.kernels.layers import inner_layers
 
 BACKEND = "inductor"
 _MOST_GRAPHS = 64
-"""Of one kind of layer in a process: lengths of rows, kinds of layers, which of their parameters are frozen, stages. torch's own 8 would be met by a ladder of four."""
+"""More of one kind of layer in a stage than there are: lengths of rows, kinds of layers, which of their parameters are frozen. torch's own 8, of a process, would be met by a ladder of four."""
 _MOST_OPERATIONS = 300
 """Of a layer, where they are also more than its tokens: then it computes token after token (Mamba without its kernels), and its graph would be as long as the row, for each length anew. A
 Llama's layer has 76, Falcon-H1's with its scan in chunks 256; Mamba's in plain torch 13 a token."""
@@ -79,7 +79,10 @@ class CompiledLayers:
         """`static`: rows come in few shapes, each of which gets a graph of its own; else one graph knows lengths as unknowns. `tell` gets the reason where a
         layer cannot be compiled: then all of them stay as they are.
         """
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
+        # A process trains many stages, and what earlier ones have compiled still counts.
+        most = Graphs.made() + _MOST_GRAPHS
+        for limit in ("recompile_limit", "accumulated_recompile_limit"):
+            setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), most))
         # The backward pass is compiled with the forward pass: what cannot be compiled is found where it can still be left.
         if hasattr(torch._functorch.config, "force_non_lazy_backward_lowering"):
             torch._functorch.config.force_non_lazy_backward_lowering = True
@@ -121,7 +124,10 @@ class CompiledLayers:
                     torch.compiler.cudagraph_mark_step_begin()
                 with _seen_as_trained(uneven):
                     return compiled(*arguments, **keywords)
-            except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+            except torch._dynamo.exc.FailOnRecompileLimitHit:
+                self._leave(f"rows have had more than {_MOST_GRAPHS} shapes")
+                as_compiled = False
+            except torch._dynamo.exc.TorchDynamoException as error:
                 first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or ["?"]
                 self._leave(" ".join([f"{type(error).__name__}:", first, *(more[:1] if first.endswith("raised:") else [])]))
                 as_compiled = False
@@ -152,6 +158,7 @@ class CompiledLayers:
     def close(self) -> None:
         for layer in self.layers:
             layer.__dict__.pop("forward", None)
+        self.layers = []  # and with them all that their stage held
 
 
 class _Operations(TorchDispatchMode):
@@ -194,16 +201,17 @@ class Graphs:
     """What torch has compiled in this process since the last look."""
 
     def __init__(self) -> None:
-        self._seen = self._count()
+        self._seen = self.made()
 
     def new(self) -> list[str]:
         """A line for each graph: what and why, as torch gives it."""
-        count = self._count()
+        count = self.made()
         number, self._seen = count - self._seen, count
         return [] if number <= 0 else list(_reasons(number))
 
     @staticmethod
-    def _count() -> int:
+    def made() -> int:
+        """All of this process."""
         # Read without importing torch's compiler, which takes two seconds: it is there where something was compiled.
         utils = sys.modules.get("torch._dynamo.utils")
         return int(utils.counters["stats"]["unique_graphs"]) if utils else 0

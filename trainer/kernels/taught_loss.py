@@ -4,8 +4,8 @@ The teacher's is its k most probable tokens and the rest as one mass, so the mod
 
     KL = Σ_j p_j (log p_j − log q_j) + r (log r − log q_rest)
 
-and its slope by the logits is q − p at the k tokens and q − r · (q within the rest) elsewhere. The model's rest is a sum over the other logits in the log
-domain, never 1 − Σ q_j, which cancels where the model is sure. With k = the vocabulary this is the whole KL.
+and its slope by the logits is q − p at the k tokens and q − r · (q within the rest) elsewhere. The model's rest is a sum over the other logits, never
+1 − Σ q_j, which cancels where the model is sure; in the pass that trains its terms are relative to the largest logit, so a rest below e⁻⁸⁷ of it counts as e⁻⁸⁷. With k = the vocabulary this is the whole KL.
 """
 
 from dataclasses import dataclass

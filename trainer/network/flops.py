@@ -1,5 +1,6 @@
 """Model FLOPs and utilisation (MFU). Pure."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,9 @@ from console import UserError
 from trainer.network.network_size import network_size
 
 # Dense bf16 peak of one device, FLOPs/s, from the makers' data sheets (cluster/cost/chips.py names them), half of what they give with sparsity;
-# matched as a part of torch's device name.
-# Longer names first: "A10" stands in "A100", "H20" in "H200".
+# matched as whole words of torch's device name ("RTX A1000" is no A100), longer names first.
 _PEAKS = {
-    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "A10G": 70e12, "A10": 125e12,
+    "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "A10G": 70e12, "A10": 125e12,
     "H20": 148e12, "B200": 2250e12, "MI300X": 1307e12, "4090": 165e12, "3090": 71e12,
 }  # fmt: skip
 
@@ -33,4 +33,4 @@ def row_flops(config: Any, cu_seqlens: Any, causal: bool = False) -> float:
 
 def peak_flops(device_name: str) -> float | None:
     """Dense bf16 FLOPs/s of a known GPU, else None."""
-    return next((peak for name, peak in _PEAKS.items() if name in device_name), None)
+    return next((peak for name, peak in _PEAKS.items() if re.search(rf"\b{re.escape(name)}\b", device_name)), None)

@@ -64,7 +64,21 @@ def build_model(folder: str, attention: str, dtype: torch.dtype) -> "PreTrainedM
 
 
 def matrices_and_rest(model: torch.nn.Module) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """Parameters with weight decay (matrices, embeddings) and without (norms, biases)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    shape = [tuple(getattr(p, "ds_shape", p.shape)) for p in trained]  # under ZeRO-3 p itself is empty
-    return [p for p, s in zip(trained, shape, strict=True) if len(s) > 1], [p for p, s in zip(trained, shape, strict=True) if len(s) <= 1]
+    """Parameters with weight decay (matrices, embeddings) and without: norms and biases, also where those of all heads or experts are stacked, a state space's
+    rates, and an adapter's scales, which start at 1 and would take the network with them."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decays = {name: _is_matrix(name, p) for name, p in trained}
+    return [p for name, p in trained if decays[name]], [p for name, p in trained if not decays[name]]
+
+
+_SCALES = ("ia3_l", "A_log")
+
+
+def _is_matrix(name: str, parameter: Any) -> bool:
+    *modules, own = name.split(".")
+    stacked = (
+        own.endswith("bias")
+        or any("norm" in part.lower() for part in (*modules[-1:], own))
+        or any(part in _SCALES for part in (own, *modules[-2:]))
+    )
+    return len(getattr(parameter, "ds_shape", parameter.shape)) > 1 and not stacked  # under ZeRO-3 the parameter itself is empty

@@ -137,7 +137,7 @@ class DeepSpeedEngine:
     def fragments(self) -> Iterator[Fragment]:
         """This rank's share of the fp32 weights, and of what belongs to the model beside them: (parameter, offset in the flattened parameter, values (n,)).
 
-        Shares of all ranks cover every parameter once, whatever the ZeRO stage; nothing is gathered. Values are views: copy them.
+        Shares of all ranks cover every parameter once, whatever the ZeRO stage; nothing is gathered. Values are views: copy them, into fp32 (what is frozen may lie in bf16).
         """
         for name, offset, real, values in self._shares():
             if real:  # ranks at the end may hold padding only
@@ -200,7 +200,7 @@ class DeepSpeedEngine:
                 yield name, mapping.lp_fragment_address.start, fragment.numel(), lambda kind, f=fragment: self._zero12_share(f, kind)  # type: ignore[misc]
 
     def _whole(self, parameter: Tensor, kind: str) -> Tensor:
-        values = parameter.detach().float() if kind == "weight" else self._adamw.state[parameter][kind]
+        values = parameter.detach() if kind == "weight" else self._adamw.state[parameter][kind]
         return values.view(-1)
 
     def _zero12_share(self, fragment: Tensor, kind: str) -> Tensor:
@@ -213,7 +213,7 @@ class DeepSpeedEngine:
 
     def _zero3_share(self, parameter: Any, kind: str) -> Tensor:
         if not parameter.requires_grad:
-            return parameter.ds_tensor.detach().float().view(-1)  # type: ignore[no-any-return]
+            return parameter.ds_tensor.detach().view(-1)  # type: ignore[no-any-return]
         optimizer = parameter._z3_optimizer
         values, _ = optimizer._get_fp32_opt_state_partition(parameter, False, None if kind == "weight" else kind)
         return values.detach().view(-1)  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,10 @@ class PlacedRow:
 
     def tensors(self) -> Iterator[Tensor]:
         told = (self.told.follow, self.told.ids, self.told.log_probs) if self.told else ()
-        yield from (
-            value for value in (*self.inputs.values(), self.predicting, self.target, self.share, *told) if isinstance(value, Tensor)
-        )
+        buckets = chain.from_iterable(self.inputs.get("row_buckets", ()))
+        for value in (*self.inputs.values(), *buckets, self.predicting, self.target, self.share, *told):
+            if isinstance(value, Tensor):
+                yield value
 
 
 def place(row: Row, attention: str, device: torch.device) -> PlacedRow:

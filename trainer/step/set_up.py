@@ -123,8 +123,9 @@ def with_compiled_layers(made: StageEngine, settings: WorkerSettings, static: bo
         return made
     folder = cache_beside(Path(settings.run_folder), made.engine.device)
     graphs = settings.trainer.cuda_graphs
+    static = static and made.attention != "padded_sdpa"  # its buckets differ from row to row, whatever a row's length
     if graphs and not static:
-        tell("trainer.cuda_graphs: not used in stages of one item a row, whose lengths differ from step to step")
+        tell("trainer.cuda_graphs: not used in stages whose rows have other shapes from step to step")
     layers = CompiledLayers(made.engine.module, static, tell, graphs and static)
     if not layers.why_not:
         tell(f"layers are compiled: {len(layers.layers)} {type(layers.layers[0]).__name__}; what torch compiles is kept in {folder}")

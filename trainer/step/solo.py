@@ -159,12 +159,12 @@ def _adding_to(total: Tensor) -> Callable[[Tensor], None]:
     return add
 
 
-def as_run(config: TrainerConfig, precision: Precision, adapter: bool = False) -> TrainerConfig:
-    """The settings of the engine that is fastest here: of one process nothing is sharded, whatever ZeRO stage is asked for.
+def as_run(config: TrainerConfig, precision: Precision, adapter: bool = False, processes: int | None = None) -> TrainerConfig:
+    """The settings of the engine that is fastest here: of one process nothing is sharded, whatever ZeRO stage is asked for. `processes`: of the group, where it is not there yet.
 
     But ZeRO-3 of an `adapter` in bf16 stays: it builds the frozen network in bf16, where others build it in fp32 first, which may not fit.
     """
-    if not _alone(config) or (adapter and precision == "bf16" and config.zero_stage == 3):
+    if not _alone(config, processes) or (adapter and precision == "bf16" and config.zero_stage == 3):
         return config
     return config.model_copy(update={"zero_stage": 0 if precision == "fp32" else 1})
 
@@ -178,5 +178,5 @@ def engine_of(
     return DeepSpeedEngine(module, config, precision, device, saves_frozen)
 
 
-def _alone(config: TrainerConfig) -> bool:
-    return torch.distributed.get_world_size() == 1 and not config.offload_optimizer
+def _alone(config: TrainerConfig, processes: int | None = None) -> bool:
+    return (processes or torch.distributed.get_world_size()) == 1 and not config.offload_optimizer

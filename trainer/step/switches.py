@@ -6,9 +6,19 @@ import torch
 
 from console import UserError
 from trainer.config import TrainerConfig
+from trainer.jobs.worker_settings import Precision
 from trainer.kernels.compiled import choose_compile
+from trainer.step.solo import as_run
 
 _HOPPER = (9, 0)
+
+
+def check_before_workers(trainer: TrainerConfig, gpus: int, precision: Precision, adapter: bool) -> None:
+    """check_switches where nothing trains: for as many processes with a GPU each (0: on CPUs), with the engine that they will have. A machine without GPUs, as a cluster's head
+    may be, knows nothing of its workers'; they refuse themselves."""
+    if not gpus or torch.cuda.is_available():
+        device = torch.device("cuda" if gpus else "cpu")
+        check_switches(as_run(trainer, precision, adapter, processes=max(gpus, 1)), device, precision, adapter)
 
 
 def check_switches(trainer: TrainerConfig, device: torch.device, precision: str, adapter: bool) -> None:

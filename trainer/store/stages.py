@@ -65,6 +65,8 @@ def stage_key(
         facts |= beside
     if stage.adapter and any("dropout" in name and value for name, value in stage.adapter.settings().items()):
         facts["draws"] = "by micro-step and rank"  # before 2026-11-28 once a stage: other weights
+    if stage.adapter and stage.adapter.type == "ia3" and trainer.weight_decay:
+        facts["decay"] = "none of scales"  # before 2026-11-29 they were decayed towards 0: other weights
     if aids_sha256:
         facts["aids"] = aids_sha256
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -43,8 +43,8 @@ def test_rows_hold_what_is_read_behind_a_document() -> None:
     plan = Plan(np.arange(8), np.array([0, 8]), "made")
 
     def chosen(longest: int = 2**20, **more: Any) -> int:
-        trained, config = [(Stage.model_validate({**stage, **more}), plan)], TrainerConfig(row_tokens="auto", num_workers=1)
-        return auto_row_tokens(trained, store, config, False, longest, catalogue if more else None)
+        trained = [(Stage.model_validate({**stage, **more}), plan)]
+        return auto_row_tokens(trained, store, 0, longest, catalogue if more else None)
 
     assert (chosen(), chosen(passages={"document": 0.5}), chosen(teach={"on": "questions"})) == (4096,) * 3
     assert chosen(teach={"on": "documents"}) == 6000 and chosen(5000, teach={"on": "documents"}) == 5000
@@ -60,9 +60,9 @@ def test_a_further_model_with_fewer_positions_is_refused() -> None:
 
 
 def test_rows_as_long_as_they_stay_full(capsys: pytest.CaptureFixture[str]) -> None:
-    def chosen(has_gpu: bool) -> int:
-        return auto_row_tokens([(STAGE, PLAN)], STORE, TrainerConfig(row_tokens="auto", num_workers=1), has_gpu, 4096, None)
+    def chosen(gpus: int) -> int:
+        return auto_row_tokens([(STAGE, PLAN)], STORE, gpus, 4096, None)
 
-    assert (chosen(False), chosen(True)) == (4096, MOST_ROW_TOKENS)
+    assert (chosen(0), chosen(1)) == (4096, MOST_ROW_TOKENS)
     assert "trainer.row_tokens: auto takes 16,384" in capsys.readouterr().err
     assert TrainerConfig(row_tokens="auto").row_bound == MOST_ROW_TOKENS and TrainerConfig().row_bound == 4096
