@@ -23,7 +23,19 @@ from data.build.crews import asked_by, asking_of, check_asked, writers_of
 from data.build.estimate import Estimate, estimate, total
 from data.build.making.account import Account
 from data.build.making.near import Benchmarks
-from data.build.making.questions import ORDER, Building, Made, all_rows, check_requests, collect, drop_checked, settle, split_of, to_ask
+from data.build.making.questions import (
+    NOT_KNOWN_YET,
+    ORDER,
+    Building,
+    Made,
+    all_rows,
+    check_requests,
+    collect,
+    drop_checked,
+    settle,
+    split_of,
+    to_ask,
+)
 from data.build.making.reading import Reading, ReadOptions, read_folder
 from data.build.making.rewrites import examined, refuse_exam, to_write
 from data.build.making.splits import SplitName, split_units
@@ -59,7 +71,6 @@ def _build(args: argparse.Namespace, connect: Connect, gpu_gib_here: Callable[[]
             _dry_run(args, options, benchmarks, Path(scratch))
         return
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / output.MANIFEST).unlink(missing_ok=True)  # until all is written, this is no finished build
     with Account(args.out) as account:
         reading = read_folder(args.folder, args.out, options, account, benchmarks)
         splits = split_units(reading.units, args.split, args.test_share, args.validation_share, args.seed)
@@ -71,6 +82,7 @@ def _build(args: argparse.Namespace, connect: Connect, gpu_gib_here: Callable[[]
             build = Building(reading, splits, asking, answers, account, benchmarks)
             spent = Spent(allowed=_told(args, _estimate(args, build), answers))
             ask = asked_by(args, asking, gpu_gib, answers, spent)
+            (args.out / output.MANIFEST).unlink(missing_ok=True)  # from here on, until all is written, this is no finished build
             made = _questions(args, build, ask)
             wordings = _wordings(args, build, ask, made)
             written = _written(args.out, build, ask, made)
@@ -125,7 +137,7 @@ def _written(out: Path, build: Building, ask: Ask, made: Made) -> Written:
 def _estimate(args: argparse.Namespace, build: Building) -> dict[str, Estimate]:
     """By what is asked for. Of rewrites around questions, and of other wordings, as many as there may be questions."""
     unknown = (
-        Original(f"{document.id}{n}", split, "?" * 80, "?" * 20, None, number)
+        Original(f"{document.id}{n}", split, NOT_KNOWN_YET * 4, NOT_KNOWN_YET, None, number)
         for document in build.reading.documents()
         if (number := args.train_wordings if (split := split_of(document, build.splits)) == "train" else args.wordings)
         for n in range(args.questions)

@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass
 
 from console import UserError
 from data.build.asking.exchange import Answers, Request
-from data.build.making.questions import Asking
+from data.build.making.questions import NOT_KNOWN_YET, Asking
 from data.ground.words import tokens_estimated
 
 _TOKENS_A_QUESTION = 60
@@ -23,6 +23,8 @@ class Estimate:
     prompt_tokens: int = 0
     answer_tokens: int = 0
     most_answer_tokens: int = 0
+    guessed_tokens: int = 0
+    """Of the above, to read and write for what follows from replies: around questions and names that are not known yet."""
 
     def cost(self, price: tuple[float, float]) -> tuple[float, float]:
         """(likely, at most) at prices per million tokens (prompt, answer)."""
@@ -40,10 +42,12 @@ class Estimate:
         return f"{words}; cost about {likely:,.2f}, at most {most:,.2f}"
 
     def within(self, budget: int | None, answers: Answers) -> int | None:
-        """Tokens of the budget that are left for the requests to make. UserError where they would take more."""
+        """Tokens of the budget that are left for the requests to make. UserError where they would take more. Where something is answered already, of what
+        follows from replies nobody can tell how much is: it is held against the budget when it is asked."""
         if budget is None:
             return None
-        left, wanted = budget - answers.tokens(), self.prompt_tokens + self.answer_tokens
+        left = budget - answers.tokens()
+        wanted = self.prompt_tokens + self.answer_tokens - (self.guessed_tokens if self.answered else 0)
         if wanted and wanted > left:
             there = f"; {budget - left:,} are spent already" if left < budget else ""
             raise UserError(
@@ -60,10 +64,13 @@ def estimate(requests: Iterable[Request], answers: Answers, asking: Asking) -> E
             found.answered += 1
             continue
         found.requests += 1
-        found.prompt_tokens += sum(tokens_estimated(m["content"]) + _TOKENS_A_MESSAGE for m in request.messages)
+        prompt = sum(tokens_estimated(m["content"]) + _TOKENS_A_MESSAGE for m in request.messages)
+        found.prompt_tokens += prompt
         long = request.schema is not None and not {"text", "list"}.isdisjoint(request.schema["properties"])
         likely = round(request.max_tokens * 3 / 4) if long else _TOKENS_A_QUESTION * asking.most
         found.answer_tokens += min(request.max_tokens, likely)
+        if any(NOT_KNOWN_YET in message["content"] for message in request.messages):
+            found.guessed_tokens += prompt + min(request.max_tokens, likely)
         found.most_answer_tokens += request.max_tokens
     return found
 

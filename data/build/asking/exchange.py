@@ -65,11 +65,15 @@ class Answers:
         replies = (self.get(path.stem) for path in self.folder.glob("??/*.json"))
         return sum(reply["prompt_tokens"] + reply["answer_tokens"] for reply in replies if reply is not None)
 
+    def are_none(self) -> bool:
+        return next(self.folder.glob("??/*.json"), None) is None
+
     def has(self, key: str) -> bool:
         return self.path(key).exists()
 
     def put(self, key: str, reply: Reply) -> None:
-        """Committed when it returns: written, flushed to the disk, renamed."""
+        """Committed when it returns: written, flushed to the disk, renamed. Half a pair of surrogates, which a service may send, becomes "?"."""
+        reply = {**reply, "text": reply["text"].encode("utf-8", "replace").decode()}
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(f".{uuid.uuid4().hex}.part")

@@ -97,7 +97,7 @@ def generate(
             note = f"{spent.prompt_tokens:,} + {spent.answer_tokens:,} tokens" + (f", {len(declined)} declined" if declined else "")
             bar.update(task, advance=1, note=note)
             spent.check(len(pending) - number)
-    if len(declined) == len(pending):
+    if len(declined) == len(pending) and answers.are_none():
         raise RunError(f"every request was declined; the first: {next(iter(declined.values()))}")
     return declined
 

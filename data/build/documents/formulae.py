@@ -56,9 +56,13 @@ def written(element: Any) -> str:
     if kind == "d":
         inside = _said(element, "sepChr", "|").join(text for name, text in parts if name == "e")
         return f"{_said(element, 'begChr', '(')}{inside}{_said(element, 'endChr', ')')}"
+    if kind in ("m", "eqArr"):  # a matrix by rows; cases one after the other
+        return "; ".join(text for name, text in parts if name in ("mr", "e"))
+    if kind == "mr":
+        return ", ".join(text for name, text in parts if name == "e")
     return "".join(text for _, text in parts)
 
 
 def _said(element: Any, name: str, usual: str) -> str:
-    found = element.find(f".//{{*}}{name}")
+    found = element.find(f"{{*}}{element.tag.rpartition('}')[2]}Pr/{{*}}{name}")  # its own: a formula within may say another
     return str(found.get(_VALUE, "")) if found is not None else usual

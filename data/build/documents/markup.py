@@ -87,19 +87,39 @@ def _converted(soup: BeautifulSoup) -> str:
     return str(_Markdown(heading_style="ATX", strip=["a", "img"], escape_asterisks=False, escape_underscores=False).convert_soup(soup))
 
 
+_MOVED = {
+    "msup": ("", "sup"), "msub": ("", "sub"), "msubsup": ("", "sub", "sup"), "mover": ("", "sup"), "munder": ("", "sub"), "munderover": ("", "sub", "sup"),
+}  # fmt: skip
+
+
 def _write_out(formula: Tag) -> None:
     """MathML as the TeX that it carries; without any its exponents and indices as those of HTML, for 10 and 30 would be read as 1030."""
     source = formula.find("annotation", attrs={"encoding": re.compile("tex", re.I)})
     if tex := str(formula.get("alttext") or (source.get_text() if source else "")).strip():
         formula.replace_with(f"${tex}$")
         return
-    for name, moved in (("msup", ("", "sup")), ("msub", ("", "sub")), ("msubsup", ("", "sub", "sup")), ("mfrac", ("", "over"))):
+    for name, moved in _MOVED.items():
         for tag in formula(name):
             for part, becomes in zip(tag.find_all(True, recursive=False), moved, strict=False):
-                if becomes == "over":
-                    part.insert_before("/")
-                elif becomes:
+                if becomes:
                     part.wrap(BeautifulSoup("", "lxml").new_tag(becomes))
+    for tag in formula("mfrac"):
+        parts = tag.find_all(True, recursive=False)
+        for part in parts:
+            if len(part.get_text(strip=True)) > 1:
+                part.insert(0, "(")
+                part.append(")")
+        for part in parts[1:]:
+            part.insert_before("/")
+    for tag in formula(["msqrt", "mroot"]):
+        degree = tag.find_all(True, recursive=False)[1:] if tag.name == "mroot" else []
+        for part in degree:
+            part.wrap(BeautifulSoup("", "lxml").new_tag("sup"))
+        root = [part for part in tag.contents if part not in [one.parent for one in degree]]
+        tag.extend([*(one.parent for one in degree), "√(", *root, ")"])
+    for tag in formula(["mtd", "mtr"]):  # a matrix by rows
+        if tag.find_next_sibling(tag.name):
+            tag.append(", " if tag.name == "mtd" else "; ")
 
 
 def _leave_out_menus(soup: BeautifulSoup) -> None:

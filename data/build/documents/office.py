@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
 
-from data.build.documents.formulae import formulae_written_out
+from data.build.documents.formulae import formulae_written_out, written
 from data.build.documents.markup import lowered, page, raised, readable
 from data.ground.archive import NoDocument, open_archive
 
@@ -47,6 +47,8 @@ def pptx(path: str) -> dict[str, Any]:
     with open_archive(path) as archive:
         about = _core(archive)
     slides = Presentation(path).slides
+    for slide in slides:
+        _unwrap(slide.shapes._spTree)
     texts, titles = [], []
     for slide in slides:
         heading = slide.shapes.title
@@ -63,6 +65,15 @@ def pptx(path: str) -> dict[str, Any]:
         "heading": about.get("title"),
         "date": about.get("modified"),
     }
+
+
+def _unwrap(tree: Any) -> None:
+    """A shape that holds a formula stands in an alternative, beside a picture of it for programs that know none; python-pptx passes over both."""
+    for alternative in list(tree.iter("{*}AlternateContent")):
+        choice = next((part for kind in ("Choice", "Fallback") if (part := alternative.find(f"{{*}}{kind}")) is not None and len(part)), ())
+        for one in list(choice):
+            alternative.addprevious(one)
+        alternative.getparent().remove(alternative)
 
 
 def _shape(shape: Any) -> Iterator[str]:
@@ -90,10 +101,13 @@ def _runs_of(frame: Any) -> str:
         text = ""
         for part in paragraph._p:
             kind = part.tag.rpartition("}")[2]
-            written = "".join(t.text or "" for t in part.iter("{*}t")) if kind in ("r", "fld") else "\n" if kind == "br" else ""
+            if kind == "m":
+                text += "".join(written(formula) for formula in part.iter("{*}oMath"))
+                continue
+            said = "".join(t.text or "" for t in part.iter("{*}t")) if kind in ("r", "fld") else "\n" if kind == "br" else ""
             properties = part.find("{*}rPr")
             offset = int(properties.get("baseline", "0").rstrip("%")) if properties is not None else 0
-            text += raised(written) if offset > 0 else lowered(written) if offset < 0 else written
+            text += raised(said) if offset > 0 else lowered(said) if offset < 0 else said
         lines.append(text)
     return "\n".join(lines)
 

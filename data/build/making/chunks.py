@@ -4,6 +4,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from data.build.documents.titles import FENCE
@@ -97,5 +98,6 @@ def _splitter(syntax: str, characters: int) -> Callable[[str], list[str]]:
 
     settings: dict[str, Any] = {"chunk_size": characters, "chunk_overlap": 0, "strip_whitespace": False}
     if syntax in {language.value for language in Language}:
-        return RecursiveCharacterTextSplitter.from_language(Language(syntax), **settings).split_text
+        with suppress(ValueError):  # langchain names more languages than it can split
+            return RecursiveCharacterTextSplitter.from_language(Language(syntax), **settings).split_text
     return RecursiveCharacterTextSplitter(separators=_PROSE, keep_separator="end", **settings).split_text

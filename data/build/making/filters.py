@@ -1,6 +1,7 @@
 """Which questions are worth training and asking: each rule a function of the question and its document, with a reason for people."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -23,8 +24,10 @@ _SPEAKS_OF_THE_TEXT = re.compile(
 _SUBJECT_SHARE = 0.5
 """Of the title's words; a question seldom repeats a long title whole."""
 _SUPPORT_SHARE = 0.8
-"""Of an answer's words: "opened in May 2023" is supported by "It opened on 3 May 2023"."""
+"""Of an answer's words and numbers: "opened on the 3 May 2023" is supported by "It opened on 3 May 2023"; numbers must all stand there."""
 _STEM_SHARE = 2 / 3
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_GROUPED = re.compile(r"[1-9]\d{0,2}(,\d{3})+|[1-9]\d{0,2}(\.\d{3}){2,}")
 QUESTION_NEAR = 0.8
 QUESTION_RUN = 2
 
@@ -36,11 +39,12 @@ class Source:
     document: Document
     text: str
     words: frozenset[str]
+    numbers: frozenset[str]
 
     @classmethod
     def of(cls, document: Document) -> "Source":
         text = normalise(document.text)
-        return cls(document, text, frozenset([*text.split(), *pieces(text)]))
+        return cls(document, text, frozenset([*text.split(), *pieces(text)]), frozenset(map(_value, _NUMBER.findall(document.text))))
 
 
 def fault(asked: Asked, source: Source) -> tuple[str, str] | None:
@@ -79,13 +83,28 @@ def supported(answer: str, source: Source) -> bool:
     """Whether every phrase of an answer (they are separated by commas) stands in the document, word for word or nearly."""
     if holds(source.text, normalise(answer)):
         return True
-    phrases = [phrase for part in re.split("[,、，،]", answer) if (phrase := normalise(part))]
+    phrases = [part for part in re.split(r"(?<!\d),|,(?!\d)|[、，،]", answer) if normalise(part)]
     return bool(phrases) and all(_nearly(phrase, source) for phrase in phrases)
 
 
 def _nearly(phrase: str, source: Source) -> bool:
-    wanted = pieces(phrase)
-    return holds(source.text, phrase) or sum(_stands(word, source.words) for word in wanted) >= _SUPPORT_SHARE * len(wanted)
+    """Its numbers all as they are, for 2024 is no other form of 2023 and 5,000 not of 5 and 1,000; of its words most."""
+    if holds(source.text, normalise(phrase)):
+        return True
+    numbers = _NUMBER.findall(phrase)
+    if any(_value(number) not in source.numbers for number in numbers):
+        return False
+    words = pieces(normalise(_NUMBER.sub(" ", phrase)))
+    return sum(_stands(word, source.words) for word in words) + len(numbers) >= _SUPPORT_SHARE * (len(words) + len(numbers))
+
+
+def _value(number: str) -> str:
+    """The same for 1500, 1,500 and ١٥٠٠; and for 05 and 5."""
+    digits = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in number)
+    if _GROUPED.fullmatch(digits):
+        digits = re.sub(r"\D", "", digits)
+    whole, point, rest = digits.replace(",", ".").partition(".")
+    return f"{whole.lstrip('0') or '0'}{point}{rest}"
 
 
 def _stands(word: str, words: frozenset[str], of_names: bool = False) -> bool:
@@ -119,7 +138,7 @@ class Unique:
 
     def fault(self, id: str, split: str, question: str, answer: str) -> tuple[str, str] | None:
         """Remembers a question that is new; (reason, detail) for one that is not."""
-        if self._benchmarks is not None and self._benchmarks.holds(f"{question} {answer}"):
+        if self._benchmarks is not None and self._benchmarks.holds_question(question, answer):
             return "shares a run of 13 words with a benchmark", question
         said = normalise(answer)
         if why := self._known.add(id, question, lambda twin: self._asked[twin][1] == said):

@@ -89,6 +89,10 @@ class Benchmarks:
         self._runs = np.unique(np.concatenate(runs)) if runs else np.empty(0, dtype=np.uint64)
         self._short = {normalise(text) for text, own in zip(texts, runs, strict=True) if not len(own)}
 
+    def holds_question(self, question: str, answer: str) -> bool:
+        """Runs may reach from a question into its answer; a short one is a benchmark's whatever the answer."""
+        return normalise(question) in self._short or self.holds(f"{question} {answer}")
+
     def holds(self, text: str) -> bool:
         """Whether a document or a question shares a run with a benchmark, or is one of its shorter texts."""
         if normalise(text) in self._short:

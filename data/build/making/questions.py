@@ -25,6 +25,8 @@ counted and asked again."""
 _TOKENS_AN_ENTRY = 24
 """Of a list of names."""
 _CHECK_TOKENS = 48
+NOT_KNOWN_YET = "?" * 20
+"""In an estimate, for a question's answer or a name that a reply will give; four times for a question."""
 _RETRY_TEMPERATURE = 0.7
 """A greedy model that went wrong would go wrong again."""
 

@@ -139,6 +139,10 @@ class _Reader:
             reason = last if last is not None and last.where == found.name else Refusal(found.name, "no row that can be used")
             self.account.refuse("files", reason)
             return
+        if (
+            last is not None and last.where == found.name
+        ):  # it broke off: what stood before is used, and one row says what became of the others
+            self.account.refuse("rows", last)
         self.account.use("files")
         row = {"file": found.name, "bytes": found.size, "sha256": sha256_of(found.path), "format": found.format, "language": language}
         log.write(json.dumps({**row, "pages": num_pages}, ensure_ascii=False) + "\n")

@@ -18,13 +18,12 @@ from data.build.asking.prompts import Asked, Misread, read_answer, read_list, re
 from data.build.making.figures import Exam
 from data.build.making.filters import Source, supported
 from data.build.making.near import Benchmarks
-from data.build.making.questions import Asking, Building, Made, split_of
+from data.build.making.questions import NOT_KNOWN_YET, Asking, Building, Made, split_of
 from data.ground.words import normalise
 from data.records import Document
 
 _LONGEST_NAME = 300
 EMPTY = "names nothing that can be used"
-_UNKNOWN = "?" * 20
 Written = str | list[str] | list[Asked]
 """A text, names, or questions: what a reply to a step of form text, list or open holds."""
 
@@ -60,7 +59,7 @@ def tasks(build: Building, made: Made | None) -> Iterator[Task]:
     asked: dict[str, list[dict[str, Any]]] = {}
     for row in made.rows["train"] if made is not None else ():
         asked.setdefault(row["doc_id"], []).append(row)
-    unknown = [{"id": str(n), "question": "?" * 80, "answers": [_UNKNOWN]} for n in range(build.asking.most)]
+    unknown = [{"id": str(n), "question": NOT_KNOWN_YET * 4, "answers": [NOT_KNOWN_YET]} for n in range(build.asking.most)]
     for document in build.reading.documents():
         trained = split_of(document, build.splits) == "train"
         questions = (asked.get(document.id, ()) if made is not None else unknown) if trained else ()
@@ -94,7 +93,7 @@ def _turns(source: Task, part: Part, asking: Asking, answers: Answers, guess: bo
     found = usable(source, asking, answers, asking.tries)
     size = SIZES[part.step.over]
     if found is None and guess:
-        yield from ((0, (_UNKNOWN,) * size) for _ in range(int(part.times)))
+        yield from ((0, (NOT_KNOWN_YET,) * size) for _ in range(int(part.times)))
         return
     sets = chosen(kept_names(source, found[2] if found else [])[0], part.step.over, asking.seed, source.document.id)
     yield from ((number, names) for number in range(int(part.times)) for names in sets)

@@ -1,6 +1,7 @@
 """Which pages are trained with their questions, which choose a curriculum, and which are the exam. A page never goes to two splits."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from typing import Literal
 
@@ -9,6 +10,10 @@ from data.build.making.reading import Unit
 
 SplitName = Literal["train", "validation", "test"]
 By = Literal["document", "date", "domain"]
+
+
+_DATE = re.compile(r"\d{4}(-\d\d(-\d\d)?)?($|[T ])")
+"""By ISO 8601, whose order is that of its characters; a time of day may follow."""
 
 
 def split_units(units: list[Unit], by: By, test_share: float, validation_share: float, seed: int) -> dict[str, SplitName]:
@@ -24,11 +29,16 @@ def split_units(units: list[Unit], by: By, test_share: float, validation_share: 
             f"--split date needs a date on every page; {len(undated)} of {len(units)} have none, e.g. {undated[0]}; "
             "give a column (--column date=COLUMN), front matter, or --split document"
         )
+    if by == "date" and (other := [unit for unit in units if not _DATE.match(unit.date or "")]):
+        raise UserError(
+            f"--split date: {other[0].date} of {other[0].name} is no date that can be put in order ({len(other)} of {len(units)} pages); "
+            "write YYYY-MM-DD, or use --split document"
+        )
     if by == "domain":
         groups = _grouped(units, lambda unit: unit.domain or ".")
         order = sorted(groups, key=lambda name: _rank(name, seed))
     elif by == "date":
-        groups = _grouped(units, lambda unit: unit.date or "")  # pages of one date stay together
+        groups = _grouped(units, lambda unit: (unit.date or "")[:10])  # pages of one day stay together
         order = sorted(groups, reverse=True)
     else:
         groups = _grouped(units, lambda unit: unit.name)

@@ -181,7 +181,7 @@ def fault(original: Original, wording: str, taken: set[str], benchmarks: Benchma
         return "does not name its subject"
     if not _keeps_names(original.question, wording):
         return "leaves out a name or a number"
-    if benchmarks is not None and benchmarks.holds(f"{wording} {original.answer}"):
+    if benchmarks is not None and benchmarks.holds_question(wording, original.answer):
         return "shares a run of 13 words with a benchmark"
     return None
 

@@ -193,6 +193,27 @@ def test_a_budget_is_refused_before_anything_is_asked(folder: Path, tmp_path: Pa
         build(folder, out, service, "--method", "spa", "--budget", str(spent + 500))
 
 
+def test_a_build_that_is_done_is_within_its_budget(folder: Path, tmp_path: Path, service: Service) -> None:
+    """What follows from questions is guessed before there are any: the same command again was refused, and the finished build without its manifest."""
+    out, command = tmp_path / "built", ["--wordings", "2", "--unchecked", "--budget"]
+    build(folder, out, service, *command, "1000000")
+    spent, number = Answers(out / "answers").tokens(), len(service.paid)
+    build(folder, out, service, *command, str(spent))
+    assert len(service.paid) == number and (out / "manifest.json").exists()
+    with pytest.raises(UserError, match="tokens are needed"):
+        build(folder, out, service, "--method", "spa", "--budget", str(spent + 500))
+    assert (out / "manifest.json").exists(), "refused before anything is asked"
+
+
+def test_a_single_request_that_is_declined_ends_no_build(folder: Path, tmp_path: Path, service: Service) -> None:
+    """It is all that is left to ask the second time: "every request was declined", for ever."""
+    bodies: list[dict[str, Any]] = []
+    service.declines = lambda body: bodies.append(body) or ("content policy" if body["messages"] == bodies[0]["messages"] else None)  # type: ignore[func-returns-value]
+    for _ in range(2):
+        build(folder, tmp_path / "built", service, "--parallel", "1")
+        assert manifest(tmp_path / "built")["account"]["answers"]["left_out"] == {"the model declined": 1}
+
+
 def test_a_budget_ends_a_build_that_costs_more_than_was_thought(folder: Path, tmp_path: Path, service: Service) -> None:
     """The service counts 1,050 tokens a request, more than was thought; what is paid for is kept."""
     out, command = tmp_path / "built", ["--method", "qa", "--parallel", "1", "--budget"]

@@ -1,5 +1,6 @@
 """Files to documents: what is read, how it is cut, what is the same; every file accounted for."""
 
+import gzip
 import json
 import os
 import random
@@ -16,7 +17,7 @@ from data.build.making.near import Benchmarks, Duplicates
 from data.build.making.reading import Reading, ReadOptions, Unit, language_of, read_folder
 from data.build.making.splits import split_units
 from data.build.pages import Page
-from data.build.walk import Found, find_files
+from data.build.walk import CODE, Found, find_files
 from data.records import Refusal
 from tests.data.build.test_command import prose
 from tests.data.build.test_hostile import make_pdf
@@ -270,3 +271,30 @@ def test_splits_by_date_and_domain() -> None:
     ):
         with pytest.raises(UserError, match=why):
             split_units(few, by, 0.2, 0.1, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("language", sorted(set(CODE.values())))
+def test_every_language_of_code_is_cut(language: str) -> None:
+    """langchain names more than it can split: one Perl file of two pages ended the build in a traceback."""
+    text = "sub area {\n    return 1;\n}\n\n" * 200
+    documents = list(cut(Page("tool", None, text, "code", language=language), 2000, None))
+    assert len(documents) > 1 and "".join(document.text for document in documents).count("return 1") == 200
+
+
+def test_a_table_that_breaks_off_says_so(tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"title": f"Crane {n}", "text": prose(n)}) + "\n" for n in range(500))
+    packed = gzip.compress(rows.encode())
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "cranes.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    _, account = read(tmp_path / "in", tmp_path / "out", ReadOptions(near=1.0))
+    told = account["rows"]
+    assert 0 < told["used"] < 500 and told["left_out"] == {"cannot be unpacked": 1}
+
+
+def test_dates_that_cannot_be_put_in_order_are_refused() -> None:
+    units = [Unit(f"{n}", date, ".", 1) for n, date in enumerate(["2024-03-01", "2025-01-30T10:00:00Z", "2025-01-30T08:00:00Z", "2023"])]
+    assert split_units(units, "date", 0.25, 0, 0) == {"0": "train", "1": "test", "2": "test", "3": "train"}  # a day stays together
+    with pytest.raises(
+        UserError, match=r"--split date: 03/14/2024 of 4 is no date that can be put in order \(1 of 5 pages\); write YYYY-MM-DD"
+    ):
+        split_units([*units, Unit("4", "03/14/2024", ".", 1)], "date", 0.25, 0, 0)
