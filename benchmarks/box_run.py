@@ -1,21 +1,24 @@
 """Runs the GPU rows on a machine that has Python with torch and transformers, and no network: python box_run.py studyhall-box.tar.gz [--limit-s 360]
 
 Standard library alone; benchmarks/gpu_box.py makes the archive and puts this file beside it. Rows run in the order of what they are worth, each kind of step in a process of its
-own, and figures are written as they come, to box-results.json beside the archive. The same command again runs what is missing; a kind that was cut off begins anew, one
-that failed stays failed (--again tries it).
+own, and figures are written as they come, to box-results.json beside the archive or in --out. The same command again runs what is missing, what was cut off last; what failed
+stays failed (--again tries it). Ended from outside, it takes the kind that runs with it, and what torch has compiled is found warm by the next try.
 """
 
 import argparse
+import ctypes
 import importlib.util
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
 import tarfile
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +40,13 @@ def main() -> int:
     ends = time.monotonic() + arguments.limit_s
     home = unpacked(arguments.archive)
     packages = installed(home)
-    out = arguments.archive.resolve().parent / ("box-results-tiny.json" if arguments.tiny else "box-results.json")
+    out = (arguments.out or arguments.archive.resolve().parent) / ("box-results-tiny.json" if arguments.tiny else "box-results.json")
     results: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"rows": {}}
     results["machine"] = machine(home)
     wanted = [(row, kind) for row, kind in ORDER if not arguments.rows or row in arguments.rows or f"{row}:{kind}" in arguments.rows]
-    for row, kind in wanted:
+    for row, kind in sorted(
+        wanted, key=lambda one: "cut" in results["rows"].get(one[0], {}).get(one[1], {})
+    ):  # what hung once may hang again
         known = results["rows"].setdefault(row, {}).get(kind, {})
         if known and not known.get("cut") and not (arguments.again and "failed" in known):
             continue
@@ -49,7 +54,7 @@ def main() -> int:
         if left < _LEAST_S:
             break
         print(f"{row}: {kind} ({left:.0f} s left)", flush=True)
-        results["rows"][row][kind] = run(row, kind, home, packages, arguments, left)
+        results["rows"][row][kind] = run(row, kind, home, packages, arguments, min(left, arguments.kind_s))
         _write(out, results)
     done = [(row, kind) for row, kind in wanted if results["rows"].get(row, {}).get(kind, {"cut": True}).get("cut") is None]
     _write(out, results)
@@ -61,6 +66,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path)
     parser.add_argument("--limit-s", type=float, default=360.0, help="seconds after which nothing runs any more")
+    parser.add_argument("--kind-s", type=float, default=180.0, help="seconds after which one kind of step is cut off")
+    parser.add_argument("--out", type=Path, help="folder for box-results.json, where not all of this one comes back")
     parser.add_argument("--rows", nargs="+", default=[], metavar="ROW[:KIND]", help="only these")
     parser.add_argument("--steps", type=int, default=20, help="optimiser steps that are timed")
     parser.add_argument("--tiny", action="store_true", help="models of a few thousand parameters on a CPU: does it run here at all")
@@ -134,32 +141,51 @@ def machine(home: Path) -> dict[str, Any]:
 
 
 def run(row: str, kind: str, home: Path, packages: Path, arguments: argparse.Namespace, limit_s: float) -> dict[str, Any]:
-    """The figures of one kind in a process of its own: {…}, {"failed": last line} or {"cut": seconds}."""
+    """The figures of one kind in a process of its own: {…}, {"failed": why} or {"cut": seconds}; figures that were written count, however the process ended."""
     figures = home / "figures.json"
     figures.unlink(missing_ok=True)
     command = [sys.executable, "-m", f"benchmarks.{row}", "--kind", kind, "--out", str(figures), "--steps", str(arguments.steps)]
     path = os.pathsep.join([str(home / "studyhall"), str(packages), *filter(None, [os.environ.get("PYTHONPATH")])])
-    own = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "DS_BUILD_OPS": "0"}
+    cache = home / "compiled" / row
+    own = {
+        "PYTHONPATH": path,
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "DS_BUILD_OPS": "0",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache),
+    }
+    spent: dict[str, Any] = {"compiled_before": cache.exists()}
     started = time.monotonic()
     with (home / f"{row}-{kind}.log").open("w") as log:
         process = subprocess.Popen(
             [*command, *(["--tiny"] if arguments.tiny else [])],
-            cwd=home / "studyhall", env={**os.environ, **own}, stdout=log, stderr=log, start_new_session=True,
+            cwd=home / "studyhall", env={**os.environ, **own}, stdout=log, stderr=log, start_new_session=True, preexec_fn=_ends_with_this_process,
         )  # fmt: skip
         try:
             process.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # the compiler's helpers are of its session
+            spent["cut"] = round(limit_s)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # the compiler's helpers are of its session
             process.wait()
-            return {"cut": round(limit_s)}
-    spent = {"wall_s": round(time.monotonic() - started, 1)}
-    if process.returncode or not figures.exists():
-        return {"failed": (_lines(home / f"{row}-{kind}.log") or [f"exit code {process.returncode}"])[-1][-400:], **spent}
-    return {**json.loads(figures.read_text()), **spent}
+    spent["wall_s"] = round(time.monotonic() - started, 1)
+    if figures.exists():
+        spent |= {"ended": f"exit code {process.returncode}"} if process.returncode else {}
+        spent.pop("cut", None)
+        return {**json.loads(figures.read_text()), **spent}
+    return spent if "cut" in spent else {"failed": _reason(home / f"{row}-{kind}.log") or f"exit code {process.returncode}", **spent}
 
 
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+def _ends_with_this_process() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a kind that went on alone would hold the GPU
+
+
+def _reason(log: Path) -> str:
+    """The last line that names an error: libraries say goodbye after it."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b|error: ", line)]
+    return (named or lines or [""])[-1][-400:]
 
 
 def _write(path: Path, content: Any) -> None:
@@ -169,4 +195,5 @@ def _write(path: Path, content: Any) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of `finally`
     sys.exit(main())

@@ -1,20 +1,30 @@
 """The GPU rows on a CPU with tiny models (they run, which says nothing about speed), and the archive for a GPU machine, tried in an interpreter that has torch, transformers
 and what these require, and nothing else."""
 
+import argparse
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
-from benchmarks import box_run, gpu
+from benchmarks import box_run, gpu, gpu_135m
 from benchmarks.gpu_box import MOST_MIB
 from benchmarks.table import ONE_GPU
+from data.config import Stage
+from data.curriculum.catalogue import declared_catalogue
+from data.curriculum.plan import compile_plan
+from data.rows.flat_rows import step_rows
+from data.rows.static_rows import static_shapes
+from data.rows.token_store import TokenStore
 from tests.conftest import ROOT
 
 ALONE = {"gpu_stream": "it needs Ray", "gpu_135m": "each of its kinds is a run of python -m trainer; the archive's test has it"}
@@ -53,7 +63,7 @@ def test_steps_of_a_gpu_row_differ() -> None:
 
 
 def test_a_box_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Done and failed kinds stay, what was cut begins anew, and no kind is begun when the time is up."""
+    """Done and failed kinds stay, what was cut begins anew after the others, and no kind is begun when the time is up."""
     (tmp_path / "studyhall-box.tar.gz").write_bytes(b"")
     known = {"gpu_135m": {"ours": {"step_s": 1}}, "gpu_1b": {"ours": {"cut": 300}, "hf": {"failed": "no memory"}}}
     out = tmp_path / "box-results.json"
@@ -73,8 +83,78 @@ def test_a_box_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.
 
     assert "2 of 9 kinds done" in start("10") and ran == []
     assert "9 of 9 kinds done" in start("1000")
-    assert ran[0] == ("gpu_1b", "ours") and ("gpu_1b", "hf") not in ran and ("gpu_135m", "ours") not in ran and len(ran) == 7
+    assert ran[-1] == ("gpu_1b", "ours") and ("gpu_1b", "hf") not in ran and ("gpu_135m", "ours") not in ran and len(ran) == 7
     assert json.loads(out.read_text())["rows"]["gpu_1b"]["ours"] == {"step_s": 2}
+
+
+KIND = """\
+import json, os, pathlib, subprocess, sys, time
+arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+done = lambda: pathlib.Path(arguments["--out"]).write_text(json.dumps({"step_s": 3}))
+%s
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "found"),
+    [
+        ("done(); os.abort()", {"step_s": 3, "ended": "exit code -6"}),
+        ("done(); time.sleep(60)", {"step_s": 3, "ended": "exit code -9"}),
+        ("time.sleep(60)", {"cut": 3}),
+        (
+            "sys.stderr.write('Traceback\\ntorch.OutOfMemoryError: CUDA out of memory\\ndestroy_process_group() was not called\\n'); sys.exit(1)",
+            {"failed": "torch.OutOfMemoryError: CUDA out of memory"},
+        ),
+    ],
+)
+def test_what_a_kind_has_measured_counts_however_it_ends(tmp_path: Path, does: str, found: dict[str, object]) -> None:
+    made_up_row(tmp_path, does)
+    arguments = argparse.Namespace(steps=1, tiny=False)
+    told = box_run.run("row", "ours", tmp_path, tmp_path, arguments, 3.0)
+    assert told.pop("wall_s") < 20 and told.pop("compiled_before") is False
+    assert told == found
+
+
+def made_up_row(home: Path, does: str) -> None:
+    (home / "studyhall/benchmarks").mkdir(parents=True)
+    (home / "studyhall/benchmarks/__init__.py").write_text("")
+    (home / "studyhall/benchmarks/row.py").write_text(KIND % does)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_no_kind_outlives_the_box(tmp_path: Path, signum: signal.Signals) -> None:
+    """It would hold the GPU's memory and slow those of the next call."""
+    made_up_row(tmp_path, f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); time.sleep(120)")
+    code = (
+        "import argparse, signal, sys; from pathlib import Path; from benchmarks import box_run; "
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); home = Path(sys.argv[1]); "
+        "box_run.run('row', 'ours', home, home, argparse.Namespace(steps=1, tiny=False), 100.0)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT) as box:
+        deadline = time.monotonic() + 30
+        while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        box.send_signal(signum)
+    kind = Path(f"/proc/{(tmp_path / 'pid').read_text()}/status")
+    while kind.exists() and "State:\tZ" not in kind.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not kind.exists() or "State:\tZ" in kind.read_text()
+
+
+def test_every_length_of_the_small_models_rows_is_met_before_it_is_timed() -> None:
+    """Each is compiled when it comes first."""
+    lengths = gpu_135m.film_lengths(gpu_135m.DOCUMENTS) + 1
+    epochs = -(-(20 + gpu_135m.WARM_UP) * gpu_135m.STEP_ITEMS // gpu_135m.DOCUMENTS)
+    stage = Stage.model_validate({"mix": {"train_documents": 1}, "batch_items": gpu_135m.STEP_ITEMS, "rate": 5e-4, "epochs": epochs})
+    plan = compile_plan(stage, declared_catalogue({"train_documents": gpu_135m.DOCUMENTS}), 0)
+    shapes = static_shapes(plan, lengths, 1, 16_384, 16_384)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    store = TokenStore(np.full(offsets[-1], 3, dtype=np.uint32), offsets, np.ones(len(lengths), dtype=np.int32), "")
+    met = [
+        {len(shapes.pad(row)["input_ids"]) for row in step_rows(plan, store, step, 0, 1, 16_384, "example")}
+        for step in range(plan.num_steps)
+    ]
+    assert set().union(*met[: gpu_135m.WARM_UP]) == set().union(*met) and set().union(*met[: gpu.WARM_UP]) != set().union(*met)
 
 
 def link_only(folder: Path, *roots: str) -> None:

@@ -1,7 +1,7 @@
 """Eight billion parameters on one GPU of 80 GB: python -m benchmarks.gpu_8b [--tiny]
 
 A random Llama of 8.03 billion, documents in rows of 4,096 tokens, other ones at every step, recomputed activations. Ours: bf16 weights with compensation (trainer/kernels/compensated.py; its gate is
-tests/numerics/kernels/test_compensated.py) and moments in 8 bits (torchao's, `make peers`; without it in bf16, which 80 GB do not hold), our step. Peer: transformers' Trainer with 8-bit Adam (bitsandbytes) on bf16 weights.
+tests/numerics/kernels/test_compensated.py) and moments in 8 bits (torchao's, `make peers`; without it in bf16, which 80 GB do not hold), our step. Peer: transformers' Trainer with torchao's 8-bit Adam on bf16 weights.
 Goal: below 76 GiB, at least 8,650 tokens/s, at least 1.5 times the peer. Writes benchmarks/results/gpu_8b.json.
 """
 
@@ -52,6 +52,12 @@ def moment_in_8_bits() -> Callable[[Any, bool], Any] | None:
     return zeros
 
 
+def hugging_face(setting: gpu_steps.Setting, workload: Workload) -> gpu_steps.Step:
+    if not setting.tiny:
+        peer("torchao")
+    return gpu_steps.hugging_face(setting, workload, "adamw_torch_8bit", "bfloat16")
+
+
 def run(make: gpu_steps.Make, tiny: bool, steps: int) -> dict[str, Any]:
     shape = gpu_steps.TINY if tiny else gpu_steps.SHAPES["8b"]
     work = gpu.documents(steps + 1, 2, 64, shape.vocabulary) if tiny else gpu.documents(steps + gpu.WARM_UP, 8, 4096, shape.vocabulary)
@@ -62,14 +68,15 @@ def judge(figures: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     mine, times = figures["ours"], gpu.over(figures, "ours", "hf")
     headline = {"peak_gib": mine.get("peak_gib"), "tokens_per_s": mine.get("tokens_per_s"), "over_hf": times}
     fits = bool(headline["peak_gib"]) and headline["peak_gib"] < GIB and headline["tokens_per_s"] >= TOKENS_PER_S
-    return headline, fits and (times is None or times >= TIMES)  # None: the peer does not fit
+    does_not_fit = "memory" in figures["hf"].get("failed", "")  # not: it could not be measured
+    return headline, fits and (does_not_fit if times is None else times >= TIMES)
 
 
 def main(argv: list[str] | None = None) -> None:
     goal = {"peak_gib": f"< {GIB:g}", "tokens_per_s": f">= {TOKENS_PER_S}", "over_hf": f">= {TIMES}"}
     kinds = {
         "ours": lambda tiny, steps: run(ours, tiny, steps),
-        "hf": lambda tiny, steps: run(lambda s, work: gpu_steps.hugging_face(s, work, "adamw_8bit", "bfloat16"), tiny, steps),
+        "hf": lambda tiny, steps: run(hugging_face, tiny, steps),
         "ours_fp8": lambda tiny, steps: run(lambda s, work: ours(s, work, "off" if tiny else "tensorwise"), tiny, steps),
     }
     gpu.compare("gpu_8b", __doc__, kinds, goal, judge, argv)
