@@ -71,7 +71,7 @@ def check_open_door(num_nodes: int, dashboard: str, insecure: bool) -> None:
     """
     if num_nodes < 2:
         return
-    locked = refuses_strangers(dashboard) if dashboard else os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    locked = refuses_strangers(dashboard) if dashboard else _by_token()
     if locked:
         return
     what = f"a cluster of {num_nodes} nodes without token authentication: whoever reaches it can run code on all of them"
@@ -80,8 +80,14 @@ def check_open_door(num_nodes: int, dashboard: str, insecure: bool) -> None:
     say(f"warning: {what} (--insecure)")
 
 
+def _by_token() -> bool:
+    """Whether this process brings one, which nodes and driver must do alike."""
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+
+
 def refuses_strangers(dashboard: str) -> bool:
-    """Whether the job API at host:port turns away who brings no token (401 or 403). A job list is asked for; nothing is started."""
+    """Whether the job API at host:port turns away who brings no token (401 or 403). A job list is asked for; nothing is started. Where nobody answers, whether
+    this process brings one."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy would answer in its place
     try:
         with opener.open(f"http://{dashboard}/api/jobs/", timeout=10) as reply:
@@ -89,5 +95,5 @@ def refuses_strangers(dashboard: str) -> bool:
             return False
     except urllib.error.HTTPError as error:
         return error.code in (401, 403)
-    except (OSError, ValueError):  # no dashboard there: nothing is open
-        return True
+    except (OSError, ValueError):  # none where this process looks: on another node than the head's it is told the head's own 127.0.0.1
+        return _by_token()

@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -195,12 +196,12 @@ def _logs(args: argparse.Namespace) -> int:
 
 def follow(client: Any, job: str) -> int:
     """Prints a job's log until it ends; comes back after lost connections, without repeating lines. The job's exit code."""
-    shown = 0
+    shown = Shown()
     away_since: float | None = None
     failures = 0
     while True:
         try:
-            shown = asyncio.run(_tail(client, job, shown))
+            asyncio.run(_tail(client, job, shown))
             info = client.get_job_info(job)
             if str(info.status) in _ENDED:
                 return _ended(info, job)
@@ -209,6 +210,8 @@ def follow(client: Any, job: str) -> int:
         except KeyboardInterrupt:
             say(f"no longer looking; the job goes on: python -m cluster logs {job}")
             raise SystemExit(130) from None
+        except BrokenPipeError:  # whoever reads the output has gone, not the job server
+            raise
         except Exception as error:  # aiohttp, requests and Ray each have their own
             away_since = away_since or time.monotonic()
             if time.monotonic() - away_since > _LONGEST_AWAY_S:
@@ -222,17 +225,21 @@ def follow(client: Any, job: str) -> int:
             time.sleep(wait_s)
 
 
-async def _tail(client: Any, job: str, shown: int) -> int:
-    """Prints what comes after `shown` characters: a new connection starts from the log's beginning."""
+@dataclass
+class Shown:
+    characters: int = 0
+
+
+async def _tail(client: Any, job: str, shown: Shown) -> None:
+    """Prints what comes after what is `shown`, and counts it there: a new connection starts from the log's beginning, however the one before ended."""
     seen = 0
     async for text in client.tail_job_logs(job):
-        new = text[max(0, shown - seen) :]
+        new = text[max(0, shown.characters - seen) :]
         seen += len(text)
         if new:
             out.file.write(new)
             out.file.flush()
-            shown = seen
-    return shown
+            shown.characters = seen
 
 
 def _ended(info: Any, job: str) -> int:

@@ -112,7 +112,7 @@ def _door(in_cluster: bool, insecure: bool) -> Line:
 
 def _memory(experiment: Experiment, nodes: Nodes, workers: int, use_gpu: bool) -> tuple[Offer | None, Line]:
     """The file's own set-up, priced for the machines that are there."""
-    ram = min(node.facts["ram_bytes"] for node in nodes.all)
+    ram = min(node.facts["ram_bytes"] for node in nodes.all if node.facts["gpus"] or not use_gpu)  # a head without GPUs trains nothing
     per_node = max(1, -(-workers // len(nodes.all)))
     if use_gpu:
         gpus = [gpu for node in nodes.all for gpu in node.facts["gpus"]]

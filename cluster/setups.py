@@ -159,7 +159,7 @@ def set_ups(question: Question, hardware: Hardware) -> list[SetUp]:
     rows = sorted({*(row for row in _ROW_TOKENS if row >= least), question.file.row_tokens}) if on_gpu else [question.file.row_tokens]
     stages, held = (1, 2, 3) if hardware.num_gpus > 1 else (2, 3), question.file.held
     found = [
-        SetUp(stage, row, recompute, offload, question.file.adapter, held=held)
+        SetUp(stage, row, recompute, offload, question.file.adapter, on_experts=question.file.on_experts, held=held)
         for stage in stages
         for offload in ((False, True) if on_gpu else (False,))
         for recompute in (False, True)

@@ -50,6 +50,19 @@ def test_a_container_with_dockers_shared_memory() -> None:
     assert shared_memory(Told([node("a", shm_bytes=4 * GIB)])).good  # type: ignore[arg-type]
 
 
+def test_a_head_without_gpus_needs_no_memory_of_a_worker(tmp_path: Path) -> None:
+    """64 GiB in the project's own definitions: preflight called every one of them too small. The twin: a worker of 64 GiB is."""
+    from cluster.preflight import _memory
+    from experiment import load_experiment
+
+    experiment = load_experiment("experiments/wiki2023_llama2_7b.yaml", [f"runs={tmp_path}", "trainer.num_workers=8"])
+    gpus = [{"name": "NVIDIA A100-SXM4-80GB", "bytes": int(79.1 * GIB), "used_bytes": 0}] * 8
+    head, worker = node("head", ram_bytes=64 * GIB, gpus=[]), node("a", ram_bytes=900 * GIB, gpus=gpus)
+    assert _memory(experiment, Told([head, worker]), 8, True)[1].good  # type: ignore[arg-type]
+    small = _memory(experiment, Told([head, node("a", ram_bytes=64 * GIB, gpus=gpus)]), 8, True)[1]  # type: ignore[arg-type]
+    assert small.good is False and "host memory a node" in small.text
+
+
 def test_a_node_that_does_not_answer() -> None:
     silent = Node("b", "b.address", TimeoutError("no answer"), {}, 0)  # type: ignore[arg-type]
     line = answering(Told([node("a"), silent]))  # type: ignore[arg-type]

@@ -103,6 +103,7 @@ def test_the_job_trains_what_is_in_the_image() -> None:
 def test_the_launcher_definition_is_valid() -> None:
     """Against the schema that Ray ships with its launcher, and Ray's own further checks."""
     import ray
+    from ray.autoscaler._private.util import fillout_defaults
 
     definition = read(FOLDER / "aws_a100.yaml")
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
@@ -114,6 +115,14 @@ def test_the_launcher_definition_is_valid() -> None:
     assert all("RAY_AUTH_MODE=token" in command for command in starts if "ray start" in command)
     assert any(target.endswith(".ray/auth_token") for target in definition["file_mounts"])
     assert any("--shm-size" in option for option in definition["docker"]["run_options"])
+    assert "--gpus=all" not in definition["docker"]["run_options"], "the head has none"
+    filled = fillout_defaults(definition)  # as `ray up` does: it would install a wheel of its own
+    assert not [
+        line for kind in ("setup_commands", "worker_setup_commands", "head_setup_commands") for line in filled[kind] if "ray-" in line
+    ]
+    assert all(line.startswith("export PATH=/opt/studyhall/.venv/bin:$PATH") for line in starts if "ray st" in line), (
+        "a login shell forgets the image's"
+    )
 
 
 def test_the_image() -> None:

@@ -3,6 +3,7 @@
 Nodes are groups of processes on one machine with ports of their own; a node is lost by SIGKILL of its group.
 """
 
+import io
 import json
 import os
 import re
@@ -10,11 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cluster.jobs import job_environment, last_line, status_lines
+from cluster.jobs import follow, job_environment, last_line, status_lines
 from console import UserError
 from tests.cluster.conftest import TOKEN
 from tests.conftest import ROOT
@@ -248,3 +250,38 @@ def test_the_checkout_is_small() -> None:
     """What Ray would send: far below its limit, so that a submit takes seconds."""
     listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert sum((ROOT / name).stat().st_size for name in listed.split("\0") if name and (ROOT / name).is_file()) < 20 * 2**20
+
+
+class Breaking:
+    """A job server whose connection breaks once, after two lines."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def tail_job_logs(self, job: str) -> Any:
+        self.calls += 1
+        for number in (1, 2, 3):
+            if number == 3 and self.calls == 1:
+                raise RuntimeError("closed")
+            yield f"line {number}\n"
+
+    def get_job_info(self, job: str) -> Any:
+        return SimpleNamespace(status="SUCCEEDED", driver_exit_code=0)
+
+
+def test_a_lost_connection_repeats_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.jobs._RECONNECT_S", [0])
+    written = io.StringIO()
+    monkeypatch.setattr("cluster.jobs.out", SimpleNamespace(file=written))
+    assert follow(Breaking(), "x") == 0 and written.getvalue() == "line 1\nline 2\nline 3\n"
+
+
+def test_a_reader_that_goes_is_no_lost_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cluster logs ID | head` tried for ten minutes."""
+
+    def gone(text: str) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("cluster.jobs.out", SimpleNamespace(file=SimpleNamespace(write=gone, flush=lambda: None)))
+    with pytest.raises(BrokenPipeError):
+        follow(Breaking(), "x")
