@@ -134,7 +134,7 @@ def gpu_memory(shape: ModelShape, set_up: SetUp, num_gpus: int, fp32: bool = Fal
     loading = weights if stage == 3 else 4.0 * size  # built and filled in fp32, then rounded
     return GpuMemory(
         weights, gradients, states, activation_bytes(shape, set_up.row_tokens, set_up.recompute, wide) + expert_copies(shape, set_up, wide),
-        logit_bytes(shape, set_up.row_tokens), buffers, step, loading,
+        logit_bytes(shape, set_up.row_tokens, wide), buffers, step, loading,
     )  # fmt: skip
 
 
@@ -168,9 +168,17 @@ def activation_bytes(shape: ModelShape, tokens: int, recompute: bool, wide: int 
     return float(tokens * (blocks + norm))
 
 
-def logit_bytes(shape: ModelShape, tokens: int) -> float:
-    """T·V·(2 + 4 + 4): logits, their fp32 copy, its gradient, where every token is a target (documents); questions need far fewer."""
-    return float(tokens * shape.vocab_size * (2 + 4 + 4))
+LOGITS_AT_ONCE = 2**28
+"""As many as trainer/kernels/linear_loss.py makes at a time."""
+
+
+def logit_bytes(shape: ModelShape, tokens: int, wide: int = 2) -> float:
+    """T·V·(2 + 4 + 4): logits, their fp32 copy, its gradient, where every token is a target (documents); questions need far fewer. Of more than are made at
+    once a part, and beside it the head's gradient, summed in fp32 over the parts, each `wide`."""
+    logits = tokens * shape.vocab_size
+    if logits <= LOGITS_AT_ONCE or shape.whole_logits:
+        return float(logits * (2 + 4 + 4))
+    return float(LOGITS_AT_ONCE * (2 + 4 + 4) + shape.vocab_size * shape.hidden_size * (4 + wide))
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ class ModelShape:
     """None: all."""
     counted: NetworkSize | None = None
     """Of the network itself, where transformers has built it; None: by the formulae below, which know decoders of Llama's kind and mixtures of them."""
+    whole_logits: bool = False
+    """What comes after the output head (a cap, a scale) needs the logits of a row at once."""
     scans: bool = False
     """State-space layers are Mamba-1's, whose kernels carry a state over the items of a row."""
 
@@ -215,10 +217,12 @@ def shape_of_config(whole: Any) -> ModelShape:
         _inner_size(config, hidden),
         round(counted.attention_width / (heads * head_dim)) if heads else 0,
         counted,
+        any(getattr(config, name, None) not in (None, 0, 1) for name in _AFTER_THE_HEAD),
         kind in _SCANS,
     )
 
 
+_AFTER_THE_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 _SCANS = {"mamba", "falcon_mamba", "jamba"}
 
 

@@ -1,10 +1,14 @@
 """GPU, host and disk memory: ZeRO's formula, and activations against what a real model keeps."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from cluster.cost.chips import CHIPS, GIB, make_hardware
-from cluster.cost.memory import SetUp, activation_bytes, disk, gpu_memory, host_memory, power_of_two
-from cluster.cost.model_shape import ModelShape
+from cluster.cost.memory import LOGITS_AT_ONCE, SetUp, activation_bytes, disk, gpu_memory, host_memory, logit_bytes, power_of_two
+from cluster.cost.model_shape import ModelShape, read_shape
 from tests.helpers.networks import sizes
 
 LLAMA_70B = ModelShape(8192, 80, 28672, 64, 8, 128, 32000)
@@ -117,3 +121,26 @@ def test_the_disk() -> None:
 @pytest.mark.parametrize("size, rounded", [(1, 1), (2, 2), (3, 4), (2**30, 2**30), (2**30 + 1, 2**31)])
 def test_powers_of_two(size: int, rounded: int) -> None:
     assert power_of_two(size) == rounded
+
+
+def test_logits_are_those_that_are_made_at_once(tmp_path: Path) -> None:
+    """A big vocabulary was refused for rows whose logits never lie in memory together. The twin: Gemma 2 caps them all, so it needs them all."""
+    from trainer.kernels import linear_loss
+
+    assert LOGITS_AT_ONCE == linear_loss.LOGITS_AT_ONCE
+    small, large = (logit_bytes(ModelShape(1024, 2, 4096, 8, 8, 128, vocabulary), 16_384) for vocabulary in (8_192, 152_064))
+    assert small == 16_384 * 8_192 * 10 and large == 2**28 * 10 + 152_064 * 1024 * 6
+    sizes = {
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "vocab_size": 256,
+    }
+    for kind, whole in (("llama", False), ("gemma2", True), ("granite", True)):
+        more = {"logits_scaling": 8.0} if kind == "granite" else {}
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **sizes, **more}))
+        assert read_shape(tmp_path / "config.json").whole_logits is whole
+    assert logit_bytes(replace(ModelShape(1024, 2, 4096, 8, 8, 128, 152_064), whole_logits=True), 16_384) == 16_384 * 152_064 * 10

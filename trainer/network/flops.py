@@ -11,7 +11,7 @@ from trainer.network.network_size import network_size
 # Dense bf16 peak of one device, FLOPs/s, from the makers' data sheets (cluster/cost/chips.py names them), half of what they give with sparsity;
 # matched as whole words of torch's device name ("RTX A1000" is no A100), longer names first.
 _PEAKS = {
-    "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "A10G": 70e12, "A10": 125e12,
+    "GH200": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "A10G": 70e12, "A10": 125e12,
     "H20": 148e12, "B200": 2250e12, "MI300X": 1307e12, "4090": 165e12, "3090": 71e12,
 }  # fmt: skip
 
