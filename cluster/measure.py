@@ -78,7 +78,7 @@ def calibration_of(rows: list[dict[str, float]], question: Question, work: Stage
         more = step_time_factor(question)
         return Calibration(name, hardware.num_gpus, step_s, 1.0, step_s / flops / more, memory)
     load = replace(load, tokens=load.tokens * tokens * work.steps / work.tokens)  # these steps may be longer than the mean
-    modelled = step_time(question.shape, question.file, load, replace(hardware, speed=1.0)).total
+    modelled = step_time(question.shape, question.file, load, replace(hardware, speed=1.0).in_precision(question.fp32)).total
     return Calibration(name, hardware.num_gpus, step_s, modelled / step_s, None, memory)
 
 

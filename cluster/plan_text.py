@@ -31,8 +31,18 @@ def in_lines(name: str, question: Question, hardware: Hardware, advice: Advice, 
         lines += [f"  {part}" for part in _continued(chosen.overrides())]
         if hardware.chip:
             lines.append(f"  {chosen.tokens_per_micro_step:,.0f} tokens a GPU and micro-step, break-even at {chosen.break_even:,.0f}")
+        if question.teachers:
+            lines += _wrapped(f"not counted: {_teacher(question, hardware)}", "  ")
         lines += _phase_lines([chosen] if chosen == most else [chosen, most], len(question.workload.stages), price)
     return lines
+
+
+def _teacher(question: Question, hardware: Hardware) -> str:
+    """trainer/teaching/reading.py builds its model in fp32 and without an adapter; only ZeRO-3 shares it out."""
+    size = 4 * question.shape.parameters / GIB / (hardware.num_gpus if question.file.zero_stage == 3 else 1)
+    room = USABLE * hardware.chip.memory_bytes / GIB if hardware.chip else hardware.host_bytes / GIB
+    there = "" if size < room else f", which holds {room:,.1f}: it will not fit"
+    return f"before {question.teachers} stages a teacher reads, {size:,.1f} GiB of fp32 weights on each {'GPU' if hardware.chip else 'worker'}{there}"
 
 
 def _there(hardware: Hardware) -> str:

@@ -96,6 +96,8 @@ class Question:
     """trainer.shapes."""
     packing: Literal["auto", "packed", "one_item"] = "auto"
     """trainer.packing."""
+    teachers: int = 0
+    """Stages that a teacher reads for first."""
 
     def one_item(self, hardware: Hardware) -> bool:
         """Whether rows will hold one item each: workers find it out by trying (trainer/step/isolation.py), this is what is known before.
@@ -117,9 +119,9 @@ def offer(question: Question, set_up: SetUp, hardware: Hardware) -> Offer:
     shape, work = question.shape, question.workload
     gpu, host, on_disk = _memory(question, set_up, hardware)
     loads = [question.load(stage, set_up.row_tokens, hardware) for stage in work.stages]
-    took = None
+    took, timed = None, hardware.in_precision(question.fp32)
     if hardware.chip is not None or hardware.seconds_per_flop is not None:
-        steps = [stage.steps * step_time(shape, set_up, load, hardware).total for stage, load in zip(work.stages, loads, strict=True)]
+        steps = [stage.steps * step_time(shape, set_up, load, timed).total for stage, load in zip(work.stages, loads, strict=True)]
         took = phases(shape, set_up, hardware, steps, question.every_s, question.asked, question.fp32)
     micro_steps = sum(stage.steps * load.micro_steps for stage, load in zip(work.stages, loads, strict=True))
     attended = sum(stage.attended * stage.tokens for stage in work.stages) / work.tokens
@@ -129,7 +131,7 @@ def offer(question: Question, set_up: SetUp, hardware: Hardware) -> Offer:
     return Offer(
         set_up, hardware, gpu, host, on_disk, _lacks(gpu, host, on_disk, hardware),
         work.tokens / hardware.num_gpus / micro_steps, work.tokens / hardware.num_gpus / work.steps,
-        fill * break_even_tokens(shape, set_up, hardware, attended) if known else 0.0,
+        fill * break_even_tokens(shape, set_up, timed, attended) if known else 0.0,
         took, work.tokens / took.training if took else None, set_up == question.file, bool(question.file.adapter),
     )  # fmt: skip
 

@@ -84,6 +84,13 @@ MOST_GPUS = 16384
 """More is a slip of the finger; and a step's items would not go round."""
 
 
+_FP32_FLOPS = {
+    "A100-40G": 19.5e12, "A100-80G": 19.5e12, "H100": 67e12, "H200": 67e12, "H20": 44e12, "GH200": 67e12, "B200": 80e12, "MI300X": 163.4e12, "L40S": 91.6e12,
+    "A10": 31.2e12, "RTX-4090": 82.6e12, "RTX-3090": 35.6e12,
+}  # fmt: skip
+"""From the same sheets: outside the matrix units. Of a chip that the user describes a sixteenth of its peak, as the A100's."""
+
+
 @dataclass(frozen=True)
 class Hardware:
     """So many GPUs of one kind, in nodes. `chip` None: CPU workers, whose speed nothing but a measurement tells."""
@@ -115,6 +122,14 @@ class Hardware:
     def with_gpus(self, count: int) -> "Hardware":
         """The same machines, fewer of their GPUs: whole nodes first."""
         return replace(self, num_gpus=count)
+
+    def in_precision(self, fp32: bool) -> "Hardware":
+        """As the time of a step meets it. In fp32 without TF32, which nothing here turns on, products take the ordinary units and twice as many bytes travel."""
+        if not fp32 or self.chip is None:
+            return self
+        chip, links = self.chip, self.chip.nvlink_bytes_per_s / 2
+        slower = replace(chip, told_flops=_FP32_FLOPS.get(chip.name, chip.peak_flops / 16), nvlink_bytes_per_s=links)
+        return replace(self, chip=slower, network_bytes_per_s=self.network_bytes_per_s / 2)
 
     def __str__(self) -> str:
         if self.chip is None:

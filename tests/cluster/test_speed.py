@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.cost_model import GOAL, Published, fitted_efficiency, read_rows
-from cluster.cost.chips import CHIPS, make_hardware, parse_gpus
+from cluster.cost.chips import _FP32_FLOPS, CHIPS, make_hardware, parse_gpus
 from cluster.cost.memory import SetUp
 from cluster.cost.model_shape import ModelShape
-from cluster.cost.speed import StepLoad, break_even_tokens, communicate_s, step_time
+from cluster.cost.speed import StepLoad, break_even_tokens, communicate_s, compute_s_per_token, step_time
 from console import UserError
 
 LLAMA_70B = ModelShape(8192, 80, 28672, 64, 8, 128, 32000)
@@ -103,3 +103,14 @@ def test_gpus_by_name(text: str, count: int, chip: str) -> None:
 def test_gpus_that_nobody_knows(text: str) -> None:
     with pytest.raises(UserError, match="--gpus"):
         parse_gpus(text)
+
+
+def test_fp32_takes_the_ordinary_units() -> None:
+    """It was timed as bf16: 138 TFLOPS of a chip whose fp32 peak is 19.5."""
+    hardware = make_hardware(8, CHIPS["A100-80G"], 8)
+    slow = hardware.in_precision(True)
+    assert hardware.in_precision(False) is hardware and slow.chip is not None and slow.chip.peak_flops == 19.5e12
+    fast, exact = (compute_s_per_token(LLAMA_7B, 2048.0, one, False) for one in (hardware, slow))
+    assert 10 < exact / fast < 16 and exact > LLAMA_7B.flops_per_token(2048.0) / 19.5e12
+    assert communicate_s(LLAMA_7B, 3, slow) == 2 * communicate_s(LLAMA_7B, 3, hardware)
+    assert set(_FP32_FLOPS) == set(CHIPS)
