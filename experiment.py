@@ -159,7 +159,7 @@ class Experiment(Strict):
         sources += [source.model_copy(update={"split": "train"}) for source in exam]
         sources += [source for source in exam if source.holds == "documents"]
         # Counts and overlap speak of the splits as they were.
-        data = self.data.model_copy(update={"sources": sources, "counts": {}, "overlap": "allow"})
+        data = self.data.model_copy(update={"sources": sources, "counts": {}, "sample": {}, "overlap": "allow"})
         return self.model_copy(update={"name": f"{self.name}-final", "data": data, "arms": {arm: self.arms[arm]}})
 
     @property

@@ -276,15 +276,16 @@ class Stage(Strict):
     def trains_questions(self) -> bool:
         return bool(self.sample_questions or self.sample_replay_questions) or any(kind.endswith("questions") for kind in self.mix.kinds())
 
-    def _refuse_without_effect(self) -> None:
+    def idle_fields(self) -> dict[str, str]:
+        """Fields that act on nothing in this stage's mix → on what they would."""
         documents = bool(self.replay_share) or any(kind.endswith("documents") for kind in self.mix.kinds())
-        questions = self.trains_questions()
-        for name in ("other_weight", "prefix", "input_noise", "sentence_shuffle"):
-            if not documents and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} acts on documents, and the stage mixes none")
-        for name in ("template", "loss_on", "wordings", "passages"):
-            if not questions and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} acts on questions, and the stage mixes none")
+        idle = {} if documents else dict.fromkeys(("other_weight", "prefix", "input_noise", "sentence_shuffle"), "documents")
+        return idle | ({} if self.trains_questions() else dict.fromkeys(("template", "loss_on", "wordings", "passages"), "questions"))
+
+    def _refuse_without_effect(self) -> None:
+        for name, what in self.idle_fields().items():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} acts on {what}, and the stage mixes none")
         if self.replay_share and self.mix.replay_documents:
             raise ValueError("replay_share draws replay documents, and the mix holds all of them already; give one of the two")
         if idle := [kind for kind in self.best_share if kind not in self.mix.kinds()]:

@@ -152,7 +152,7 @@ def fit_stages(stages: Sequence[Stage], whole: Corpus, moved: Corpus) -> list[St
                 "sample_questions": min(stage.sample_questions, _size(moved, "train_questions")),
                 "sample_replay_questions": min(stage.sample_replay_questions, _size(moved, "replay_questions")),
             }
-            fitted.append(_without_idle(stage.model_copy(update=update)))
+            fitted.append(_without_idle(stage.model_copy(update=update), moved))
     return fitted
 
 
@@ -172,10 +172,16 @@ def _sources_left(stage: Stage, moved: Corpus, kinds: Sequence[str]) -> dict[str
     return {name: (share(a, first), share(b, last)) for name, (a, b) in left.items()}
 
 
-def _without_idle(stage: Stage) -> Stage:
-    """A stage in which nothing is left to follow a teacher, or to stand behind its document, has none."""
+def _without_idle(stage: Stage, moved: Corpus) -> Stage:
+    """Without what acts on nothing that is left: a teacher that nothing follows, a prefix where no document stands, wordings where no question has others. Then
+    it is a stage that could have been written so."""
+    idle = {name: Stage.model_fields[name].default for name in stage.idle_fields()}
+    if not _size(moved, "train_questions"):
+        idle["other_weight"] = Stage.model_fields["other_weight"].default
+    if not any(question.wordings for part in moved.parts.values() for question in part.questions):
+        idle["wordings"] = 1
     teach, anchor = stage.teach if stage.taught_kinds() else None, stage.anchor if stage.anchored_kinds() else None
-    return stage.model_copy(update={"teach": teach, "anchor": anchor, "passages": stage.passages if stage.trains_questions() else None})
+    return stage.model_copy(update={"teach": teach, "anchor": anchor, **idle})
 
 
 def untrained(stages: Sequence[Stage], moved: Corpus) -> list[str]:

@@ -83,12 +83,13 @@ def _lost(items: list[Item], documents: list[_Pair], questions: list[_Pair], pol
             reasons |= {id(item): f"also stands in the exam ({pair.exam.where})" for item in pair.trained}
         else:
             reasons[id(pair.exam)] = f"also stands in training ({pair.trained[0].where})"
-    gone = {item.record.id for item in items if id(item) in reasons and isinstance(item.record, Document)}
+    gone = {(item.split, item.record.id) for item in items if id(item) in reasons and isinstance(item.record, Document)}
+    sides = {split for split, _ in gone}
     lost = {}
     for position, item in enumerate(items):
         if id(item) in reasons:
             lost[position] = reasons[id(item)]
-        elif not isinstance(item.record, Document) and item.record.doc_id in gone:
+        elif not isinstance(item.record, Document) and item.split in sides and any((split, item.record.doc_id) in gone for split in sides):
             lost[position] = f"its document also stands in {'the exam' if from_train else 'training'}"
     return lost
 

@@ -32,7 +32,7 @@ def with_wordings(corpus: Corpus, path: Path) -> Corpus:
     parts = {split: _worded(part, {q: wordings for q, (_, wordings) in known.items()}) for split, part in corpus.parts.items()}
     test = parts.pop("test", Part())
     asked = {
-        normalise(question.question) for question in test.questions
+        normalise(text) for text in [*(one.question for one in test.questions), *(one.question for one in test.choices)]
     }  # trained, they would be its questions, whatever data.overlap allows
     parts = {split: _without(part, asked, "trained wordings that the exam asks: left out", intake) for split, part in parts.items()}
     parts["test"] = _without(test, trained_words(parts.values()), "wordings of the exam that are also trained: left out", intake)
@@ -64,7 +64,8 @@ def _read(path: Path) -> dict[str, tuple[int, tuple[str, ...]]]:
             for number, line, too_long in bounded_lines(file):
                 if line.strip():
                     question, wordings = _row(line, too_long, f"{path}:{number}")
-                    known[question] = (number, wordings)
+                    first, before = known.get(question, (number, ()))
+                    known[question] = (first, tuple(dict.fromkeys((*before, *wordings))))  # of two lines for one question both count
     except OSError as error:
         raise UserError(f"data.wordings: {path}: cannot be read: {error.strerror}; write it with python -m data wordings") from None
     except Damaged as error:

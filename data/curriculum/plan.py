@@ -116,7 +116,8 @@ def check_stage(stage: Stage, catalogue: Catalogue) -> None:
     if stage.other_weight != 1 and not available:
         raise UserError("other_weight goes by the answers of train questions, but the data hold none")
     if stage.prefix != "none" and catalogue.records:
-        parts = [catalogue.records[kind] for kind in stage.mix.kinds() if kind.endswith("documents")]
+        read = [kind for kind in stage.mix.kinds() if kind.endswith("documents")]
+        parts = [catalogue.records[kind] for kind in read] + ([catalogue.records["replay_documents"]] if stage.replay_share else [])
         if not any(getattr(document, stage.prefix) for part in parts for document in part):
             raise UserError(f"prefix {stage.prefix}: none of the {sum(map(len, parts))} documents has a {stage.prefix}")
     check_order(stage, catalogue)

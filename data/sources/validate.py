@@ -86,6 +86,8 @@ class RowReader:
         if isinstance(given, dict) and isinstance(given.get("text"), list) and isinstance(given.get("label"), list):  # as ARC has them
             given, labels = given["text"], given["label"]
         choices = self._texts(given, self._named("choices"))
+        if labels is not None and len(labels) != len(choices):
+            raise BadRow(f"{self._named('choices')} has {len(choices)} texts and {len(labels)} labels", list(choices))
         if len(choices) < 2:
             raise BadRow(f"{self._named('choices')} has fewer than two entries", list(choices))
         if len(choices) > len(string.ascii_uppercase):
@@ -180,7 +182,7 @@ class RowReader:
             value = int(value)  # a column of whole numbers with gaps becomes one of floats in many tools
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
-        return None if value == "" and nullable else _text(value, self._named(name))
+        return None if value == "" and nullable else self._text(value, self._named(name))
 
     def _meta(self, values: dict[str, Any]) -> dict[str, Any] | None:
         if "meta" not in self.columns or (value := values.get(self._column("meta"))) is None:
@@ -199,7 +201,7 @@ class RowReader:
         if value is None or (isinstance(value, str) and not value.strip()):
             return None
         number = float("nan")
-        if isinstance(value, int | float | str) and not isinstance(value, bool):
+        if isinstance(value, int | float | str | Decimal) and not isinstance(value, bool):
             with contextlib.suppress(ValueError, OverflowError):
                 number = float(value)
         if math.isfinite(number):

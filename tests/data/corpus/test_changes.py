@@ -127,6 +127,31 @@ def test_shares_and_riders_are_fitted_too(earlier: Earlier) -> None:
     assert Stage.model_validate(fitted.model_dump()) == fitted
 
 
+@pytest.mark.parametrize(
+    ("side", "more"),
+    [
+        ("questions", {"input_noise": 0.1}),
+        ("questions", {"prefix": "title", "sentence_shuffle": True}),
+        ("documents", {"template": "alpaca", "wordings": 2}),
+        ("documents", {"passages": {"document": 0.5}, "teach": {"on": "questions"}}),
+    ],
+)
+def test_what_acts_on_what_is_gone_goes_with_it(earlier: Earlier, side: str, more: dict[str, object]) -> None:
+    """The stage lies in its manifest and is read as one again: it was refused there, after training."""
+    whole = may()
+    train = whole.part("train")
+    if side == "questions":  # a question is new and no document
+        train.questions.append(Question("t1#2", "Who lives in Rome?", ("Ann",), "t1"))
+    else:
+        train.documents.append(Document("t3", "Gil lives in Riga."))
+    _, moved = changes_since(whole, earlier)
+    base = {"mix": {"train_documents": 1, "train_questions": 1}, "epochs": 1, "batch_items": 2, "rate": 1e-3}
+    (fitted,) = fit_stages([Stage.model_validate({**base, **more})], whole, moved)
+    assert list(fitted.mix.kinds()) == [f"train_{side}"]
+    assert Stage.model_validate(fitted.model_dump()) == fitted
+    compile_plan(fitted, catalogue_of(moved), 0)
+
+
 def test_records_hold_hashes_and_no_texts(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     write_records(path, may())

@@ -84,3 +84,15 @@ def test_replay_counts_as_training_and_choices_as_exam(tmp_path: Path) -> None:
 )
 def test_normalise(one: str, other: str, same: bool) -> None:
     assert (normalise(one) == normalise(other)) is same
+
+
+def test_no_question_of_the_other_side_goes(tmp_path: Path) -> None:
+    """An exam question about a document of training whose text stands in the exam too: it left the exam, under `drop_from_train`."""
+    sets: dict[str, Any] = {
+        "train_documents": DOCUMENTS,
+        "train_questions": QUESTIONS,
+        "test_documents": [{"id": "m", "text": DOCUMENTS[0]["text"]}],
+        "test_questions": [{"question": "Of whom is it said?", "answer": "x", "doc_id": DOCUMENTS[0]["id"]}],
+    }
+    corpus = load(tmp_path, options={"overlap": "drop_from_train"}, **sets)
+    assert sizes(corpus)["test_questions"] == 1 and corpus.overlap and set(corpus.overlap.dropped) <= {"train_documents", "train_questions"}

@@ -155,6 +155,15 @@ def test_a_wording_that_is_an_exam_question_is_not_trained(tmp_path: Path) -> No
     corpus = load_corpus(data_with(tmp_path, {"question": "Who was Ada?", "wordings": ["who was CY", "What was Ada?"]}), 0)
     assert corpus.part("train").questions[0].wordings == ("What was Ada?",)
     assert corpus.intakes[-1].notes == {"trained wordings that the exam asks: left out": 1}
+    config = data_with(
+        tmp_path, {"question": "Who was Ada?", "wordings": ["Was Ada a poet?"]}, {"question": "Who was Ada?", "wordings": ["What was Ada?"]}
+    )
+    assert load_corpus(config, 0).part("train").questions[0].wordings == ("Was Ada a poet?", "What was Ada?")  # of two lines
+    (tmp_path / "choices.jsonl").write_text('{"question": "Was Ada a poet?", "choices": ["yes", "no"], "answer": "A"}\n')
+    asked = config.model_dump(exclude_unset=True)
+    asked["sources"].append({"path": "choices.jsonl", "split": "test", "holds": "choices"})
+    corpus = load_corpus(DataConfig.model_validate(asked), 0)
+    assert corpus.part("test").choices and corpus.part("train").questions[0].wordings == ("What was Ada?",), "multiple choice is asked too"
 
 
 @pytest.mark.parametrize(

@@ -244,12 +244,14 @@ def test_choices_with_labels(tmp_path: Path) -> None:
     """ARC, OpenBookQA, CommonsenseQA: {"text", "label"}, and the answer by its label, which may be a number."""
     rows = [
         {"question": "q", "choices": {"text": ["x", "y"], "label": labels}, "answerKey": key}
-        for labels, key in ((["A", "B"], "B"), (["1", "2"], "1"), (["A", "B"], "C"))
+        for labels, key in ((["A", "B"], "B"), (["1", "2"], "1"), (["A", "B"], "C"), (["A", "B", "C"], "C"))
     ]
     read = told(tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "a.jsonl", "choices", columns={"answer": "answerKey"})
     assert [record.answer_index for record in records(read)] == [1, 0]
-    [bad] = refusals(read)
-    assert bad.reason == "answer (column answerKey) is none of the choices' labels, or of several"
+    assert [bad.reason for bad in refusals(read)] == [
+        "answer (column answerKey) is none of the choices' labels, or of several",
+        "choices has 2 texts and 3 labels",
+    ]
 
 
 def test_an_answer_by_its_number_is_said_to_be_one(tmp_path: Path) -> None:
