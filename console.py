@@ -299,13 +299,20 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 
 def run_child(command: list[str]) -> int:
-    """A command of ours in a process of its own; its exit code. SIGTERM is passed on, and the child's own end waited for."""
+    """A command of ours in a process of its own; its exit code. SIGTERM is passed on, Ctrl-C the terminal gives to both, and the child's own end is waited for."""
+    interrupts: list[int] = []
     with subprocess.Popen(command) as child:
-        before = signal.signal(signal.SIGTERM, lambda signum, frame: child.send_signal(signum))
+        before = {
+            signal.SIGTERM: signal.signal(signal.SIGTERM, lambda signum, frame: child.send_signal(signum)),
+            signal.SIGINT: signal.signal(signal.SIGINT, lambda signum, frame: interrupts.append(signum)),
+        }
         try:
             code = child.wait()
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+    if interrupts and code in (0, -signal.SIGINT):  # it had just come to its end; what would follow does not
+        raise KeyboardInterrupt
     return EXIT_STOPPED if code == -signal.SIGTERM else code
 
 

@@ -176,6 +176,21 @@ def test_sigterm_reaches_the_exam_and_leaves_nothing_behind(tmp_path: Path) -> N
     assert parent.returncode == EXIT_STOPPED and not left.exists() and said.count("stopped as asked") == 1
 
 
+def test_ctrl_c_waits_for_what_the_child_saves(tmp_path: Path) -> None:
+    """A terminal tells both: the parent was gone after a quarter of a second, "everything saved", and the child still saving."""
+    begun, left, script = tmp_path / "begun", tmp_path / "left", tmp_path / "both.py"
+    script.write_text(
+        CHILD.format(root=str(ROOT), begun=str(begun), left=str(left)).replace("    finally:\n", "    finally:\n        time.sleep(2)\n")
+    )
+    with subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True, start_new_session=True) as parent:
+        until = time.monotonic() + 60
+        while not begun.exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        os.killpg(parent.pid, signal.SIGINT)
+        assert parent.wait(timeout=60) == 130
+        assert not left.exists()
+
+
 def test_codes_of_children_are_theirs() -> None:
     assert run_child([sys.executable, "-S", "-c", "raise SystemExit(2)"]) == 2
     assert run_child([sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 15)"]) == EXIT_STOPPED

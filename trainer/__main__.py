@@ -256,7 +256,7 @@ def _train(experiment: Experiment, no_ray: bool, insecure: bool, as_written: boo
                 except RunError as error:
                     raise RunError(f"{error} (details: {log}; what is committed stays)") from error
                 finally:  # arms that are complete can be examined, whatever became of the others
-                    run.write_arms(experiment.folder, experiment.name, prepared, experiment.model)
+                    run.write_arms(experiment.folder, experiment.name, prepared, experiment.model, experiment.merges())
             if merges := experiment.merges():
                 from trainer.merging.merge import merge_arms
 

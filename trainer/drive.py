@@ -108,7 +108,9 @@ class Group:
         self._board = Board()
         self._watchdog = Watchdog(self._folder, self._kill, self._board.beats)
         use_gpu = self._settings.use_gpu
-        count = _wait_for_room(lambda: room(use_gpu), self._workers, self._settings.trainer.wait_for_nodes_s)
+        wait_s, stopped = self._settings.trainer.wait_for_nodes_s, stop_file(self._folder).exists
+        if (count := _wait_for_room(lambda: room(use_gpu), self._workers, wait_s, stopped)) is None:
+            return
         train_on_ray(self._settings, todo, points, self._tokens_folder, count, use_gpu, self._board)
 
     def watch(self) -> str | None:
@@ -128,12 +130,16 @@ class Group:
             self._board = None
 
 
-def _wait_for_room(room: Callable[[], int], workers: tuple[int, int], wait_s: float) -> int:
-    """As many workers as there is room for, at most workers[1]; waits for workers[0], and says so. RunError when that does not come."""
+def _wait_for_room(
+    room: Callable[[], int], workers: tuple[int, int], wait_s: float, stopped: Callable[[], bool] = lambda: False
+) -> int | None:
+    """As many workers as there is room for, at most workers[1]; waits for workers[0], and says so. RunError when that does not come; None where it is `stopped`."""
     least, most = workers
     deadline = time.monotonic() + wait_s
     told = False
     while (found := room()) < least:
+        if stopped():
+            return None
         if time.monotonic() > deadline:
             raise RunError(f"the cluster has room for {found} workers and {least} are asked for: add nodes, or lower trainer.num_workers")
         if not told:

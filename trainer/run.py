@@ -1,6 +1,8 @@
 """The driver's paper work: prepares an experiment, and writes down which stages make up which arm. Training is trainer/drive.py's."""
 
+import json
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -244,10 +246,10 @@ def pending(folder: Path, prepared: Prepared) -> list[Job]:
     return [job for job in prepared.jobs if store.manifest(job.key) is None]
 
 
-def write_arms(folder: Path, name: str, prepared: Prepared, model: ModelConfig | None = None) -> None:
+def write_arms(folder: Path, name: str, prepared: Prepared, model: ModelConfig | None = None, merges: Collection[str] = ()) -> None:
     """arms.json: what the exam reads: every arm whose stages are all committed, the base first.
 
-    An arm's cost counts its own stages, not the base's.
+    An arm's cost counts its own stages, not the base's. `merges`: arms that are put together from others, kept where they are what they were.
     """
     store = StageStore(folder)
     base = prepared.keys["base"]
@@ -272,6 +274,7 @@ def write_arms(folder: Path, name: str, prepared: Prepared, model: ModelConfig |
             "template": exam_template([stage_of[key] for key in keys], template_of(Path(start))),
             **begins_otherwise(Path(start)),
         }
+    arms |= _merged_before(folder, arms, merges)
     origin = {"model": name_of(model)} if model else {}
     write_json(folder / "arms.json", {"experiment": name, **origin, "records_sha256": prepared.corpus.fingerprint(), "arms": arms})
     write_records(folder / RECORDS, prepared.whole)
@@ -279,6 +282,21 @@ def write_arms(folder: Path, name: str, prepared: Prepared, model: ModelConfig |
         shutil.copyfile(prepared.parent.records, folder / EARLIER)
         assert prepared.changes is not None
         write_json(folder / "changes.json", {"since": prepared.parent.text, **prepared.changes.as_dict()})
+
+
+def _merged_before(folder: Path, arms: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Arms that were put together before of what is as it was then: a run that is stopped does not come to put them together again, and their models would be
+    nobody's."""
+    try:
+        before = json.loads((folder / "arms.json").read_text(encoding="utf-8"))["arms"]
+    except (OSError, ValueError, KeyError):
+        return {}
+
+    def same(part: str) -> bool:
+        return part not in before or ("merged" not in before[part] and before[part]["stage"] == arms.get(part, {}).get("stage"))
+
+    merged = {name: arm for name, arm in before.items() if "merged" in arm and name in names and (folder / arm["hf"]).is_dir()}
+    return {name: arm for name, arm in merged.items() if all(same(str(arm["merged"][role])) for role in ("of", "instruct", "base"))}
 
 
 def _relative(path: str, folder: Path) -> str:

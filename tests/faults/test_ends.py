@@ -16,7 +16,7 @@ from data.ground.durable import await_file
 from tests.faults.conftest import events_of, oracle, write_experiment
 from tests.helpers.groups import Groups
 from trainer.config import CheckpointConfig, TrainerConfig
-from trainer.drive import await_told
+from trainer.drive import _wait_for_room, await_told
 from trainer.jobs.prepare import Job
 from trainer.store.checkpoint import checkpoints
 from trainer.store.stages import StageStore, write_json
@@ -64,6 +64,39 @@ def test_a_failed_end_is_exit_code_1_whoever_asked(tmp_path: Path, signum: int |
         supervise(StageStore(tmp_path), lambda: [job], attempt, lambda: None, request, 0)
     if failure and signum and not isinstance(failure, RunError):
         assert "stopped as asked, but what was trained since the last checkpoint is not saved" in str(caught.value)
+
+
+def test_a_stop_in_the_pause_after_a_failure_starts_nothing(tmp_path: Path) -> None:
+    job: Any = SimpleNamespace(key="a1", num_steps=5, label="a")
+    request, attempts = StopRequest(), []
+
+    def attempt(jobs: list[Job], points: dict[str, int]) -> None:
+        attempts.append(points)
+        threading.Timer(0.3, lambda: setattr(request, "signum", signal.SIGTERM)).start()
+        raise ValueError("a worker died")
+
+    began = time.monotonic()
+    with pytest.raises(StoppedByRequest):
+        supervise(StageStore(tmp_path), lambda: [job], attempt, lambda: None, request, 3)
+    assert len(attempts) == 1 and time.monotonic() - began < 2
+
+
+def test_a_stop_while_waiting_for_nodes() -> None:
+    """It waited to the end, ten minutes at most, and ended in "the cluster has room for 0 workers"."""
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    began = time.monotonic()
+    assert _wait_for_room(lambda: 0, (2, 2), 60, stop.is_set) is None and time.monotonic() - began < 3
+    with pytest.raises(RunError, match="room for 0 workers"):
+        _wait_for_room(lambda: 0, (2, 2), 0.1)
+
+
+def test_a_torn_line_of_events_is_passed_over(tmp_path: Path) -> None:
+    """It ended the watch, and a second group was started beside the one that trained."""
+    (tmp_path / "logs").mkdir()
+    events = watchdog.Events(tmp_path)
+    (tmp_path / "logs/events-0.jsonl").write_text('{"message": "one"}\n{"mess{"message": "two"}\n{"message": "three"}\n')
+    assert [event["message"] for event in events.new()] == ["one", "three"] and events.new() == []
 
 
 # ── saves that take longer than their interval ───────────────────────────────────────────────────────────────────────────────────

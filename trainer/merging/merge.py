@@ -90,6 +90,14 @@ def merge_arms(run_folder: Path, merges: Mapping[str, Merge], models: Mapping[st
     write_json(arms_file, {**listed, "left_out": left_out})
 
 
+def _is_made(out: Path) -> bool:
+    """A residual's sum brings a manifest of its own, before its framing is written: only what says how long it took has come to its end."""
+    try:
+        return "seconds" in json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
 def _merged(run_folder: Path, name: str, merge: Merge, parts: Mapping[str, Ingredient], seed: int) -> dict[str, Any]:
     """The arm's entry; makes the model where it is not there."""
     of, instruct, base = (parts[part] for part in (merge.of, merge.instruct, merge.base))
@@ -97,7 +105,7 @@ def _merged(run_folder: Path, name: str, merge: Merge, parts: Mapping[str, Ingre
     drawn = seed if merge.method.startswith("dare") else None
     key = fingerprint([MERGE_FORMAT, used, drawn, *((part.identity, part.described) for part in (of, instruct, base))])[:16]
     out = run_folder / "merges" / key
-    if not (out / "manifest.json").is_file():
+    if not _is_made(out):
         start = time.perf_counter()
         shutil.rmtree(out, ignore_errors=True)
         make = _with_mergekit if merge.by_mergekit else _with_residual

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ class Reporter:
     def step(self, metrics: Metrics) -> None:
         if self._peak:  # known chips only
             metrics = {**metrics, "mfu": metrics["flops_per_s"] / self._peak}
+        with suppress(OSError):  # a full disk: lines are lost, what is trained is not
+            self._write(metrics)
+
+    def _write(self, metrics: Metrics) -> None:
         last = metrics["step"] + 1 == self._job.num_steps
         if last or metrics["step"] % self._every == 0:
             self._file.write(json.dumps(metrics) + "\n")
@@ -45,7 +50,8 @@ class Reporter:
             self._written = time.monotonic()
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
         if self._board:
             self._board.close()
 

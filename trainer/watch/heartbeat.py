@@ -91,8 +91,9 @@ class Heartbeat:
 
     def tell(self, message: str, **facts: Any) -> None:
         """A line that the driver shows to the user; `key` and `step` make it name that step's items."""
-        self._events.write(json.dumps({"message": message, **facts}) + "\n")
-        self._events.flush()
+        with suppress(OSError):  # a full disk, which may be what it tells of: training goes on
+            self._events.write(json.dumps({"message": message, **facts}) + "\n")
+            self._events.flush()
 
     def tell_once(self, topic: str, message: str) -> None:
         """Not again what this process has told on this topic."""

@@ -109,7 +109,10 @@ def supervise(
             where = f"{left[0].label}, step {points[left[0].key] + 1}" if left else "the end"
             say(f"training failed: {why}")
             say(f"going on from {where} in {pause_s:.0f} s (failure {failures} in a row, at most {max_failures})")
-            time.sleep(pause_s)
+            until = time.monotonic() + pause_s
+            while time.monotonic() < until and request.signum is None:
+                time.sleep(min(0.2, pause_s))
+        raise_if_stopped(request)  # no new attempt only to stop it
 
 
 def cause(error: BaseException) -> str:

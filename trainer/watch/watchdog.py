@@ -9,6 +9,7 @@ counts only when it is long: storage that takes a terabyte in a minute may hold 
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,16 @@ class Events:
         """Each {message, and maybe key and step}."""
         events = []
         for path in sorted(self._folder.glob("events-*.jsonl")):
-            with path.open("rb") as file:
-                file.seek(self._read.get(path, 0))
-                whole, newline, _ = file.read().rpartition(b"\n")
-                self._read[path] = self._read.get(path, 0) + len(whole) + len(newline)
-            events += [json.loads(line) for line in whole.splitlines()]
+            try:
+                with path.open("rb") as file:
+                    file.seek(self._read.get(path, 0))
+                    whole, newline, _ = file.read().rpartition(b"\n")
+            except OSError:  # shared storage; the next look sees it
+                continue
+            self._read[path] = self._read.get(path, 0) + len(whole) + len(newline)
+            for line in whole.splitlines():
+                with suppress(ValueError):  # torn: a full disk took half of it
+                    events.append(json.loads(line))
         return events
 
 

@@ -50,3 +50,11 @@ def test_rows_that_are_no_differences_do_not_count() -> None:
     residual = SimpleNamespace(weights=weights, has_base=known, manifest={"vocabulary": {"tensors": ["embed"]}})
     kept = {name: int((_masked(residual, name, Kept(1, 0.1))(small) != 0).sum()) for name in ("embed", "other")}  # type: ignore[arg-type]
     assert kept == {"embed": 360, "other": 396}  # of 400; the twin masks 44 of 440 values, of which 40 are none of ours
+
+
+@pytest.mark.parametrize(("size", "density", "mask", "added"), [(1, 0.5, 0.01, 0), (9, 0.1, 0, 0), (100, 0.29, 0, 29), (1, 1, 0.01, 1)])
+def test_small_tensors(size: int, density: float, mask: float, added: int) -> None:
+    """Of one value a half is none: its bounds were asked for beyond the last one. 0.29 of 100 is 29, which floats put at 28.99…"""
+    values = torch.arange(1.0, size + 1)
+    kept = Kept(density, mask)
+    assert int((kept.of(values, kept.bounds(lambda: [values], size)) != 0).sum()) == added

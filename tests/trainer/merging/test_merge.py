@@ -176,6 +176,12 @@ def test_a_second_run_makes_nothing_anew_and_gc_knows_what_is_used(first: Any, p
         del os.environ["STUDYHALL_MERGEKIT"]
     assert before == {path: path.stat().st_mtime_ns for part in ("merges", "residuals") for path in (folder / part).rglob("*")}
     assert find_waste(folder, None, False) == []
+    # Stopped between the sum and its framing, whose manifest says nothing of how long all took: it was taken for made, and the command failed for ever.
+    done = folder / json.loads((folder / "arms.json").read_text())["arms"]["restored"]["hf"]
+    manifest = json.loads((done.parent / "manifest.json").read_text())
+    (done.parent / "manifest.json").write_text(json.dumps({key: value for key, value in manifest.items() if key != "seconds"}))
+    merge_arms(folder, {"restored": merges["restored"]}, {"instruct": str(place / "models/instruct")}, 0)
+    assert json.loads((done.parent / "manifest.json").read_text())["weights_sha256"] == manifest["weights_sha256"]
     listed = json.loads((folder / "arms.json").read_text())
     kept = {name: arm for name, arm in listed["arms"].items() if name != "restored"}
     (folder / "arms.json").write_text(json.dumps({**listed, "arms": kept}))

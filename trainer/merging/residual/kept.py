@@ -34,8 +34,10 @@ class Kept:
         """(least, largest) magnitude that is added, of a tensor of `size` values: of n, the ⌊mask · n⌋ largest go, and of the rest the ⌊density · n⌋ largest stay."""
         if not size:
             return 0.0, 0.0
-        top = int(self.mask * size)
-        bottom = max(0, size - top - int(self.density * size))
+        top, stay = (int(share * size + 1e-9) for share in (self.mask, self.density))  # 0.29 of 100 is 29, which floats put below
+        if not stay:
+            return float("inf"), -1.0
+        bottom = max(0, size - top - stay)
         return _magnitude(parts, bottom), _magnitude(parts, size - top - 1) if top < size else -1.0
 
     def of(self, difference: Tensor, bounds: tuple[float, float]) -> Tensor:
