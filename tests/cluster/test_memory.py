@@ -9,8 +9,14 @@ import pytest
 from cluster.cost.chips import CHIPS, GIB, make_hardware
 from cluster.cost.memory import LOGITS_AT_ONCE, SetUp, activation_bytes, disk, gpu_memory, host_memory, logit_bytes, power_of_two
 from cluster.cost.model_shape import ModelShape, read_shape
+from cluster.plan import question_of
+from cluster.plan_text import in_lines
+from cluster.setups import advise
+from experiment import load_experiment
+from tests.conftest import ROOT
 from tests.helpers.networks import sizes
 
+FILE_7B = ROOT / "experiments" / "wiki2023_llama2_7b.yaml"
 LLAMA_70B = ModelShape(8192, 80, 28672, 64, 8, 128, 32000)
 LLAMA_7B = ModelShape(4096, 32, 11008, 32, 32, 128, 32000)
 
@@ -144,3 +150,28 @@ def test_logits_are_those_that_are_made_at_once(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **sizes, **more}))
         assert read_shape(tmp_path / "config.json").whole_logits is whole
     assert logit_bytes(replace(ModelShape(1024, 2, 4096, 8, 8, 128, 152_064), whole_logits=True), 16_384) == 16_384 * 152_064 * 10
+
+
+@pytest.mark.parametrize(
+    ("chip", "zero", "said"),
+    [
+        ("A100-40G", 2, "25.1 GiB of fp32 weights on each GPU"),
+        ("A10", 2, "25.1 GiB of fp32 weights on each GPU, which holds 21.0: it will not fit"),
+        ("A10", 3, "3.1 GiB of fp32 weights on each GPU"),
+    ],
+)
+def test_what_a_teacher_holds_is_said(chip: str, zero: int, said: str) -> None:
+    """Its pass is priced nowhere; a LoRA stage that fits may have a teacher that does not."""
+    overrides = [
+        "arms={taught: {preset: pit, teach: {share: 0.5}}}",
+        "exam.compare_to=taught",
+        f"trainer.zero_stage={zero}",
+        "trainer.adapter={r: 8}",
+    ]
+    asked, hardware = load_experiment(FILE_7B, overrides), make_hardware(8, CHIPS[chip], 8)
+    question = question_of(asked, hardware)
+    lines = in_lines("x", question, hardware, advise(question, hardware), None)
+    text = " ".join(" ".join(lines).split())
+    assert f"not counted: before 2 stages a teacher reads, {said} " in text
+    plain = question_of(load_experiment(FILE_7B), hardware)
+    assert "not counted" not in " ".join(in_lines("x", plain, hardware, advise(plain, hardware), None))

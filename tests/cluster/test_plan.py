@@ -13,7 +13,6 @@ from cluster.cost.model_shape import shape_of
 from cluster.fallback import fitting
 from cluster.measure import FILE, calibrated, calibration_of
 from cluster.plan import estimate, plan_experiment, question_of, refuse_hopeless
-from cluster.plan_text import in_lines
 from cluster.setups import USABLE, Advice, Offer, Question, advise, offer, set_ups
 from console import UserError
 from data.planning.plan_report import packing_fill
@@ -135,31 +134,6 @@ def test_fewer_gpus_where_more_would_idle() -> None:
     assert small.by_count[0].hardware.num_gpus == 64 and small.by_count[0].tokens_per_micro_step < small.by_count[0].break_even
     assert small.recommended is not None and small.recommended.hardware.num_gpus < 64
     assert plan_experiment(experiment("70b", *LARGE_STEPS), hardware).recommended.hardware.num_gpus == 64  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize(
-    ("chip", "zero", "said"),
-    [
-        ("A100-40G", 2, "25.1 GiB of fp32 weights on each GPU"),
-        ("A10", 2, "25.1 GiB of fp32 weights on each GPU, which holds 21.0: it will not fit"),
-        ("A10", 3, "3.1 GiB of fp32 weights on each GPU"),
-    ],
-)
-def test_what_a_teacher_holds_is_said(chip: str, zero: int, said: str) -> None:
-    """Its pass is priced nowhere; a LoRA stage that fits may have a teacher that does not."""
-    overrides = [
-        "arms={taught: {preset: pit, teach: {share: 0.5}}}",
-        "exam.compare_to=taught",
-        f"trainer.zero_stage={zero}",
-        "trainer.adapter={r: 8}",
-    ]
-    asked, hardware = experiment("7b", *overrides), make_hardware(8, CHIPS[chip], 8)
-    question = question_of(asked, hardware)
-    lines = in_lines("x", question, hardware, advise(question, hardware), None)
-    text = " ".join(" ".join(lines).split())
-    assert f"not counted: before 2 stages a teacher reads, {said} " in text
-    plain = question_of(experiment("7b"), hardware)
-    assert "not counted" not in " ".join(in_lines("x", plain, hardware, advise(plain, hardware), None))
 
 
 def test_recommended_can_be_set() -> None:

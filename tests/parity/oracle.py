@@ -1,5 +1,6 @@
 """What a cell must come to: each item alone through plain transformers in fp32, one step of torch's AdamW; adapters by peft's own model."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from trainer.network.model import build_model
 from trainer.step.freeze import frozen_parameters
 
 CONFIG = TrainerConfig()
+_NO_MATRIX = re.compile(r"(bias|norm\w*\.weight|A_log|ia3_l\.default)$", re.IGNORECASE)
+"""Of two dimensions all the same: biases and norms of all experts or heads, a state space's rates, IA3's scales."""
 
 
 def compute(folder: Path, trained: str, rows: str) -> dict[str, Any]:
@@ -86,8 +89,8 @@ def adamw(start: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, T
     for name, weight in weights.items():
         weight.grad = gradients[name].clone()
     groups = [
-        {"params": [w for w in weights.values() if w.dim() > 1], "weight_decay": CONFIG.weight_decay},
-        {"params": [w for w in weights.values() if w.dim() <= 1], "weight_decay": 0.0},
+        {"params": [w for name, w in weights.items() if not _NO_MATRIX.search(name) and w.dim() > 1], "weight_decay": CONFIG.weight_decay},
+        {"params": [w for name, w in weights.items() if _NO_MATRIX.search(name) or w.dim() <= 1], "weight_decay": 0.0},
     ]
     torch.optim.AdamW([g for g in groups if g["params"]], lr=items.RATE, betas=CONFIG.betas, foreach=False).step()
     return {name: weight.detach() for name, weight in weights.items()}

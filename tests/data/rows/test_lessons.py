@@ -167,7 +167,7 @@ def test_keys_follow_what_the_teacher_reads_and_not_how_much_it_counts(made: tup
         ({"teach": {"share": 0}}, "greater than 0"),
         ({"anchor": {"weight": 0}}, "weight: 0 leaves ewc alone, which needs a value"),
         ({"anchor": {"weight": 0, "ewc": 1, "cross_entropy": 0}}, "and the items' usual loss"),
-        ({"anchor": {"ewc": 1}, "adapter": {"r": 4}}, "anchor.ewc: an adapter leaves"),
+        ({"anchor": {"ewc": 1}, "adapter": {"r": 4}}, "anchor.ewc: an adapter freezes"),
         ({"teach": {"answers": "own"}}, "give share: 1"),
         ({"teach": {"answers": "own", "share": 1, "on": "everything"}}, "own is of questions"),
         ({"teach": {"temperature": 0}}, "temperature acts on the model's own answers"),
