@@ -44,9 +44,8 @@ def main() -> int:
     results: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"rows": {}}
     results["machine"] = machine(home)
     wanted = [(row, kind) for row, kind in ORDER if not arguments.rows or row in arguments.rows or f"{row}:{kind}" in arguments.rows]
-    for row, kind in sorted(
-        wanted, key=lambda one: "cut" in results["rows"].get(one[0], {}).get(one[1], {})
-    ):  # what hung once may hang again
+    cut_last = sorted(wanted, key=lambda one: "cut" in results["rows"].get(one[0], {}).get(one[1], {}))  # what hung once may hang again
+    for row, kind in cut_last:
         known = results["rows"].setdefault(row, {}).get(kind, {})
         if known and not known.get("cut") and not (arguments.again and "failed" in known):
             continue

@@ -9,9 +9,10 @@ Goal: at least 25 % MFU, at least 5 times transformers' Trainer. Writes benchmar
 import json
 import tempfile
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import islice, pairwise, product
 from pathlib import Path
 from statistics import median
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -56,10 +57,8 @@ def write_films(folder: Path, shape: gpu_steps.Shape, documents: int) -> None:
     from data.wording.tiny_tokenizer import make_tokenizer
 
     rng = np.random.default_rng(1)
-    letters = "".join(
-        map(chr, range(ord("a"), ord("z") + 1))
-    )  # of letters alone: a tokenizer cuts before digits, and words were two tokens
-    words = np.array([f"w{a}{b}{c}" for a in letters for b in letters for c in letters][: min(2000, shape.vocabulary // 4)])
+    # Of letters alone: a tokenizer cuts before digits, and words were two tokens.
+    words = np.array(["w" + "".join(three) for three in islice(product(ascii_lowercase, repeat=3), min(2000, shape.vocabulary // 4))])
     for split, count in (("train", documents), ("test", documents // 4)):
         texts = [" ".join(rng.choice(words, length)) for length in film_lengths(count)]
         rows = {"doc": [{"id": f"{split}{n}", "text": text} for n, text in enumerate(texts)]}

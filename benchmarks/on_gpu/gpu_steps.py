@@ -214,9 +214,8 @@ def hugging_face(
     )
     trainer = Trainer(model=setting.model("sdpa", getattr(torch, dtype)), args=arguments, callbacks=[clock], data_collator=_pad)
     trainer.remove_callback(PrinterCallback)
-    trainer.accelerator.free_memory = lambda *objects: list(
-        objects
-    )  # empties the GPU's cache before every call of train(): in real training once, here within each step
+    # It empties the GPU's cache before every call of train(): in real training once, here within each step.
+    trainer.accelerator.free_memory = lambda *objects: list(objects)
 
     def step(rows: list[Row]) -> float:
         trainer.args.gradient_accumulation_steps = -(-len(rows) // batch)
