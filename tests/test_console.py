@@ -146,7 +146,8 @@ def test_what_the_file_system_refuses_is_one_line(error: OSError, line: str, cod
 
 
 CHILD = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from console import door, run_child

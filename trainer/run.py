@@ -323,7 +323,8 @@ def announce(prepared: Prepared, todo: list[Job]) -> None:
     )
     for job in todo:
         if job.lessons:
-            say(f"{job.label}: {job.lessons.in_words()}")
+            trained = prepared.store.item_lengths[plan_of(prepared, job).items]
+            say(f"{job.label}: {job.lessons.in_words(int(trained.sum()))}")
         if job.important:
             say(f"{job.label}: {job.important.in_words()}")
     left = {job.key for job in todo}

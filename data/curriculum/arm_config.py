@@ -130,11 +130,12 @@ class Arm(Strict):
         return self
 
     def with_teachers(self, stages: list[Stage]) -> list[Stage]:
-        """The arm's own stages, round by round, each with the arm's teacher and anchor where it has none of its own and they act on something. ValueError where
-        they nowhere do."""
+        """The arm's own stages, round by round, each with the arm's teacher and anchor where it says nothing of its own (null: none) and they act on something.
+        ValueError where they nowhere do."""
         made = []
         for stage in stages:
-            whole = stage.model_copy(update={"teach": stage.teach or self.teach, "anchor": stage.anchor or self.anchor})
+            of_arm = {name: getattr(self, name) for name in ("teach", "anchor") if name not in stage.model_fields_set}
+            whole = stage.model_copy(update=of_arm)
             kept = {"teach": whole.teach if whole.taught_kinds() else None, "anchor": whole.anchor if whole.anchored_kinds() else None}
             made.append(Stage.model_validate({**stage.model_dump(exclude_unset=True), **kept}) if any(kept.values()) else stage)
         if self.teach and not any(stage.teach for stage in made):

@@ -72,7 +72,7 @@ def step_rows(
     items = plan.step(step)
     owners = items  # of a question in another wording, the question
     if store.others is not None:
-        items = store.others.drawn(items, _rng(3, step, 0, reading))
+        items = store.others.drawn(items, step, reading.seed)
     before = _passages(owners, step, reading)
     own = _lengths(items, owners, store, reading)
     lengths = own + [len(passage) for passage in before] if before else own
@@ -178,6 +178,7 @@ def _weights(ids: npt.NDArray[Any], store: TokenStore, reading: Reading) -> npt.
 
 
 def _rng(purpose: int, step: int, item: int, reading: Reading) -> np.random.Generator:
+    """3 as a purpose draws wordings (Others.drawn)."""
     return np.random.default_rng([reading.seed % 2**63, step, item, purpose])
 
 

@@ -81,12 +81,14 @@ class Lessons:
         plain = open_store(Path(self.tokens))
         return plain.worded(self.wording), plain.worded(PASSAGES)
 
-    def in_words(self) -> str:
+    def in_words(self, trained: int) -> str:
+        """`trained`: tokens of the stage's steps. Reading is a forward pass, a third of training as many."""
         taught = self.taught()
         positions = int(taught.offsets[-1])
         size = positions * (4 + 4 * TOP + 4 * (TOP + 1)) / 1e6
         first = "the start answers its questions, then " if self.own_answers() else ""
-        return f"{first}its teacher reads {len(taught.items):,} items ({self.tokens_read:,} tokens) once; what it says of {positions:,} targets takes {size:,.1f} MB"
+        work = "" if first else f", some {self.tokens_read / 3 / trained:.2f} of the stage's own work"
+        return f"{first}its teacher reads {len(taught.items):,} items ({self.tokens_read:,} tokens) once{work}; what it says of {positions:,} targets takes {size:,.1f} MB"
 
     def own_answers(self) -> bool:
         return any(part.answer_tokens for part in self.parts)
@@ -152,7 +154,7 @@ class Teaching:
     encoder: Encoder
     """Of the plain wording."""
     seed: int = 0
-    """Of own answers."""
+    """Of own answers, and of the wordings that each step draws."""
     made: Made = field(default_factory=dict)
     """Passages that a stage before has needed too."""
 
@@ -179,18 +181,17 @@ class Teaching:
         if not parts:
             return None
         wording, passages = wording_of(stage), open_store(self.tokens).worded(PASSAGES)
-        present = np.unique(plan.items)
-        owners = [present[(present >= part.first) & (present < part.end)] for part in parts]
-        chosen = [_in_all_wordings(items, store) for items in owners]
-        owners = [own[n] for own, (_, n) in zip(owners, chosen, strict=True)]
+        present, asked = _in_their_wordings(plan, store, self.seed)
+        of_part = [(asked >= part.first) & (asked < part.end) for part in parts]
+        chosen, owners = [present[which] for which in of_part], [asked[which] for which in of_part]
         documents = [self._documents(own, part) for own, part in zip(owners, parts, strict=True)]
-        own = [_lengths(items, part, store) for (items, _), part in zip(chosen, parts, strict=True)]
+        own = [_lengths(items, part, store) for items, part in zip(chosen, parts, strict=True)]
         lengths = [
             sizes + (passages.lengths[behind] if part.behind_document else 0)
             for sizes, behind, part in zip(own, documents, parts, strict=True)
         ]
         self._refuse_long(owners, lengths, parts)
-        items = np.concatenate([numbers for numbers, _ in chosen])
+        items = np.concatenate(chosen)
         if not len(items):  # a share too small for one replay document
             return None
         order = np.argsort(items)
@@ -267,14 +268,14 @@ class Teaching:
                 )
 
 
-def _in_all_wordings(items: Numbers, store: TokenStore) -> tuple[Numbers, Numbers]:
-    """(the items and their other wordings, for each of them which of `items` it is)."""
-    which = np.arange(len(items))
+def _in_their_wordings(plan: Plan, store: TokenStore, seed: int) -> tuple[Numbers, Numbers]:
+    """(what the plan trains, once each and sorted, of each the item of the catalogue): of a question in several wordings those that a step draws."""
     if store.others is None:
-        return items, which
-    number = store.others.number[items]
-    others = np.repeat(store.others.first[items], number) + np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
-    return np.concatenate([items, others]), np.concatenate([which, np.repeat(which, number)])
+        present = np.unique(plan.items)
+        return present, present
+    drawn = np.concatenate([store.others.drawn(plan.step(step), step, seed) for step in range(plan.num_steps)])
+    present, first = np.unique(drawn, return_index=True)
+    return present, plan.items[first]
 
 
 def _lengths(items: Numbers, part: Lesson, store: TokenStore) -> Numbers:

@@ -54,8 +54,9 @@ class Others:
     first: npt.NDArray[np.int64]  # (items,)
     number: npt.NDArray[np.int64]  # (items,): 0 for documents
 
-    def drawn(self, items: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
-        """(items of a step,): for each of them itself or one of its other wordings, all alike likely."""
+    def drawn(self, items: npt.NDArray[np.int64], step: int, seed: int) -> npt.NDArray[np.int64]:
+        """(items of a step,): for each of them itself or one of its other wordings, all alike likely; a step and a seed always draw the same."""
+        rng = np.random.default_rng([seed % 2**63, step, 0, 3])  # 3: not what the rows' other draws are made of (flat_rows)
         chosen = (rng.random(len(items)) * (self.number[items] + 1)).astype(np.int64)
         return np.where(chosen == 0, items, self.first[items] + chosen - 1)
 

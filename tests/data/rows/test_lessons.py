@@ -122,8 +122,12 @@ def test_every_target_that_follows_has_a_place_of_its_own(
     assert lessons
     seen = sorted(place for at in places for place in at)
     assert len(seen) == len(set(seen)) and seen[-1] < lessons.taught().offsets[-1]
-    if "wordings" not in changes:  # else not every wording of every question is drawn
-        assert seen == list(range(int(lessons.taught().offsets[-1])))
+    assert seen == list(range(int(lessons.taught().offsets[-1]))), "the teacher reads what no step trains"
+    assert f", some {lessons.tokens_read / 3000:.2f} of the stage's own work;" in lessons.in_words(1000)
+    if "wordings" in changes:
+        reading = reading_of(changed, 1, lessons)
+        with pytest.raises(AssertionError, match="the teacher has read other items"):  # another seed draws other wordings
+            [step_rows(plan, worded, step, 0, 1, 200, "example", reading) for step in range(plan.num_steps)]
     assert all(len(texts) == 1 for texts in places.values()) or "passages" in changes
 
 
@@ -188,6 +192,9 @@ def test_an_arms_teacher_goes_to_the_stages_that_it_can_act_on() -> None:
     ]
     arm = Arm(stages=stages, teach=Teach(share=0.5))
     assert [one.teach for one in arm.with_teachers(stages)] == [None, Teach(share=0.5)]
+    without = stage(teach=None)
+    assert [one.teach for one in arm.with_teachers([*stages, without])] == [None, Teach(share=0.5), None], "null: none of its own"
+    assert stage_facts(without) == stage_facts(stage())
     with pytest.raises(ValueError, match="anchor: no stage of the arm trains replay items"):
         Arm(stages=stages, anchor=Anchor()).with_teachers(stages)
 
