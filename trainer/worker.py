@@ -47,6 +47,7 @@ from trainer.store.stages import StageStore
 from trainer.store.storage import give_groups
 from trainer.store.weights import FragmentWeights, Weights
 from trainer.teaching.ewc import Pull, ensure_importance
+from trainer.teaching.progress import Progress
 from trainer.teaching.teacher import ensure_store, with_teacher
 from trainer.watch.guard import Guard, Stopped
 from trainer.watch.heap import give_back_freed_memory, keep_freed_memory
@@ -117,9 +118,9 @@ def _train_job(settings: WorkerSettings, job: Job, store: StageStore, rows_of: R
     torch.distributed.barrier()
     device = torch.device("cuda", torch.cuda.current_device()) if settings.use_gpu else torch.device("cpu")
     start = partial(parent_weights, settings, job.parent, store, together=True)
-    gets_on = partial(beat.enter, "load", limits.load_s)
-    taught = ensure_store(settings, job, start, device, gets_on)
-    ensure_importance(settings, job, start, device, gets_on)
+    progress = Progress(beat, limits.load_s, job.label, rank == 0)
+    taught = ensure_store(settings, job, start, device, progress)
+    ensure_importance(settings, job, start, device, progress)
     with limits.loading(beat):
         saved, fragments = _checkpoint(store, job, first_step)
         goes_on_alone = saved and not (job.stage.adapter or job.stage.freeze_share or job.important)  # all weights are in the checkpoint

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +22,9 @@ from trainer.step.placing import model_inputs
 from trainer.step.plain import PlainEngine
 from trainer.step.step import row_loss
 from trainer.teaching.own_answers import drawn
+from trainer.teaching.store import NOTHING
 from trainer.teaching.teacher import most_probable
+from trainer.watch.heartbeat import stop_file
 
 
 def test_divergence_by_hand() -> None:
@@ -150,6 +155,66 @@ def test_killed_in_the_stage_and_in_its_teachers_pass(groups: Groups, begun: Pat
     assert manifest.stat().st_mtime_ns != made
     assert json.loads(manifest.read_text())["files"] == says
     np.testing.assert_allclose(taught_steps.losses_of(run), oracle, rtol=1e-5, atol=1e-5)
+
+
+def _stopped(groups: Groups, begun: Path, folder: Path, arm: str, there: str) -> Path:
+    """A run folder of a new experiment that was asked to stop in its teacher's pass, as soon as this file was there."""
+    path = taught_steps.experiment_of(arm, folder)
+    run = load_experiment(path).folder
+    shutil.copytree(load_experiment(begun).folder, run, ignore=shutil.ignore_patterns("teachers"))
+    for stage in run.glob("stages/*"):  # of the arm, where another test has gone on with it
+        manifest = stage / "manifest.json"
+        if not manifest.exists() or json.loads(manifest.read_text())["job"]["parent"]:
+            shutil.rmtree(stage)
+    slow = threading.Thread(target=groups, args=(path,), kwargs={"world_size": 1, "STUDYHALL_FAIL": "teacher.row=sleep:0.7"})
+    slow.start()
+    until = time.monotonic() + 50
+    while not list(run.glob(f"teachers/*/{there}")) and time.monotonic() < until:
+        time.sleep(0.02)
+    stop_file(run).touch()
+    slow.join()
+    stop_file(run).unlink()
+    return run
+
+
+def test_a_stop_within_the_teachers_pass_keeps_what_was_read(groups: Groups, begun: Path, tmp_path: Path) -> None:
+    """Two ranks read the rest, and the store is that of an unbroken pass. In the twin what was kept is altered, and stays so: it is not read again."""
+    run = _stopped(groups, begun, tmp_path, taught_steps.TAUGHT, ".ids.bin")
+    (kept,) = run.glob("teachers/*/.begun.npz")
+    read = np.load(kept)["tokens"] != NOTHING
+    assert (
+        0 < read.sum() < len(read) and not list(run.glob("teachers/*/manifest.json")) and len(list(run.glob("stages/*/manifest.json"))) == 1
+    )
+    twin = taught_steps.experiment_of(taught_steps.TAUGHT, tmp_path / "twin")
+    shutil.copytree(run, load_experiment(twin).folder)
+    (altered,) = load_experiment(twin).folder.glob("teachers/*/.ids.bin")
+    ids = np.memmap(altered, np.uint32, "r+").reshape(len(read), -1)
+    ids[read] = 0
+    del ids
+    found = {}
+    for experiment, world_size in ((tmp_path / "taught.yaml", 2), (twin, 1)):
+        assert groups(experiment, world_size=world_size) == [0] * world_size, groups.error
+        (manifest,) = load_experiment(experiment).folder.glob("teachers/*/manifest.json")
+        assert sorted(file.name for file in manifest.parent.iterdir() if file.name.startswith(".")) == []
+        found[world_size] = np.fromfile(manifest.parent / "ids.bin", np.uint32).reshape(len(read), -1)
+        files = json.loads(manifest.read_text())["files"]
+        if world_size == 2:
+            STORES.add(manifest.parent.name + "".join(files[name]["sha256"] for name in sorted(files)))
+            assert len(STORES) == 1
+    assert not found[1][read].any() and (found[1][~read] == found[2][~read]).all() and found[2][read].any()
+
+
+def test_a_stop_keeps_own_answers(groups: Groups, begun: Path, tmp_path: Path) -> None:
+    """Those that are there are not drawn again: an altered one is what the teacher reads."""
+    run = _stopped(groups, begun, tmp_path, taught_steps.OWN, ".answers.json")
+    (kept,) = run.glob("teachers/*/.answers.json")
+    answers = json.loads(kept.read_text())
+    first = min(answers, key=int)
+    answers[first] = [5] * len(answers[first])
+    kept.write_text(json.dumps(answers))
+    assert groups(tmp_path / "taught.yaml", world_size=1) == [0], groups.error
+    tokens = np.fromfile(kept.parent / "tokens.bin", np.uint32)
+    assert tokens[: len(answers[first])].tolist() == answers[first]
 
 
 @pytest.fixture(scope="module")

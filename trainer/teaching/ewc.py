@@ -33,16 +33,16 @@ from trainer.store.fragment_file import fragment_file, write_fragments
 from trainer.store.fragments import open_together
 from trainer.store.stages import write_json
 from trainer.store.weights import FragmentWeights, Weights
+from trainer.teaching.progress import Progress
+from trainer.watch.guard import Stopped
 
 _MOMENT = "exp_avg_sq"
 _BETAS = (0.0, 0.9999)
 """Of the second moment: of a thousand steps all count alike, to a tenth."""
 
 
-def ensure_importance(
-    settings: WorkerSettings, job: Job, parent: Callable[[], Weights], device: torch.device, beat: Callable[[], None]
-) -> None:
-    """Measures how much each weight matters, unless that is there, sound. All ranks together; `beat`: told after every step."""
+def ensure_importance(settings: WorkerSettings, job: Job, parent: Callable[[], Weights], device: torch.device, progress: Progress) -> None:
+    """Measures how much each weight matters, unless that is there, sound. All ranks together. Stopped where that is asked for: then it begins anew."""
     if job.important is None:
         return
     important, folder = job.important, Path(job.important.folder)
@@ -60,7 +60,9 @@ def ensure_importance(
         for step in range(plan.num_steps):
             micro_rows = rows(step=step, reading=Reading(important.wording), one_item=made.isolation.one_item)
             optimiser_step(made.engine, micro_rows, 0.0, made.attention)
-            beat()
+            progress.gets_on("how much each weight matters, step", step + 1, plan.num_steps)
+            if rank_zero_says(progress.stop_requested):
+                raise Stopped(0)
         squares = [fragment for fragment in made.engine.state_fragments() if fragment[0].startswith(f"{_MOMENT}/")]
         sums = [sum(float(values.double().sum()) for *_, values in squares), sum(values.numel() for *_, values in squares)]
         total = torch.tensor(sums, dtype=torch.float64, device=device)  # fp32 cannot count the weights of a real model

@@ -4,7 +4,6 @@ All answers that are not ended get a token a pass, drawn by a number that the se
 stage writes the same. Without a cache of keys and values, which every family keeps otherwise: a token costs a pass over the open questions, and answers are short.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ Answers = dict[int, list[int]]
 """Item of the token store → tokens of its own answer, the end's with them where it came in time."""
 
 
-def own_answers(reader: Reader, job: Job, lessons: Lessons, seed: int, beat: Callable[[], None]) -> Answers:
+def own_answers(reader: Reader, job: Job, lessons: Lessons, seed: int) -> Answers:
     """Of each item that is answered by the model that is taught: its tokens, the end's with them where it came in time. The same on every rank."""
     store, _ = lessons.stores()
     taught = lessons.taught()
@@ -38,8 +37,9 @@ def own_answers(reader: Reader, job: Job, lessons: Lessons, seed: int, beat: Cal
             )
 
         said: list[tuple[int, int]] = []
-        for rows in dealt(reader, job, [len(prompts[item]) + len(answers[item]) for item in open_items], read):
-            beat()
+        place = max(map(len, answers.values())) + 1
+        what = f"the start answers, token {place} of at most {max(room.values())}, row"
+        for rows in dealt(reader, job, [len(prompts[item]) + len(answers[item]) for item in open_items], read, what):
             said += [one for row in rows for one in row]
         for item, token in said:
             answers[item].append(token)

@@ -20,7 +20,10 @@ from trainer.kernels.linear_loss import LOGITS_AT_ONCE, head_gives, plain_head, 
 from trainer.step.placing import model_inputs
 from trainer.step.set_up import StageEngine, make_engine
 from trainer.step.step import base_module, keeps_logits
+from trainer.store.checkpoint import rank_zero_says
 from trainer.store.weights import Weights
+from trainer.teaching.progress import Progress
+from trainer.watch.guard import Stopped
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,18 @@ class Reader:
     made: StageEngine
     vocabulary: int
     """Tokens that the stage's model knows; a teacher may have more rows."""
+    progress: Progress
 
 
 @contextmanager
 def reader_of(
-    settings: WorkerSettings, job: Job, lessons: Lessons, weights: Weights, device: torch.device, vocabulary: int
+    settings: WorkerSettings,
+    job: Job,
+    lessons: Lessons,
+    weights: Weights,
+    device: torch.device,
+    vocabulary: int,
+    progress: Progress,
 ) -> Iterator[Reader]:
     trainer = settings.trainer.model_copy(update={"attention": "auto", "gradient_checkpointing": False, "cuda_graphs": False, "fp8": "off"})
     as_it_is = job.stage.model_copy(update={"adapter": None, "freeze_share": 0.0})
@@ -42,23 +52,37 @@ def reader_of(
     made = make_engine(replace(settings, trainer=trainer, precision="fp32"), reads, weights, device, None)
     try:
         made.engine.module.eval()
-        yield Reader(made, vocabulary)
+        yield Reader(made, vocabulary, progress)
     finally:
         made.close()
 
 
-def dealt(reader: Reader, job: Job, lengths: list[int], read: Callable[[list[Piece]], Any]) -> Iterator[list[Any]]:
-    """What `read` makes of each rank's row of items of these lengths, round by round; the same list on every rank."""
-    grid = pack(lengths, 1, job.capacity, job.longest, reader.made.isolation.one_item)
+def dealt(
+    reader: Reader,
+    job: Job,
+    lengths: list[int],
+    read: Callable[[list[Piece]], Any],
+    what: str,
+    was_read: Callable[[list[Piece]], bool] = lambda pieces: False,
+) -> Iterator[list[Any]]:
+    """What `read` makes of each rank's row of items of these lengths, round by round; the same list on every rank.
+
+    `was_read`: rows to leave out, as rank 0 knows them; `what` is done, for people, up to the word before a row's number. Stopped, behind a round, where any rank is asked to stop.
+    """
+    grid = [pieces for (pieces,) in pack(lengths, 1, job.capacity, job.longest, reader.made.isolation.one_item)]
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    for first in range(0, len(grid), world_size):
-        mine = first + rank < len(grid)
-        (pieces,) = grid[first + rank if mine else first]  # a rank without a row keeps the others' collectives company
+    left = [row for row, there in zip(grid, rank_zero_says([was_read(row) for row in grid]), strict=True) if not there]
+    for first in range(0, len(left), world_size):
+        mine = first + rank < len(left)
+        pieces = left[first + rank if mine else first]  # a rank without a row keeps the others' collectives company
         hit("teacher.row")
         told = read(pieces)
         every: list[Any] = [None] * world_size
-        torch.distributed.all_gather_object(every, told if mine else None)
-        yield [one for one in every if one is not None]
+        torch.distributed.all_gather_object(every, (told if mine else None, reader.progress.stop_requested))
+        reader.progress.gets_on(what, len(grid) - len(left) + min(first + world_size, len(left)), len(grid))
+        yield [one for one, _ in every if one is not None]
+        if any(stop for _, stop in every):
+            raise Stopped(0)
 
 
 def flat_row(sequences: list[npt.NDArray[np.int64]]) -> Row:

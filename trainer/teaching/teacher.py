@@ -2,7 +2,7 @@
 
 The teacher is an ordinary engine with the start's weights (any ZeRO stage; in fp32 whatever the stage is trained in, because in bf16 two thirds of all
 positions have ties and a quarter another top 20), and it is closed before the stage's own is made: there is never a second model in memory. Rows are
-packed as for one rank and dealt out, so that every number of ranks computes the same rows.
+packed as for one rank and dealt out, so that every number of ranks computes the same rows. Stopped or killed it goes on with the rows that are not read yet.
 
     teachers/<key>/tokens.bin      the targets, uint32 (N,); 2**32 - 1 where an own answer had ended before
                    ids.bin         the teacher's most probable tokens, uint32 (N, 20)
@@ -11,8 +11,6 @@ packed as for one rank and dealt out, so that every number of ranks computes the
 """
 
 import json
-import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,25 +29,20 @@ from trainer.jobs.worker_settings import WorkerSettings
 from trainer.network.families import folder_weights
 from trainer.network.text_config import text_config
 from trainer.store.checkpoint import await_committed, await_model, is_whole, rank_zero_says
-from trainer.store.fragment_file import sha256_of
-from trainer.store.stages import sync, write_json
 from trainer.store.weights import Weights
 from trainer.teaching.own_answers import Answers, ended, own_answers
+from trainer.teaching.progress import Progress
 from trainer.teaching.reading import Reader, dealt, flat_row, logits_after, reader_of
-
-_NOTHING = 2**32 - 1
-"""No token: room that an own answer has left."""
-
-Said = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
-"""(positions in the store (n,), targets (n,), ids (n, k), log-probabilities (n, k + 1))."""
+from trainer.teaching.store import NOTHING, Said, Writer
+from trainer.watch.guard import Stopped
 
 
 def ensure_store(
-    settings: WorkerSettings, job: Job, parent: Callable[[], Weights], device: torch.device, beat: Callable[[], None]
+    settings: WorkerSettings, job: Job, parent: Callable[[], Weights], device: torch.device, progress: Progress
 ) -> dict[str, Any] | None:
     """Makes the stage's teacher store unless it is there, sound; its manifest, or None for a stage without lessons. All ranks together.
 
-    `parent`: the weights of the stage's start; `beat`: told after every row that the pass gets on.
+    `parent`: the weights of the stage's start. Stopped where that is asked for; what was read stays.
     """
     if job.lessons is None:
         return None
@@ -57,27 +50,56 @@ def ensure_store(
     rank = torch.distributed.get_rank()
     if rank_zero_says(is_whole(folder) if rank == 0 else None):
         return _told(folder)
-    started = time.monotonic()
-    writer = _Writer(folder, int(lessons.taught().offsets[-1])) if rank == 0 else None
+    writer = Writer(folder, int(lessons.taught().offsets[-1])) if rank == 0 else None
+    try:
+        answers = _read_all(settings, job, lessons, parent, device, progress, writer)
+    except Stopped:
+        if writer:
+            writer.save()
+        raise
+    if writer:
+        own = {"own_answers": len(answers), "ended": sum(ended(lessons, answers))} if answers else {}
+        facts = {"top": TOP, "tokens_read": lessons.tokens_read, "world_size": _world_size()}
+        writer.commit(facts | own, int(lessons.room(lessons.taught().owners).sum()) - sum(map(len, answers.values())))
+    torch.distributed.barrier()
+    return _told(folder)
+
+
+def _read_all(
+    settings: WorkerSettings,
+    job: Job,
+    lessons: Lessons,
+    parent: Callable[[], Weights],
+    device: torch.device,
+    progress: Progress,
+    writer: Writer | None,
+) -> Answers:
+    """Has every teacher read its items; the start's own answers, where it gives any."""
     vocabulary = int(text_config(Path(settings.model_folder)).vocab_size)
     answers: Answers = {}
     start = [None] if lessons.own_answers() else []  # reads first, whoever is the teacher
     for model in dict.fromkeys([*start, *(part.model for part in lessons.parts)]):
         of_model = settings if model is None else replace(settings, model_folder=model, parent_stage=None)
         weights = parent() if model is None else _weights_of(model)
-        with reader_of(of_model, job, lessons, weights, device, vocabulary) as reader:
+        with reader_of(of_model, job, lessons, weights, device, vocabulary, progress) as reader:
             if model is None and lessons.own_answers():
-                answers = own_answers(reader, job, lessons, settings.seed, beat)
-            for told in _pass(reader, job, _sequences(lessons, [part for part in lessons.parts if part.model == model], answers)):
-                beat()
+                answers = _own(reader, job, lessons, settings.seed, writer)
+            of_teacher = [part for part in lessons.parts if part.model == model]
+            for told in _pass(reader, job, _sequences(lessons, of_teacher, answers), writer):
                 if writer:
                     writer.write(told)
+    return answers
+
+
+def _own(reader: Reader, job: Job, lessons: Lessons, seed: int, writer: Writer | None) -> Answers:
+    """Those that an earlier pass has left, or new ones."""
+    kept: Answers | None = rank_zero_says(writer.answers() if writer else None)
+    if kept is not None:
+        return kept
+    answers = own_answers(reader, job, lessons, seed)
     if writer:
-        own = {"own_answers": len(answers), "ended": sum(ended(lessons, answers))} if answers else {}
-        facts = {"seconds": time.monotonic() - started, "top": TOP, "tokens_read": lessons.tokens_read, "world_size": _world_size()}
-        writer.commit(facts | own, int(lessons.room(lessons.taught().owners).sum()) - sum(map(len, answers.values())))
-    torch.distributed.barrier()
-    return _told(folder)
+        writer.keep_answers(answers)
+    return answers
 
 
 def _told(folder: Path) -> dict[str, Any]:
@@ -116,7 +138,7 @@ class _Answering:
     def __init__(self, lessons: Lessons, tokens: npt.NDArray[np.uint32]) -> None:
         taught = lessons.taught()
         self._tokens, self._offsets, self._room = tokens, taught.offsets, lessons.room(taught.owners)
-        self._there = np.add.reduceat((tokens != _NOTHING).astype(np.int64), taught.offsets[:-1])
+        self._there = np.add.reduceat((tokens != NOTHING).astype(np.int64), taught.offsets[:-1])
 
     def __call__(self, row: Row) -> Row:
         at = np.flatnonzero(row["followed"] >= 0)
@@ -124,7 +146,7 @@ class _Answering:
         items = np.searchsorted(self._offsets, places, side="right") - 1
         own = self._room[items] > 0
         at, told, items = at[own], self._tokens[places[own]], items[own]
-        there = told != _NOTHING
+        there = told != NOTHING
         changed: Row = {name: row[name].copy() for name in ("input_ids", "target_ids", "followed", "follow_weight") if name in row}
         for name in ("input_ids", "target_ids"):
             if name in row:
@@ -176,22 +198,29 @@ def _sequences(lessons: Lessons, parts: list[Lesson], answers: Answers) -> list[
     return made
 
 
-def _pass(reader: Reader, job: Job, sequences: list[_Sequence]) -> Iterator[list[Said]]:
-    """What the teacher says of each rank's row."""
+def _pass(reader: Reader, job: Job, sequences: list[_Sequence], writer: Writer | None) -> Iterator[list[Said]]:
+    """What the teacher says of each rank's row; rows that an earlier pass has read are left out."""
 
     def read(pieces: list[Piece]) -> Said:
         return _read(reader, _row([(sequences[piece.item], piece.start, piece.end) for piece in pieces]))
 
-    yield from dealt(reader, job, [len(one.ids) for one in sequences], read)
+    def was_read(pieces: list[Piece]) -> bool:
+        places = np.concatenate([_places(sequences[piece.item], piece.start, piece.end) for piece in pieces])
+        return bool(writer and writer.has(places[places >= 0]))
+
+    yield from dealt(reader, job, [len(one.ids) for one in sequences], read, "its teacher has read row", was_read)
+
+
+def _places(sequence: _Sequence, start: int, end: int) -> npt.NDArray[np.int64]:
+    """Of each of its tokens [start, end) the position in the store, or -1."""
+    at = np.arange(start, end) - sequence.loss_start
+    return np.where((at >= 0) & (np.arange(start, end) > start), at + sequence.first_place, -1)
 
 
 def _row(pieces: list[tuple[_Sequence, int, int]]) -> Row:
     """One flat row; `places`: of each target its position in the store, or -1."""
-    places = []
-    for sequence, start, end in pieces:
-        at = np.arange(start, end) - sequence.loss_start
-        places.append(np.where((at >= 0) & (np.arange(start, end) > start), at + sequence.first_place, -1))
-    return flat_row([sequence.ids[start:end] for sequence, start, end in pieces]) | {"places": np.concatenate(places)}
+    ids = flat_row([sequence.ids[start:end] for sequence, start, end in pieces])
+    return ids | {"places": np.concatenate([_places(*piece) for piece in pieces])}
 
 
 def _read(reader: Reader, row: Row) -> Said:
@@ -203,40 +232,6 @@ def _read(reader: Reader, row: Row) -> Said:
     count = len(positions)
     targets = row["input_ids"][1:][positions]
     return places[positions], targets.astype(np.uint32), ids[:count].cpu().numpy().astype(np.uint32), log_probs[:count].cpu().numpy()
-
-
-class _Writer:
-    """The store's files, on rank 0; each position is written once."""
-
-    _FILES = (("tokens.bin", np.uint32, ()), ("ids.bin", np.uint32, (TOP,)), ("log_probs.bin", np.float32, (TOP + 1,)))
-
-    def __init__(self, folder: Path, positions: int) -> None:
-        self._folder, self._positions = folder, positions
-        (folder / "manifest.json").unlink(missing_ok=True)
-        self._drafts = [folder / f".{name}.{os.getpid()}" for name, *_ in self._FILES]
-        self._maps = [
-            np.memmap(draft, kind, "w+", shape=(positions, *shape))
-            for draft, (_, kind, shape) in zip(self._drafts, self._FILES, strict=True)
-        ]
-        self._maps[0][:] = _NOTHING
-
-    def write(self, told: list[Said]) -> None:
-        for places, *values in told:
-            for array, value in zip(self._maps, values, strict=True):
-                array[places] = value
-
-    def commit(self, facts: dict[str, Any], room_left: int) -> None:
-        """`room_left`: positions that own answers have left."""
-        unread = int((self._maps[0] == _NOTHING).sum())
-        assert unread == room_left, f"{unread} of {self._positions} positions were not read, {room_left} hold nothing"
-        files = {}
-        for (name, *_), draft, array in zip(self._FILES, self._drafts, self._maps, strict=True):
-            array.flush()
-            sync(draft)
-            draft.replace(self._folder / name)
-            files[name] = {"bytes": (self._folder / name).stat().st_size, "sha256": sha256_of(self._folder / name)}
-        self._maps = []
-        write_json(self._folder / "manifest.json", {"positions": self._positions, **facts, "files": files})
 
 
 def _world_size() -> int:

@@ -44,6 +44,7 @@ PAUSE = 3
 
 def experiment_of(arm: str, folder: Path) -> Path:
     """A file with one arm, and runs beside it."""
+    folder.mkdir(exist_ok=True)
     path = folder / "taught.yaml"
     path.write_text(_EXPERIMENT.replace("ARM", "{{" + arm.replace("{", "{{").replace("}", "}}") + "}}").format(runs=folder / "runs"))
     return path
