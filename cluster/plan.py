@@ -74,9 +74,7 @@ def question_of(experiment: Experiment, hardware: Hardware) -> Question:
     work, minutes = workload_of(experiment), trainer.checkpoint.every_minutes
     asked = Asked(len(experiment.arms) + 1, work.questions, experiment.exam.gpus)
     every_s, keep = 60 * minutes if minutes else None, trainer.checkpoint.keep
-    return Question(
-        shape, work, file, keep, fp32, every_s, asked, trainer.shapes, trainer.packing, sum(bool(stage.teach) for stage in stages)
-    )
+    return Question(shape, work, file, keep, fp32, every_s, asked, trainer.shapes, trainer.packing, trainer.teacher_precision == "fp32")
 
 
 _EXPERT_NAMES = {"all-linear", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj", "gate_up_proj"}

@@ -32,17 +32,18 @@ def in_lines(name: str, question: Question, hardware: Hardware, advice: Advice, 
         if hardware.chip:
             lines.append(f"  {chosen.tokens_per_micro_step:,.0f} tokens a GPU and micro-step, break-even at {chosen.break_even:,.0f}")
         if question.teachers:
-            lines += _wrapped(f"not counted: {_teacher(question, hardware)}", "  ")
+            lines += _wrapped(_teacher(question, hardware), "  ")
         lines += _phase_lines([chosen] if chosen == most else [chosen, most], len(question.workload.stages), price)
     return lines
 
 
 def _teacher(question: Question, hardware: Hardware) -> str:
-    """trainer/teaching/reading.py builds its model in fp32 and without an adapter; only ZeRO-3 shares it out."""
-    size = 4 * question.shape.parameters / GIB / (hardware.num_gpus if question.file.zero_stage == 3 else 1)
+    """trainer/teaching/reading.py builds its model without an adapter, in fp32 unless the file says otherwise; only ZeRO-3 shares it out."""
+    wide, kind = (4, "fp32") if question.teacher_fp32 else (2, "bf16")
+    size = wide * question.shape.parameters / GIB / (hardware.num_gpus if question.file.zero_stage == 3 else 1)
     room = USABLE * hardware.chip.memory_bytes / GIB if hardware.chip else hardware.host_bytes / GIB
     there = "" if size < room else f", which holds {room:,.1f}: it will not fit"
-    return f"before {question.teachers} stages a teacher reads, {size:,.1f} GiB of fp32 weights on each {'GPU' if hardware.chip else 'worker'}{there}"
+    return f"  before {question.teachers} stages a teacher reads, {size:,.1f} GiB of {kind} weights on each {'GPU' if hardware.chip else 'worker'}{there}"
 
 
 def _there(hardware: Hardware) -> str:
@@ -84,18 +85,22 @@ def _why(chosen: Offer, most: Offer) -> str:
 def _phase_lines(compared: list[Offer], stages: int, price: float | None) -> list[str]:
     """Where the hours and the cost go."""
     rows = []
+    shown = [
+        field.name for field in fields(Phases) if field.name != "teaching" or any(one.phases and one.phases.teaching for one in compared)
+    ]
     for one in compared:
         if took := one.phases:
             each = (price or 0.0) * one.hardware.num_gpus
-            hours = [getattr(took, field.name) / 3600 for field in fields(took)]
+            hours = [getattr(took, name) / 3600 for name in shown]
             rate = storage_rate(one.hardware, one.hardware.num_gpus) / 1e9
             beside = f"{took.beside / stages:,.0f} s"
             rows.append([str(one.hardware), "hours", *map(_short, hours), f"{rate:,.1f}", beside])
             rows += [["", "cost", *(_short(each * value) for value in hours), "", ""]] if price else []
     if not rows:
         return []
-    head = ["", "", *(field.name for field in fields(Phases)), "GB/s", "a stage"]
-    told = f"  a stage: all but training and exam; GB/s: of the storage ({compared[0].hardware.storage_told})"
+    head = ["", "", *shown, "GB/s", "a stage"]
+    others = "training, teaching and exam" if "teaching" in shown else "training and exam"
+    told = f"  a stage: all but {others}; GB/s: of the storage ({compared[0].hardware.storage_told})"
     return ["", *(f"  {line}".rstrip() for line in _columns([head, *rows])), *_wrapped(told, "    ")]
 
 

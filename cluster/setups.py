@@ -7,8 +7,9 @@ from cluster.cost.chips import GIB, Hardware
 from cluster.cost.memory import Disk, GpuMemory, HostMemory, SetUp, disk, gpu_memory, host_memory, trained_share
 from cluster.cost.model_shape import ModelShape
 from cluster.cost.phases import Asked, Phases, phases
-from cluster.cost.speed import StepLoad, break_even_tokens, step_time
+from cluster.cost.speed import StepLoad, break_even_tokens, reading_s, step_time
 from cluster.workload import StageWork, Workload
+from data.rows.important import AT_ONCE
 
 _ROW_TOKENS = (2048, 4096, 8192, 16384)
 USABLE = 0.96
@@ -96,8 +97,13 @@ class Question:
     """trainer.shapes."""
     packing: Literal["auto", "packed", "one_item"] = "auto"
     """trainer.packing."""
-    teachers: int = 0
-    """Stages that a teacher reads for first."""
+    teacher_fp32: bool = True
+    """trainer.teacher_precision."""
+
+    @property
+    def teachers(self) -> int:
+        """Stages that a teacher reads for first."""
+        return sum(bool(stage.before.taught) for stage in self.workload.stages)
 
     def one_item(self, hardware: Hardware) -> bool:
         """Whether rows will hold one item each: workers find it out by trying (trainer/step/isolation.py), this is what is known before.
@@ -122,7 +128,9 @@ def offer(question: Question, set_up: SetUp, hardware: Hardware) -> Offer:
     took, timed = None, hardware.in_precision(question.fp32)
     if hardware.chip is not None or hardware.seconds_per_flop is not None:
         steps = [stage.steps * step_time(shape, set_up, load, timed).total for stage, load in zip(work.stages, loads, strict=True)]
-        took = phases(shape, set_up, hardware, steps, question.every_s, question.asked, question.fp32)
+        took = phases(
+            shape, set_up, hardware, steps, question.every_s, question.asked, question.fp32, _readings(question, set_up, hardware)
+        )
     micro_steps = sum(stage.steps * load.micro_steps for stage, load in zip(work.stages, loads, strict=True))
     attended = sum(stage.attended * stage.tokens for stage in work.stages) / work.tokens
     # A padded token hides communication as a real one does: of real ones it takes fewer.
@@ -134,6 +142,22 @@ def offer(question: Question, set_up: SetUp, hardware: Hardware) -> Offer:
         fill * break_even_tokens(shape, set_up, timed, attended) if known else 0.0,
         took, work.tokens / took.training if took else None, set_up == question.file, bool(question.file.adapter),
     )  # fmt: skip
+
+
+def _readings(question: Question, set_up: SetUp, hardware: Hardware) -> list[float]:
+    """Seconds of each pass before a stage's first step."""
+    shape, found = question.shape, []
+    for stage in question.workload.stages:
+        before = stage.before
+        if before.taught:
+            as_read = hardware.in_precision(question.teacher_fp32)
+            found.append(reading_s(shape, set_up.zero_stage, set_up.row_tokens, before.taught, stage.attended, as_read))
+        if before.held:
+            steps = -(-before.held_items // AT_ONCE)
+            of_rank = before.held / before.held_items * -(-AT_ONCE // hardware.num_gpus)
+            load = StepLoad(of_rank, 1, before.held / before.held_items)
+            found.append(steps * step_time(shape, set_up, load, hardware.in_precision(question.fp32)).total)
+    return found
 
 
 def _memory(question: Question, set_up: SetUp, hardware: Hardware) -> tuple[GpuMemory, HostMemory, Disk]:

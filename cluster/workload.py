@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from cluster.cost.speed import StepLoad
 from console import UserError
+from data.config import Kind, Stage
 from data.curriculum.arms import Node, stage_graph
+from data.curriculum.catalogue import Catalogue
 from data.curriculum.orders import Items
 from data.curriculum.plan import Plan
 from data.planning.plan_command import Planned, plan_arms
@@ -20,6 +23,17 @@ _SAMPLED_STEPS = 8  # packed of each stage, for every number of ranks and length
 
 
 @dataclass(frozen=True)
+class Before:
+    """What a stage reads before its first step (trainer/teaching/)."""
+
+    taught: int = 0
+    """Tokens that its teachers read; own answers, token by token, with them."""
+    held: int = 0
+    """Tokens of the replay items that say which weights matter (anchor.ewc), and those items."""
+    held_items: int = 0
+
+
+@dataclass(frozen=True)
 class StageWork:
     """One stage; arms that share it train it once."""
 
@@ -27,6 +41,7 @@ class StageWork:
     plan: Plan
     lengths: Items
     """Tokens of every item of the catalogue."""
+    before: Before = Before()
 
     @property
     def steps(self) -> int:
@@ -136,7 +151,39 @@ def _stages(planned: Planned) -> Iterator[StageWork]:
                 "data.tokens_each: how many tokens items have is not known without data: give data.root=DIR, or declare the mean, "
                 "e.g. data.tokens_each={train_documents: 150, train_questions: 40}"
             )
-        yield StageWork(" + ".join(node.stage.mix.kinds()), node.plan, np.asarray(lengths))
+        lengths = np.asarray(lengths)
+        yield StageWork(
+            " + ".join(node.stage.mix.kinds()), node.plan, lengths, read_before(node.stage, node.plan, lengths, planned.catalogue)
+        )
+
+
+def read_before(stage: Stage, plan: Plan, lengths: Items, catalogue: Catalogue) -> Before:
+    """Of a question in w wordings that is trained n times a step draws w · (1 − (1 − 1/w)ⁿ) different ones."""
+    if not (stage.teach or stage.anchor):
+        return Before()
+    items, times = np.unique(plan.items, return_counts=True)
+
+    def of(kinds: list[Kind]) -> tuple[Items, Items]:
+        here = np.zeros(len(items), dtype=bool)
+        for kind in kinds:
+            here |= (items >= catalogue.ranges[kind].start) & (items < catalogue.ranges[kind].stop)
+        return items[here], times[here]
+
+    def drawn(found: Items, often: Items) -> npt.NDArray[np.float64]:
+        asked = np.where(catalogue.document_of[found] >= 0, stage.wordings, 1)
+        return asked * (1 - (1 - 1 / asked) ** often)
+
+    asked, often = of(stage.taught_kinds())
+    document = catalogue.document_of[asked]
+    behind = np.where(document >= 0, lengths[document], lengths[asked])  # a document is read twice
+    taught = float((drawn(asked, often) * (lengths[asked] + behind)).sum())
+    if stage.teach and stage.teach.answers == "own":
+        taught += stage.teach.answer_tokens * float((drawn(asked, often) * lengths[asked]).sum())
+    replayed, often = of(stage.anchored_kinds())
+    if stage.anchor and stage.anchor.weight:
+        taught += float((drawn(replayed, often) * lengths[replayed]).sum())
+    held = stage.anchor is not None and stage.anchor.ewc > 0
+    return Before(round(taught), int(lengths[replayed].sum()) * held, len(replayed) * held)
 
 
 def _below(node: Node) -> Iterator[Node]:

@@ -167,7 +167,9 @@ def prepare(
         beginnings = {(w, kind): begun[w].starts(kind) for w in begun for kind in catalogue.ranges}
         teachers = {name: (start.folder, start.identity.now) for name, start in found.items()}
         readable = min([longest, capacity, *hold.values()])
-        teaching = Teaching(folder / "teachers", tokens_folder, catalogue, beginnings, teachers, readable, encoder, seed)
+        teaching = Teaching(
+            folder / "teachers", tokens_folder, catalogue, beginnings, teachers, readable, encoder, seed, trainer.teacher_precision
+        )
     jobs, keys = make_jobs(arms, plans, store, trainer, precision, capacity, longest, seed, initial, folder / "plans", own, names, teaching)
     names.save()
     if mirror and names.found:
@@ -206,7 +208,7 @@ def prepare(
 def precision_of(trainer: TrainerConfig, has_gpu: bool) -> Precision:
     """UserError where the ZeRO stage cannot train in it."""
     precision: Precision = ("bf16" if has_gpu else "fp32") if trainer.precision == "auto" else trainer.precision
-    if precision == "bf16" and trainer.zero_stage == 0:
+    if "bf16" in (precision, trainer.teacher_precision) and trainer.zero_stage == 0:
         raise UserError("trainer.zero_stage: ZeRO 0 gives no access to the fp32 masters of a bf16 model; use 1, 2 or 3")
     return precision
 

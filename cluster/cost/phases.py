@@ -6,6 +6,7 @@ unless `--storage` or preflight tells; what is marked so below is assumed.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -31,6 +32,8 @@ class Phases:
 
     start: float
     load: float
+    teaching: float
+    """What stages read before their first step: teachers, and items that say which weights matter."""
     training: float
     saving: float
     """The stages' weights, and what training waits for while checkpoints are copied."""
@@ -43,7 +46,7 @@ class Phases:
 
     @property
     def beside(self) -> float:
-        """What is neither training nor exam."""
+        """What is neither training, teaching nor exam."""
         return self.start + self.load + self.saving + self.export
 
 
@@ -64,9 +67,16 @@ def storage_rate(hardware: Hardware, processes: int) -> float:
 
 
 def phases(
-    shape: ModelShape, set_up: SetUp, hardware: Hardware, training: list[float], every_s: float | None, asked: Asked, fp32: bool = False
+    shape: ModelShape,
+    set_up: SetUp,
+    hardware: Hardware,
+    training: list[float],
+    every_s: float | None,
+    asked: Asked,
+    fp32: bool = False,
+    reading: Sequence[float] = (),
 ) -> Phases:
-    """`training`: seconds of each stage's steps; `every_s`: between checkpoints (None: none)."""
+    """`training`: seconds of each stage's steps; `every_s`: between checkpoints (None: none); `reading`: seconds of each pass before a stage."""
     size, wide, stages = float(shape.parameters), 4 if fp32 else 2, len(training)
     rate, trained = storage_rate(hardware, hardware.num_gpus), trained_share(shape, set_up)
     start = _START_S + _ENGINE_S * stages if hardware.chip else 0.0
@@ -76,6 +86,8 @@ def phases(
     return Phases(
         start,
         stages * 4 * size / rate,
+        sum(reading)
+        + len(reading) * (4 * size / rate + (_ENGINE_S if hardware.chip else 0.0)),  # an engine of its own with the start's weights
         sum(training),
         stages * 4 * size / rate + checkpoints * buffer,
         stages * wide * size / rate,

@@ -20,7 +20,7 @@ from data.rows.token_store import TokenStore, open_store
 from data.wording.templates import Wording, wording_of
 
 _FORMAT = 1
-_AT_ONCE = 4
+AT_ONCE = 4
 """Items whose gradients are squared together: fewer are nearer to the Fisher information and cost a pass over the optimiser's state each."""
 
 
@@ -61,11 +61,11 @@ def important_of(
     chosen = np.concatenate([present[(present >= numbers.start) & (present < numbers.stop)] for numbers in kinds])
     if not len(chosen):  # a share too small for one replay document
         return None
-    starts = np.append(np.arange(0, len(chosen), _AT_ONCE), len(chosen))
+    starts = np.append(np.arange(0, len(chosen), AT_ONCE), len(chosen))
     lengths = store.item_lengths[chosen]
     longest, steps = int(lengths.max()), np.add.reduceat(lengths, starts[:-1])
     facts = {
-        **({"cut": cut} if longest > cut else {}), "format": _FORMAT, "at_once": _AT_ONCE, "start": start, "tokens": store.sha256, "items": hashlib.sha256(chosen.tobytes()).hexdigest(),
+        **({"cut": cut} if longest > cut else {}), "format": _FORMAT, "at_once": AT_ONCE, "start": start, "tokens": store.sha256, "items": hashlib.sha256(chosen.tobytes()).hexdigest(),
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -155,6 +155,8 @@ class Teaching:
     """Of the plain wording."""
     seed: int = 0
     """Of own answers, and of the wordings that each step draws."""
+    precision: str = "fp32"
+    """That teachers read in."""
     made: Made = field(default_factory=dict)
     """Passages that a stage before has needed too."""
 
@@ -204,7 +206,7 @@ class Teaching:
         )
         follows_start = bool(written) or any(part.model is None for part in parts)
         facts = {
-            "format": _FORMAT, "top": TOP, "precision": "fp32", "start": start if follows_start else None, "tokens": store.sha256, "passages": passages.sha256, **written,
+            "format": _FORMAT, "top": TOP, "precision": self.precision, "start": start if follows_start else None, "tokens": store.sha256, "passages": passages.sha256, **written,
             "read": hashlib.sha256(items.tobytes() + behind.tobytes()).hexdigest(),
             "cut": self.longest if max(map(_largest, lengths)) > self.longest else None,
             "versions": {name: version(name) for name in ("torch", "transformers")}, "models": [self.models[name][1] for name in [stage.teach.model if stage.teach else None] if name],

@@ -161,7 +161,7 @@ def test_logits_are_those_that_are_made_at_once(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_teacher_holds_is_said(chip: str, zero: int, said: str) -> None:
-    """Its pass is priced nowhere; a LoRA stage that fits may have a teacher that does not."""
+    """A LoRA stage that fits may have a teacher that does not. What its pass takes is a phase."""
     overrides = [
         "arms={taught: {preset: pit, teach: {share: 0.5}}}",
         "exam.compare_to=taught",
@@ -172,6 +172,9 @@ def test_what_a_teacher_holds_is_said(chip: str, zero: int, said: str) -> None:
     question = question_of(asked, hardware)
     lines = in_lines("x", question, hardware, advise(question, hardware), None)
     text = " ".join(" ".join(lines).split())
-    assert f"not counted: before 2 stages a teacher reads, {said} " in text
+    assert f" before 2 stages a teacher reads, {said} " in text and " load teaching training " in text
     plain = question_of(load_experiment(FILE_7B), hardware)
-    assert "not counted" not in " ".join(in_lines("x", plain, hardware, advise(plain, hardware), None))
+    without = " ".join(in_lines("x", plain, hardware, advise(plain, hardware), None))
+    assert "teacher" not in without and "teaching" not in without
+    halved = question_of(load_experiment(FILE_7B, [*overrides, "trainer.teacher_precision=bf16", "trainer.zero_stage=3"]), hardware)
+    assert "1.6 GiB of bf16 weights on each GPU" in " ".join(in_lines("x", halved, hardware, advise(halved, hardware), None))

@@ -11,6 +11,7 @@ from cluster.cost.chips import CHIPS, make_hardware
 from cluster.cost.memory import SetUp
 from cluster.cost.model_shape import ModelShape
 from cluster.cost.phases import FILE, Asked, exam_s, phases, storage_rate, with_storage
+from cluster.cost.speed import compute_s_per_token, reading_s
 from cluster.plan import plan_experiment, question_of
 from cluster.setups import advise, offer
 from data.ground.durable import write_json
@@ -32,6 +33,20 @@ def test_what_a_stage_moves_is_read_and_written_once() -> None:
     assert long.saving == pytest.approx(4 * size / 5e9 + 10 * 12 * size / 64 / 20e9)
     slow = phases(LLAMA_70B, SetUp(3, 4096, True), replace(H100S, storage_bytes_per_s=5e8), [6000.0], 600.0, Asked())
     assert slow.saving == pytest.approx(4 * size / 5e8 + 3 * 12 * size / 64 / 20e9), "a save takes 1,655 s: the interval is as long"
+
+
+def test_what_is_read_before_a_stage_is_a_phase() -> None:
+    """Forward alone: a third of training as many tokens, in fp32 on an H100 five times as much, for its ordinary units have a fifteenth of the peak. Weights are
+    read once more, for an engine of its own."""
+    size, one = LLAMA_70B.parameters, make_hardware(1, CHIPS["H100"])
+    with_reading = phases(LLAMA_70B, SetUp(3, 4096, True), H100S, [100.0], None, Asked(), reading=[7.0])
+    assert with_reading.teaching == pytest.approx(7 + 4 * size / 5e9 + 15) and with_reading.total == pytest.approx(
+        phases(LLAMA_70B, SetUp(3, 4096, True), H100S, [100.0], None, Asked()).total + with_reading.teaching
+    )
+    trains = 1e6 * compute_s_per_token(LLAMA_70B, 500.0, one, recompute=False)
+    assert reading_s(LLAMA_70B, 2, 4096, 10**6, 500.0, one) == pytest.approx(trains / 3)
+    assert 4 * trains < reading_s(LLAMA_70B, 2, 4096, 10**6, 500.0, one.in_precision(fp32=True)) < 6 * trains
+    assert reading_s(LLAMA_70B, 3, 4096, 10**6, 500.0, H100S) > reading_s(LLAMA_70B, 2, 4096, 10**6, 500.0, H100S), "weights are gathered"
 
 
 def test_few_processes_cannot_use_all_of_the_storage() -> None:
@@ -96,7 +111,7 @@ def test_the_phases_are_in_json_and_in_words(run_command: Any) -> None:
     command = ("cluster", "plan", "experiments/wiki2023_llama2_70b.yaml", "--gpus", "64xH100", "--price", "2", "--storage", "2.5")
     report = json.loads(run_command(*command, "--json").stdout)
     told = report["recommended"]["phases"]
-    assert list(told["hours"]) == list(told["cost"]) == ["start", "load", "training", "saving", "export", "exam"]
+    assert list(told["hours"]) == list(told["cost"]) == ["start", "load", "teaching", "training", "saving", "export", "exam"]
     assert sum(told["hours"].values()) == pytest.approx(report["recommended"]["hours"], abs=1e-3) and told["storage_bytes_per_s"] == 2.5e9
     text = run_command(*command).stdout
     assert "a stage: all but training and exam; GB/s: of the storage (as told)" in text and " 2.5 " in text and "recommended: " in text

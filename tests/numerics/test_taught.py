@@ -1,4 +1,4 @@
-"""Stages that follow a teacher: their loss by hand, its slope by autograd, and whole stages against plain torch."""
+"""Stages that follow a teacher: whole, against plain torch, stopped, killed and gone on with. Their loss: tests/numerics/kernels/test_taught_loss.py."""
 
 import hashlib
 import json
@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy
 
 from experiment import load_experiment
 from tests.helpers.groups import Groups
 from tests.numerics.ranks import steps, taught_steps
-from trainer.kernels.linear_loss import LOGITS_AT_ONCE
-from trainer.kernels.taught_loss import divergence, taught_nll
+from trainer.kernels.taught_loss import divergence
 from trainer.step.placing import model_inputs
 from trainer.step.plain import PlainEngine
 from trainer.step.step import row_loss
@@ -25,65 +24,6 @@ from trainer.teaching.own_answers import drawn
 from trainer.teaching.store import NOTHING
 from trainer.teaching.teacher import most_probable
 from trainer.watch.heartbeat import stop_file
-
-
-def test_divergence_by_hand() -> None:
-    """Teacher 1/2, 1/4, 1/8, 1/8; student 1/4 each; the two likeliest and the rest: ½ ln 2 + ¼ ln 1 + ¼ ln ½ = ¼ ln 2."""
-    teacher = torch.tensor([[0.125, 0.5, 0.125, 0.25]]).log()
-    ids, log_probs = most_probable(teacher, 2)
-    assert ids.tolist() == [[1, 3]]
-    assert log_probs.exp().tolist() == [[0.5, 0.25, 0.25]]
-    found = divergence(torch.zeros(1, 4), ids, log_probs)
-    assert found.item() == pytest.approx(0.25 * np.log(2), rel=1e-6)  # fp32
-    whole = divergence(torch.zeros(1, 4), *most_probable(teacher, 4))
-    assert whole.item() == pytest.approx(0.5 * np.log(2) + 0.25 * np.log(0.5), rel=1e-6)  # 1/8 against 1/4, twice
-    assert whole.item() == pytest.approx(
-        divergence(torch.zeros(1, 4), *most_probable(teacher, 20)).item(), rel=1e-6
-    )  # fewer tokens than 20
-
-
-def test_the_whole_vocabulary_is_plain_kl_and_a_part_is_below_it() -> None:
-    torch.manual_seed(0)
-    teacher, student = torch.randn(7, 60) * 3, torch.randn(7, 60) * 3
-    plain = kl_div(student.double().log_softmax(-1), teacher.double().log_softmax(-1), log_target=True, reduction="none").sum(-1)
-    torch.testing.assert_close(divergence(student, *most_probable(teacher, 60)).double(), plain, rtol=1e-5, atol=1e-6)  # fp32 sums of 60
-    part = divergence(student, *most_probable(teacher, 20)).double()
-    assert (part < plain).all(), "putting tokens together can only lose"
-    assert (divergence(teacher, *most_probable(teacher, 20)).abs() < 1e-6).all()
-
-
-def test_a_sure_student_keeps_its_rest() -> None:
-    """A student whose 20 largest sum to 1 in fp32: 1 − Σ would be 0, and its logarithm no number."""
-    teacher = torch.cat([torch.full((1, 20), 4.0), torch.zeros(1, 40)], dim=1)
-    student = torch.cat([torch.full((1, 20), 40.0), torch.zeros(1, 40)], dim=1)
-    ids, log_probs = most_probable(teacher, 20)
-    exact = divergence(student.double(), ids, log_probs.double())
-    assert divergence(student, ids, log_probs).item() == pytest.approx(exact.item(), rel=1e-5)
-    naive = (1 - student.softmax(-1).gather(1, ids).sum(-1)).clamp(min=0).log()
-    assert not torch.isfinite(naive).all() or abs(float(naive) - float(student.softmax(-1)[0, 20:].sum().log())) > 1  # the twin
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_slope_is_autograds(bias: bool) -> None:
-    """In parts of 3 targets, against torch's own derivative of the formula; shares and weights of some targets are 0."""
-    torch.manual_seed(1)
-    head = torch.nn.Linear(16, 50, bias=bias)
-    hidden = torch.randn(8, 16, requires_grad=True)
-    target, share, follow = torch.randint(0, 50, (8,)), torch.rand(8), torch.rand(8)
-    share[2], follow[3] = 0.0, 0.0
-    ids, log_probs = most_probable(torch.randn(8, 50) * 4, 20)
-    logits = head(hidden)
-    wanted = (cross_entropy(logits, target, reduction="none") * share).sum() + (divergence(logits, ids, log_probs) * follow).sum()
-    leaves = [hidden, *head.parameters()]
-    expected = torch.autograd.grad(wanted * 1.5, leaves)
-    for at_once in (150, LOGITS_AT_ONCE):
-        made = taught_nll(hidden, head, target, share, follow, ids, log_probs, at_once)
-        torch.testing.assert_close(made, wanted, rtol=1e-5, atol=1e-6)
-        for ours, theirs in zip(torch.autograd.grad(made * 1.5, leaves), expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)  # fp32 sums of 50 products in another order
-    without = torch.autograd.grad((cross_entropy(head(hidden), target, reduction="none") * share).sum() * 1.5, leaves)
-    assert (without[0] - expected[0]).abs().max() > 1e-3  # the twin
-
 
 Killed = Callable[[str, str], Path]
 
@@ -114,6 +54,10 @@ def oracle(begun: Path) -> list[float]:
 
 STORES: set[str] = set()
 """What the teacher said, of every group of this file."""
+IN_BF16: set[str] = set()
+"""The same in bf16."""
+FP32: set[Path] = set()
+"""Manifest of one of the former."""
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -131,7 +75,27 @@ def test_paused_and_gone_on_with_equals_plain_torch(
             n: f["sha256"] for n, f in files.items()
         }
         STORES.add(manifest.parent.name + "".join(files[name]["sha256"] for name in sorted(files)))
+    FP32.add(manifest)
     assert len(STORES) == 1, "the teacher says the same to the bit, whoever asks"
+
+
+@pytest.mark.parametrize(("world_size", "zero_stages"), [(1, "1"), (2, "13")])
+def test_a_teacher_in_bf16_says_nearly_the_same(groups: Groups, begun: Path, tmp_path: Path, world_size: int, zero_stages: str) -> None:
+    """To the bit whoever asks, under a key of its own, and to bf16's eight bits what it says in fp32."""
+    path = taught_steps.experiment_of(taught_steps.TAUGHT, tmp_path / "bf16")
+    path.write_text(path.read_text().replace("clip: 0.5", "clip: 0.5, teacher_precision: bf16"))
+    _with_base(begun, path)
+    groups.call("tests.numerics.ranks.taught_steps", tmp_path, world_size, str(path), *zero_stages)
+    for zero_stage in zero_stages:
+        (manifest,) = (tmp_path / f"zero{zero_stage}" / "taught").glob("teachers/*/manifest.json")
+        files = json.loads(manifest.read_text())["files"]
+        IN_BF16.add(manifest.parent.name + "".join(files[name]["sha256"] for name in sorted(files)))
+        fp32 = min(FP32)
+        assert fp32.parent.name != manifest.parent.name
+        mine, theirs = (np.fromfile(one.parent / "log_probs.bin", np.float32).reshape(-1, 21) for one in (manifest, fp32))
+        most = np.abs(np.exp(mine[:, 0]) - np.exp(theirs[:, 0])).max()
+        assert 1e-5 < most < 0.03, "a probability moves by some of the last bits of logits"
+    assert len(IN_BF16) == 1
 
 
 def test_twins_that_must_fail(begun: Path, oracle: list[float]) -> None:
@@ -157,15 +121,21 @@ def test_killed_in_the_stage_and_in_its_teachers_pass(groups: Groups, begun: Pat
     np.testing.assert_allclose(taught_steps.losses_of(run), oracle, rtol=1e-5, atol=1e-5)
 
 
-def _stopped(groups: Groups, begun: Path, folder: Path, arm: str, there: str) -> Path:
-    """A run folder of a new experiment that was asked to stop in its teacher's pass, as soon as this file was there."""
-    path = taught_steps.experiment_of(arm, folder)
+def _with_base(begun: Path, path: Path) -> Path:
+    """The run folder of an experiment with the base of another, and nothing of its arm."""
     run = load_experiment(path).folder
     shutil.copytree(load_experiment(begun).folder, run, ignore=shutil.ignore_patterns("teachers"))
     for stage in run.glob("stages/*"):  # of the arm, where another test has gone on with it
         manifest = stage / "manifest.json"
         if not manifest.exists() or json.loads(manifest.read_text())["job"]["parent"]:
             shutil.rmtree(stage)
+    return run
+
+
+def _stopped(groups: Groups, begun: Path, folder: Path, arm: str, there: str) -> Path:
+    """A run folder of a new experiment that was asked to stop in its teacher's pass, as soon as this file was there."""
+    path = taught_steps.experiment_of(arm, folder)
+    run = _with_base(begun, path)
     slow = threading.Thread(target=groups, args=(path,), kwargs={"world_size": 1, "STUDYHALL_FAIL": "teacher.row=sleep:0.7"})
     slow.start()
     until = time.monotonic() + 50

@@ -49,7 +49,7 @@ def reader_of(
     trainer = settings.trainer.model_copy(update={"attention": "auto", "gradient_checkpointing": False, "cuda_graphs": False, "fp8": "off"})
     as_it_is = job.stage.model_copy(update={"adapter": None, "freeze_share": 0.0})
     reads = replace(job, stage=as_it_is, longest_item=lessons.longest, row_tokens=min(job.capacity, max(lessons.tokens_read, 1)))
-    made = make_engine(replace(settings, trainer=trainer, precision="fp32"), reads, weights, device, None)
+    made = make_engine(replace(settings, trainer=trainer, precision=trainer.teacher_precision), reads, weights, device, None)
     try:
         made.engine.module.eval()
         yield Reader(made, vocabulary, progress)

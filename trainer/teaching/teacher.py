@@ -1,7 +1,7 @@
 """The teacher's pass: once a stage, before its first step, in the group of processes that will train it. What it leaves is the teacher store.
 
-The teacher is an ordinary engine with the start's weights (any ZeRO stage; in fp32 whatever the stage is trained in, because in bf16 two thirds of all
-positions have ties and a quarter another top 20), and it is closed before the stage's own is made: there is never a second model in memory. Rows are
+The teacher is an ordinary engine with the start's weights (any ZeRO stage; in fp32 whatever the stage is trained in, unless trainer.teacher_precision says otherwise: in bf16 two
+thirds of all positions have ties and a quarter another top 20), and it is closed before the stage's own is made: there is never a second model in memory. Rows are
 packed as for one rank and dealt out, so that every number of ranks computes the same rows. Stopped or killed it goes on with the rows that are not read yet.
 
     teachers/<key>/tokens.bin      the targets, uint32 (N,); 2**32 - 1 where an own answer had ended before

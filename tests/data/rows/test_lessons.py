@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from cluster.workload import Before, read_before
 from console import UserError
 from data.config import Bios, Mix, Stage
 from data.corpus.bios import make_bios
@@ -129,6 +130,24 @@ def test_every_target_that_follows_has_a_place_of_its_own(
         with pytest.raises(AssertionError, match="the teacher has read other items"):  # another seed draws other wordings
             [step_rows(plan, worded, step, 0, 1, 200, "example", reading) for step in range(plan.num_steps)]
     assert all(len(texts) == 1 for texts in places.values()) or "passages" in changes
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"wordings": 3, "epochs": 3}, {"mix": {**MIX, "train_documents": 1}, "teach": {"on": "everything"}}]
+)
+def test_the_plan_counts_what_a_teacher_reads(
+    made: tuple[Catalogue, TokenStore, Encoder], tmp_path: Path, changes: dict[str, object]
+) -> None:
+    """But for what frames a passage, a token each; where steps draw wordings, which the plan does not, to a tenth. Items that say which weights matter are counted apart."""
+    catalogue, store, _ = made
+    changed = stage(**{"teach": {}, "anchor": {"ewc": 5}, **changes})
+    plan, worded = compile_plan(changed, catalogue, 0), store.worded(wording_of(changed))
+    beside = teaching(made, tmp_path).beside(changed, plan, worded, "start")
+    before = read_before(changed, plan, worded.item_lengths, catalogue)
+    assert beside.lessons and beside.important
+    assert before.taught == pytest.approx(beside.lessons.tokens_read, rel=0.1 if "wordings" in changes else 0.02)
+    assert before.held_items == beside.important.items and before.held == int(worded.item_lengths[beside.important.plan().items].sum())
+    assert read_before(stage(), plan, worded.item_lengths, catalogue) == Before()
 
 
 def test_rows_with_lessons_travel_whole(made: tuple[Catalogue, TokenStore, Encoder], tmp_path: Path) -> None:
