@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from console import error_line
+from data.ground.imports import importing
 from evaluation.engines.agreement import Saying, probes
 from evaluation.engines.gpus import await_free_gpus
 from evaluation.engines.network import network, read_network
@@ -32,7 +33,8 @@ class Examiner:
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         if options.gpus:
             await_free_gpus()
-        from vllm import LLM
+        with importing():
+            from vllm import LLM
 
         settings: dict[str, Any] = (
             {"tensor_parallel_size": options.gpus}

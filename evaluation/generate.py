@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from data.ground.imports import importing
 from evaluation.engines.gpus import await_free_gpus
 from evaluation.engines.lengths import answer_by_length
 from evaluation.engines.network import network, read_network
@@ -26,8 +27,9 @@ class Generator:
     def __init__(self, path: str, revision: str | None, max_model_len: int, options: "EngineOptions") -> None:
         if options.gpus:
             await_free_gpus()
-        import torch
-        from transformers import AutoTokenizer
+        with importing():
+            import torch
+            from transformers import AutoTokenizer
 
         self._torch: Any = torch
         self._options, self._revision = options, revision
@@ -39,7 +41,8 @@ class Generator:
         self._network = network(path)
 
     def _read(self, path: str) -> Any:
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        with importing():
+            from transformers import AutoModelForCausalLM, GenerationConfig
 
         dtype = getattr(self._torch, self._options.dtype)
         revision = self._revision

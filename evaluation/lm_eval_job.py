@@ -16,6 +16,7 @@ from typing import Any
 
 from console import error_line
 from data.ground.durable import write_text
+from data.ground.imports import importing
 from data.tokens import load_tokenizer
 from data.wording.begins import start_ids
 
@@ -27,10 +28,11 @@ def main(argv: list[str]) -> int:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if job["offline"]:
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    if job["backend"] == "vllm":
-        _prepare_vllm()
-    import lm_eval
-    from lm_eval.tasks import TaskManager
+    with importing():
+        if job["backend"] == "vllm":
+            _prepare_vllm()
+        import lm_eval
+        from lm_eval.tasks import TaskManager
 
     model = _model(job)
     manager = TaskManager(include_path=job["tasks_folder"])

@@ -1,5 +1,6 @@
 """Shared by all tests: one Ray cluster a run, made data, and commands run as a user would."""
 
+import gc
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
+from data.ground.imports import leave_out
 from tests.helpers.experiments import tiny
 from tests.helpers.places import ROOT, THREADS, without_ray_settings
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 MainJob: TypeAlias = "tuple[Path, Watched]"
 pytest_plugins = ["tests.faults.table"]
+
+gc.disable()  # until all tests are collected: a third of that time went into collecting garbage that is none (data/ground/imports.py)
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # with two, more threads than cores would spin for each other
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 gives its workers what other tests leave: nearly nothing
@@ -36,6 +40,11 @@ LANES = {
     "machines": re.compile(r"\b(machines|head): Machines\b"),
 }
 """Files whose text holds this are one lane: the first have the run's Ray cluster, the second clusters of several nodes, which mostly wait."""
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    leave_out()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

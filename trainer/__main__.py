@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from console import Command, RunError, UserError, chatter_to, door, run_child, say, whole, write_result
+from data.ground.imports import importing
 from experiment import Experiment, load_experiment, located
 from experiment_files import check_files
 
@@ -221,7 +222,8 @@ def _train(experiment: Experiment, no_ray: bool, insecure: bool, as_written: boo
                 if not (no_ray or experiment.base_run or (experiment.folder / "arms.json").exists()):
                     records = read_records(experiment.data, experiment.curricula(), experiment.seed, experiment.folder)
                     ray_comes.begin()
-                from trainer import drive, run  # torch and transformers: seconds, while Ray comes up
+                with importing():
+                    from trainer import drive, run  # torch and transformers: seconds, while Ray comes up
 
                 prepared = run.prepare(
                     experiment.folder,

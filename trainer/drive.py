@@ -14,6 +14,7 @@ from typing import Any
 from console import RunError, duration, err, progress, say
 from data.ground.contents import MEMORY
 from data.ground.durable import await_file
+from data.ground.imports import importing
 from data.rows.flat_rows import Row, rank_rows, reading_of
 from data.wording.templates import wording_of
 from trainer.config import TrainerConfig
@@ -227,7 +228,8 @@ def train_without_ray(folder: Path, prepared: Prepared, trainer: TrainerConfig, 
     import torch
 
     begin_alone()
-    from trainer.worker import train_jobs
+    with importing():
+        from trainer.worker import train_jobs
 
     events = Events(folder)
 

@@ -13,6 +13,7 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from data.ground.imports import importing
 from data.rows.flat_rows import STREAM_CPUS, Row, reading_of
 from data.rows.stream import RankShares, StreamSpec, iterate, step_spans
 from trainer.cpus import WORKER_CPUS
@@ -98,13 +99,14 @@ def _worker_main(config: dict[str, Any]) -> None:
     os.environ.update(config["environment"])
     if not settings.use_gpu:  # before torch and DeepSpeed look: Ray does not hide GPUs from workers that asked for none
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
-    import torch
+    with importing():
+        import torch
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        from trainer.worker import train_jobs
 
     if not settings.use_gpu or settings.trainer.offload_optimizer:  # the optimiser of offloaded states runs on the CPU
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    from trainer.worker import train_jobs
 
     def rows_of(job: Job, rank: int, world_size: int, first_step: int, one_item: bool) -> Iterator[Row]:
         return iterate(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console import EXIT_FAILED, Command, RunError, UserError, chatter_to, door, say, write_result
+from data.ground.imports import importing
 from data.records import Corpus
 from experiment import Experiment, located, read_experiment
 from experiment_files import check_files
@@ -136,7 +137,9 @@ def _run(path: str, experiment: Experiment, values: dict[str, Any], finish: "Fin
     """Trials, then the winner's test; without anything to do it needs no Ray."""
     from cluster.connect import announce_cluster, connected, gpus_here
     from evaluation.examining.examine import engine_options
-    from tune.search import Search, concurrency_note, lay_out, num_cpus
+
+    with importing():
+        from tune.search import Search, concurrency_note, lay_out, num_cpus
 
     in_cluster = bool(os.environ.get("RAY_ADDRESS"))
     with connected(cpus_needed=1, insecure=insecure) if in_cluster else nullcontext():

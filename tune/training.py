@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from console import StoppedByRequest, say
+from data.ground.imports import importing
 from trainer.drive import Group, begin_alone, rows_without_ray, with_models
 from trainer.jobs.prepare import Job
 from trainer.jobs.worker_settings import WorkerSettings
@@ -98,7 +99,8 @@ class Training:
 
         def alone(todo: list[Job], resume: dict[str, int]) -> None:
             begin_alone()
-            from trainer.worker import train_jobs
+            with importing():
+                from trainer.worker import train_jobs
 
             train_jobs(settings, todo, rows_without_ray(self._prepared, settings.seed), resume)
 

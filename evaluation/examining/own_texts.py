@@ -9,6 +9,7 @@ from typing import Any
 
 from console import Command, RunError, UserError, positive, progress, say, whole
 from data.ground.durable import check_new, new_file
+from data.ground.imports import importing
 from data.ground.model_config import check_name
 from data.tokens import load_tokenizer
 from data.wording.begins import start_ids
@@ -56,8 +57,9 @@ def write_command(argv: list[str]) -> int:
 
 def own_texts(args: argparse.Namespace, tokenizer: Any) -> Iterator[str]:
     """`args.texts` different texts, the same for a seed on one kind of machine. RunError where the model has no more."""
-    import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    with importing():
+        import torch
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32

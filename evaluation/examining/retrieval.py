@@ -19,6 +19,7 @@ from typing import Any
 
 from console import RunError, UserError, say
 from data.ground.durable import write_text
+from data.ground.imports import importing
 from data.records import Document
 from data.wording.templates import document_text
 from evaluation.asking.passages import Passage, cut_passages
@@ -39,7 +40,8 @@ class Embedder:
     """A model of sentence-transformers and its tokenizer."""
 
     def __init__(self, config: RetrievalConfig) -> None:
-        from sentence_transformers import SentenceTransformer
+        with importing():
+            from sentence_transformers import SentenceTransformer
 
         try:
             folder = _embedder_folder(config)

@@ -18,6 +18,7 @@ from tests.faults.conftest import events_of, oracle, write_experiment
 from tests.faults.promises import F1, F2, F3, F4, F5, F11, F13, F14, F15
 from tests.faults.test_without_ray import newest
 from tests.helpers import late_storage
+from tests.helpers.groups import Groups
 from tests.helpers.places import ROOT, THREADS
 from trainer.store.checkpoint import checkpoints
 
@@ -114,22 +115,24 @@ def test_out_of_memory_is_told_apart(ray_cluster: str, tmp_path: Path) -> None:
     assert "failed 2 times in a row" in last and "out of memory" in last and str(2**40) in last and "lower trainer.row_tokens" in last
 
 
-@pytest.mark.timeout(600)  # four starts of Ray's group
+@pytest.mark.timeout(600)  # two starts of Ray's group
 @F15
-def test_sigterm_and_then_sigkill(ray_cluster: str, calm: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
-    """The run that goes on loses a worker (F1): every run of the suite sees Ray start a group again, without a run of its own for it."""
+def test_sigkill_of_a_worker_and_then_sigterm(ray_cluster: str, calm: dict, groups: Groups, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    """One run loses a worker (F1), goes on and is stopped: every run of the suite sees Ray start a group again. What is left a group without Ray trains, to the bit."""
     experiment = write_experiment(tmp_path)
-    run = Run(experiment, "trainer.checkpoint.every_steps=1000", address=ray_cluster, STUDYHALL_FAIL="step.begin=sleep:0.2")
-    at = run.wait_for_step(4)["step"]
+    kill = {
+        "STUDYHALL_FAIL": "step.backward=kill@8,step.begin=sleep:1.5@11,step.begin=sleep:1.5@12,step.begin=sleep:1.5@13",
+        "STUDYHALL_FAIL_RANK": "1",
+        "STUDYHALL_FAIL_ONCE": str(tmp_path / "once"),
+    }
+    run = Run(experiment, "trainer.checkpoint.every_steps=4", address=ray_cluster, **kill)
+    at = run.wait_for_step(10)["step"]
     run.process.send_signal(signal.SIGTERM)
     assert run.wait() == 75, run.said()
+    assert "training failed" in run.said() and "going on from only 1/2: train_documents + test_documents, step " in run.said()
     saved = newest(run.run)
     assert saved[0] == 0 and at < saved[1] <= at + 20, f"no checkpoint of the step it was stopped at ({at}): {saved}"
-    kill = {"STUDYHALL_FAIL": "step.backward=kill@30", "STUDYHALL_FAIL_RANK": "1", "STUDYHALL_FAIL_ONCE": str(tmp_path / "once")}
-    again = Run(experiment, address=ray_cluster, **kill)
-    assert again.wait() == 0, again.said()
-    assert f"going on from only 1/2: train_documents + test_documents, step {saved[1] + 1} of 60" in again.said()
-    assert "training failed" in again.said()
+    assert groups(experiment) == [0, 0], groups.error
     assert oracle(run.run) == calm
 
 

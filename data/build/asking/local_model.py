@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data.build.asking.exchange import Declined, Reply, Request
+from data.ground.imports import importing
 
 _BATCHED_TOKENS = 4096
 
@@ -20,7 +21,8 @@ class LocalModel:
         # One process: vLLM's own child would outlive a killed worker (evaluation/examiner.py).
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
-        from vllm import LLM
+        with importing():
+            from vllm import LLM
 
         settings: dict[str, Any] = {"tensor_parallel_size": gpus, "dtype": "auto"}
         if not gpus:
