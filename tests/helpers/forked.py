@@ -9,7 +9,6 @@ process of a gloo group; output goes to <out>/<rank>.log. {"command": [ROOM, …
 
 import atexit
 import ctypes
-import gc
 import importlib
 import json
 import os
@@ -25,21 +24,24 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import deepspeed
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  asks for torch's compiler, whose imports would cost every group two seconds
-import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
-
 from console import UserError
+from data.ground.imports import importing
 from experiment import Experiment, load_experiment
 from tests.helpers import late_storage
 from tests.helpers.places import THREADS
-from trainer import drive, run
-from trainer.jobs.worker_settings import WorkerSettings
-from trainer.step.engine import DeepSpeedEngine  # noqa: F401
-from trainer.store.stages import StageStore
-from trainer.watch.supervise import resume_points
-from trainer.worker import CorruptFile, train_jobs
+
+with importing():  # and left out of collections: one in a child would go through half a million objects, and copy their pages
+    import deepspeed
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  asks for torch's compiler, whose imports would cost every group two seconds
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
+
+    from trainer import drive, run
+    from trainer.jobs.worker_settings import WorkerSettings
+    from trainer.step.engine import DeepSpeedEngine  # noqa: F401
+    from trainer.store.stages import StageStore
+    from trainer.watch.supervise import resume_points
+    from trainer.worker import CorruptFile, train_jobs
 
 EXIT_CORRUPT = 3
 
@@ -204,7 +206,6 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    gc.freeze()  # half a million objects of the libraries: a collection in a child would go through them all, and copy their pages
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     print(json.dumps({"ready": True}), file=answers, flush=True)
