@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import threading
 from contextlib import suppress
@@ -141,11 +142,19 @@ def test_disk_full(groups: Groups, undisturbed: dict, tmp_path: Path) -> None:  
     assert oracle(tmp_path / "worse/small") == undisturbed
 
 
+@pytest.fixture(scope="module")
+def killed_after_30(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its runs: two checkpoints of the first stage, of 20 and of 30 steps."""
+    experiment = write_experiment(tmp_path_factory.mktemp("killed"))
+    assert -9 in groups(experiment, STUDYHALL_FAIL=KILLED_AFTER_30, STUDYHALL_FAIL_RANK="0")
+    return experiment.parent / "runs"
+
+
 @F9
 @pytest.mark.parametrize("damage", ["bit", "truncated", "missing", "other model", "manifest"])
-def test_damaged_checkpoint(groups: Groups, undisturbed: dict, tmp_path: Path, damage: str) -> None:  # type: ignore[type-arg]
+def test_damaged_checkpoint(groups: Groups, undisturbed: dict, killed_after_30: Path, tmp_path: Path, damage: str) -> None:  # type: ignore[type-arg]
     experiment = write_experiment(tmp_path)
-    assert -9 in groups(experiment, STUDYHALL_FAIL=KILLED_AFTER_30, STUDYHALL_FAIL_RANK="0")
+    shutil.copytree(killed_after_30, tmp_path / "runs")
     (stage,) = stage_folders(tmp_path / "runs/small")
     last, before = checkpoints(stage)
     assert (last.step, before.step) == (30, 20)

@@ -5,7 +5,6 @@ teachers/<key>/.begun.npz      of a store that is not whole: the targets that we
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,8 @@ class Writer:
         self._folder, self._positions = folder, positions
         (folder / "manifest.json").unlink(missing_ok=True)
         begun = self._begun()
+        self.goes_on = begun is not None
+        """With what an earlier pass has read."""
         self._tokens, self._seconds = begun or (np.full(positions, NOTHING, dtype=np.uint32), 0.0)
         self._maps = [
             np.memmap(folder / f".{name}", kind, "r+" if begun else "w+", shape=(positions, width)) for name, kind, width in self._MAPS
@@ -66,7 +67,7 @@ class Writer:
     def save(self) -> None:
         """What was read until now, durably."""
         self._flush()
-        draft = self._folder / f".begun.{os.getpid()}.npz"
+        draft = self._folder / ".draft.npz"
         np.savez(draft, tokens=self._tokens, seconds=np.array(self._took()))
         sync(draft)
         draft.replace(self._folder / ".begun.npz")
@@ -104,5 +105,5 @@ class Writer:
             (self._folder / f".{name}").replace(self._folder / name)
             files[name] = {"bytes": (self._folder / name).stat().st_size, "sha256": sha256_of(self._folder / name)}
         write_json(self._folder / "manifest.json", {"positions": self._positions, "seconds": self._took(), **facts, "files": files})
-        for left in (".begun.npz", ".answers.json"):
+        for left in (".begun.npz", ".draft.npz", ".answers.json"):
             (self._folder / left).unlink(missing_ok=True)

@@ -205,8 +205,10 @@ def _pass(reader: Reader, job: Job, sequences: list[_Sequence], writer: Writer |
         return _read(reader, _row([(sequences[piece.item], piece.start, piece.end) for piece in pieces]))
 
     def was_read(pieces: list[Piece]) -> bool:
+        if writer is None or not writer.goes_on:
+            return False
         places = np.concatenate([_places(sequences[piece.item], piece.start, piece.end) for piece in pieces])
-        return bool(writer and writer.has(places[places >= 0]))
+        return writer.has(places[places >= 0])
 
     yield from dealt(reader, job, [len(one.ids) for one in sequences], read, "its teacher has read row", was_read)
 
