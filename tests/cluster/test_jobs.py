@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -162,23 +163,30 @@ def test_stop_saves_and_status_tells(machines: Machines, clone: Path, tmp_path: 
 # ── what goes wrong, as a new user meets it ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_no_cluster(machines: Machines) -> None:
+Asked = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def asked(machines: Machines, run_command: Asked) -> Asked:
+    """python -m room …, by a user who has the token."""
+    return lambda *words, **env: run_command(*words, env={**machines.environment, **env})
+
+
+def test_no_cluster(machines: Machines, asked: Asked) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
     for command in (["status"], ["logs", "x"], ["submit", "experiments/bios_cpu.yaml", "runs=/tmp/nothing"]):
-        done = machines.run(PYTHON, "-m", "cluster", *command, "--address", nobody)
+        done = asked("cluster", *command, "--address", nobody)
         assert done.returncode == 1 and last(done).startswith(f"error: {nobody}: no Ray job server answers there"), said(done)
-    done = machines.run(PYTHON, "-m", "cluster", "preflight", "experiments/bios_cpu.yaml", "runs=/tmp/nothing", RAY_ADDRESS=nobody[7:])
+    done = asked("cluster", "preflight", "experiments/bios_cpu.yaml", "runs=/tmp/nothing", RAY_ADDRESS=nobody[7:])
     assert done.returncode == 2 and "WRONG cluster: RAY_ADDRESS=" in done.stdout, said(done)
 
 
-def test_a_wrong_token(machines: Machines, tmp_path: Path) -> None:
+def test_a_wrong_token(machines: Machines, asked: Asked, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("0" * 64)
     wrong = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
-    done = machines.run(PYTHON, "-m", "cluster", "status", "--address", http(machines), **wrong)
+    done = asked("cluster", "status", "--address", http(machines), **wrong)
     assert done.returncode == 1 and "does not take this token" in last(done), said(done)
-    done = machines.run(
-        PYTHON, "-m", "cluster", "preflight", "experiments/bios_cpu.yaml", "runs=/tmp/nothing", RAY_ADDRESS=machines.gcs, **wrong
-    )
+    done = asked("cluster", "preflight", "experiments/bios_cpu.yaml", "runs=/tmp/nothing", RAY_ADDRESS=machines.gcs, **wrong)
     assert done.returncode == 2 and "WRONG cluster: " in done.stdout and "token" in done.stdout, said(done)
 
 
@@ -192,35 +200,35 @@ def test_another_version(machines: Machines) -> None:
     assert "runs Ray 2.60.0 and this environment 2.59.9: install the same requirements lock on both" in last(done)
 
 
-def test_too_few_cpus_and_gpus(machines: Machines, tmp_path: Path) -> None:
+def test_too_few_cpus_and_gpus(machines: Machines, asked: Asked, tmp_path: Path) -> None:
     words = ["experiments/bios_cpu.yaml", f"runs={tmp_path}", "trainer.num_workers=20"]
-    done = machines.run(PYTHON, "-m", "cluster", "preflight", *words, RAY_ADDRESS=machines.gcs)
+    done = asked("cluster", "preflight", *words, RAY_ADDRESS=machines.gcs)
     assert done.returncode == 2, said(done)
     assert (
         "WRONG CPUs: 26 needed (20 workers, 5 for their streams, 1 beside), the cluster has 5; set trainer.num_workers lower" in done.stdout
     )
     assert "collectives: not tried" in done.stdout
-    done = machines.run(PYTHON, "-m", "trainer", *words, "--no-exam", RAY_ADDRESS=machines.gcs)
+    done = asked("trainer", *words, "--no-exam", RAY_ADDRESS=machines.gcs)
     assert done.returncode == 1 and last(done).startswith("error: the cluster has 5 CPUs and this needs 26"), said(done)
 
 
-def test_a_disk_and_a_memory_that_are_too_small(machines: Machines, tmp_path: Path) -> None:
+def test_a_disk_and_a_memory_that_are_too_small(machines: Machines, asked: Asked, tmp_path: Path) -> None:
     """70B on this machine: what is missing, in numbers, before anything is fetched; and a model that nobody can reach."""
     words = ["experiments/wiki2023_llama2_70b.yaml", f"runs={tmp_path}", "trainer.num_workers=1"]
-    done = machines.run(PYTHON, "-m", "cluster", "preflight", *words, RAY_ADDRESS=machines.gcs, HF_HUB_OFFLINE="1")
+    done = asked("cluster", "preflight", *words, RAY_ADDRESS=machines.gcs, HF_HUB_OFFLINE="1")
     assert done.returncode == 2, said(done)
     assert re.search(r"^WRONG storage: .*GiB free, the run needs .*: [\d,.]+ GiB missing", done.stdout, re.MULTILINE), said(done)
     assert re.search(r"^WRONG memory: .*host memory a node.*GiB missing", done.stdout, re.MULTILINE), said(done)
     assert re.search(r"^WRONG model: meta-llama/Llama-2-70b-hf is neither a folder nor reachable", done.stdout, re.MULTILINE), said(done)
 
 
-def test_relative_runs_and_files_outside(machines: Machines, tmp_path: Path) -> None:
-    done = machines.run(PYTHON, "-m", "cluster", "submit", "experiments/bios_cpu.yaml", "--address", http(machines))
+def test_relative_runs_and_files_outside(machines: Machines, asked: Asked, tmp_path: Path) -> None:
+    done = asked("cluster", "submit", "experiments/bios_cpu.yaml", "--address", http(machines))
     assert done.returncode == 2 and "runs: runs would lie in the job's temporary copy" in last(done)
     outside = write_experiment(tmp_path)
-    done = machines.run(PYTHON, "-m", "cluster", "submit", str(outside), "--address", http(machines))
+    done = asked("cluster", "submit", str(outside), "--address", http(machines))
     assert done.returncode == 2 and "outside the checkout" in last(done)
-    done = machines.run(PYTHON, "-m", "cluster", "logs", "nobody-knows", "--address", http(machines))
+    done = asked("cluster", "logs", "nobody-knows", "--address", http(machines))
     assert done.returncode == 2 and "knows no such job" in last(done)
 
 
