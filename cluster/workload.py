@@ -24,12 +24,11 @@ _SAMPLED_STEPS = 8  # packed of each stage, for every number of ranks and length
 
 @dataclass(frozen=True)
 class Before:
-    """What a stage reads before its first step (trainer/teaching/)."""
+    """What a stage reads before its first step (trainer/teaching/): tokens that its teachers read, with own answers token by token; tokens of the replay
+    items that say which weights matter (anchor.ewc), and the number of those."""
 
     taught: int = 0
-    """Tokens that its teachers read; own answers, token by token, with them."""
     held: int = 0
-    """Tokens of the replay items that say which weights matter (anchor.ewc), and those items."""
     held_items: int = 0
 
 
