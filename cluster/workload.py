@@ -38,8 +38,7 @@ class StageWork:
 
     label: str
     plan: Plan
-    lengths: Items
-    """Tokens of every item of the catalogue."""
+    lengths: Items  # (items of the catalogue,): tokens of each
     before: Before = Before()
 
     @property
