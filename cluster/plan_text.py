@@ -43,7 +43,7 @@ def _teacher(question: Question, hardware: Hardware) -> str:
     size = wide * question.shape.parameters / GIB / (hardware.num_gpus if question.file.zero_stage == 3 else 1)
     room = USABLE * hardware.chip.memory_bytes / GIB if hardware.chip else hardware.host_bytes / GIB
     there = "" if size < room else f", which holds {room:,.1f}: it will not fit"
-    return f"  before {question.teachers} stages a teacher reads, {size:,.1f} GiB of {kind} weights on each {'GPU' if hardware.chip else 'worker'}{there}"
+    return f"  before {question.teachers} stages a teacher reads, counted as of the same size: {size:,.1f} GiB of {kind} weights on each {'GPU' if hardware.chip else 'worker'}{there}"
 
 
 def _there(hardware: Hardware) -> str:

@@ -151,7 +151,8 @@ def _readings(question: Question, set_up: SetUp, hardware: Hardware) -> list[flo
         before = stage.before
         if before.taught:
             as_read = hardware.in_precision(question.teacher_fp32)
-            found.append(reading_s(shape, set_up.zero_stage, set_up.row_tokens, before.taught, stage.attended, as_read))
+            found.append(reading_s(shape, set_up.zero_stage, set_up.row_tokens, before.taught, stage.attended, as_read, before.passes))
+            found += [0.0] * (before.teachers - 1)  # their weights and engines, which are counted for each pass
         if before.held:
             steps = -(-before.held_items // AT_ONCE)
             of_rank = before.held / before.held_items * -(-AT_ONCE // hardware.num_gpus)

@@ -17,6 +17,7 @@ from data.curriculum.plan import Plan
 from data.planning.plan_command import Planned, plan_arms
 from data.planning.plan_report import packing_fill, sampled_steps
 from data.rows.packing import num_pieces
+from data.rows.token_store import num_others
 from experiment import Experiment
 
 _SAMPLED_STEPS = 8  # packed of each stage, for every number of ranks and length of rows
@@ -24,10 +25,12 @@ _SAMPLED_STEPS = 8  # packed of each stage, for every number of ranks and length
 
 @dataclass(frozen=True)
 class Before:
-    """What a stage reads before its first step (trainer/teaching/): tokens that its teachers read, with own answers token by token; tokens of the replay
-    items that say which weights matter (anchor.ewc), and the number of those."""
+    """What a stage reads before its first step (trainer/teaching/): tokens that its teachers read, with own answers token by token; how many teachers there are,
+    and in how many passes at least; tokens of the replay items that say which weights matter (anchor.ewc), and the number of those."""
 
     taught: int = 0
+    teachers: int = 0
+    passes: int = 1
     held: int = 0
     held_items: int = 0
 
@@ -167,21 +170,35 @@ def read_before(stage: Stage, plan: Plan, lengths: Items, catalogue: Catalogue) 
             here |= (items >= catalogue.ranges[kind].start) & (items < catalogue.ranges[kind].stop)
         return items[here], times[here]
 
+    asked_in = wordings_of(stage, catalogue)
+
     def drawn(found: Items, often: Items) -> npt.NDArray[np.float64]:
-        asked = np.where(catalogue.document_of[found] >= 0, stage.wordings, 1)
-        return asked * (1 - (1 - 1 / asked) ** often)
+        return asked_in[found] * (1 - (1 - 1 / asked_in[found]) ** often)
 
     asked, often = of(stage.taught_kinds())
     document = catalogue.document_of[asked]
     behind = np.where(document >= 0, lengths[document], lengths[asked])  # a document is read twice
     taught = float((drawn(asked, often) * (lengths[asked] + behind)).sum())
-    if stage.teach and stage.teach.answers == "own":
-        taught += stage.teach.answer_tokens * float((drawn(asked, often) * lengths[asked]).sum())
+    own = stage.teach.answer_tokens if stage.teach and stage.teach.answers == "own" else 0
+    taught += own * float((drawn(asked, often) * lengths[asked]).sum())
     replayed, often = of(stage.anchored_kinds())
     if stage.anchor and stage.anchor.weight:
         taught += float((drawn(replayed, often) * lengths[replayed]).sum())
+    by_start = bool(own or (stage.anchor and stage.anchor.weight) or (stage.teach and not stage.teach.model))
+    teachers = by_start + bool(stage.teach and stage.teach.model) if taught else 0
     held = stage.anchor is not None and stage.anchor.ewc > 0
-    return Before(round(taught), int(lengths[replayed].sum()) * held, len(replayed) * held)
+    return Before(round(taught), teachers, own + 1, int(lengths[replayed].sum()) * held, len(replayed) * held)
+
+
+def wordings_of(stage: Stage, catalogue: Catalogue) -> Items:
+    """(items of the catalogue,): in how many wordings the stage asks each; without records as many as it may."""
+    if stage.wordings > 1 and catalogue.records:
+        return 1 + num_others(catalogue, stage.wordings)
+    asked = np.ones(len(catalogue.document_of), dtype=np.int64)
+    for kind, numbers in catalogue.ranges.items():
+        if kind.endswith("questions"):
+            asked[numbers.start : numbers.stop] = stage.wordings
+    return asked
 
 
 def _below(node: Node) -> Iterator[Node]:

@@ -106,12 +106,14 @@ def step_time(shape: ModelShape, set_up: SetUp, load: StepLoad, hardware: Hardwa
     return StepTime(*(part / hardware.speed for part in (time.compute, time.communicate, time.update)))
 
 
-def reading_s(shape: ModelShape, zero_stage: int, row_tokens: int, tokens: int, attended: float, hardware: Hardware) -> float:
-    """Of so many tokens by all ranks together, forward alone, a third of training them; under ZeRO-3 all weights are gathered once for each row (2 bytes in bf16).
+def reading_s(
+    shape: ModelShape, zero_stage: int, row_tokens: int, tokens: int, attended: float, hardware: Hardware, passes: int = 1
+) -> float:
+    """Of so many tokens by all ranks together in so many passes, forward alone, a third of training them; under ZeRO-3 all weights are gathered once for each row (2 bytes in bf16).
     `hardware`: in the precision that is read in."""
     compute = tokens / hardware.num_gpus * compute_s_per_token(shape, attended, hardware, recompute=False) / 3
     if hardware.chip is None:
         return compute
-    rows = -(-tokens // (row_tokens * hardware.num_gpus)) if zero_stage == 3 else 0
+    rows = max(passes, -(-tokens // (row_tokens * hardware.num_gpus))) if zero_stage == 3 else 0
     gathered = rows * communicate_s(shape, 3, hardware, trained=0.0) / 2  # a step gathers them twice
     return (max(compute, gathered) + _EXPOSED * min(compute, gathered)) / hardware.speed

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,14 +13,16 @@ def importing() -> Iterator[None]:
 
     They make half a million objects that stay. Collecting on the way takes a quarter of the imports' time and finds nothing, and every full collection after
     it, which engines ask for as they start and end, would go through all of them again: a third of a second each (docs/performance.md).
-    Cycles that are garbage already when it ends are never collected: have it around imports at a process's start, not around work.
+    Cycles that are garbage already when it ends are never collected: have it around imports at a process's start, not around work. Where all is imported
+    already it does nothing.
     """
-    collects = gc.isenabled()
+    collects, modules = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
-        leave_out()
+        if len(sys.modules) > modules:
+            leave_out()
         if collects:
             gc.enable()
 

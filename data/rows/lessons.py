@@ -32,6 +32,8 @@ from data.wording.templates import PASSAGES, Wording, wording_of
 
 TOP = 20
 """Of a teacher's distribution so many probabilities are kept, the rest as one mass (as the whole vocabulary: docs/teaching.md)."""
+BEGUN = ".begun.npz"
+"""In a teacher store: what was read of one that is not whole."""
 _FORMAT = 1
 Numbers = npt.NDArray[np.int64]
 
@@ -305,5 +307,5 @@ def _holds(path: Path, arrays: dict[str, Numbers]) -> bool:
     try:
         with np.load(path, allow_pickle=False) as found:
             return all(np.array_equal(found[name], array) for name, array in arrays.items())
-    except (OSError, ValueError, KeyError, BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
         return False

@@ -47,6 +47,8 @@ def test_what_is_read_before_a_stage_is_a_phase() -> None:
     assert reading_s(LLAMA_70B, 2, 4096, 10**6, 500.0, one) == pytest.approx(trains / 3)
     assert 4 * trains < reading_s(LLAMA_70B, 2, 4096, 10**6, 500.0, one.in_precision(fp32=True)) < 6 * trains
     assert reading_s(LLAMA_70B, 3, 4096, 10**6, 500.0, H100S) > reading_s(LLAMA_70B, 2, 4096, 10**6, 500.0, H100S), "weights are gathered"
+    few = [reading_s(LLAMA_70B, 3, 4096, 1000, 500.0, H100S, passes) for passes in (1, 33)]
+    assert few[1] > 20 * few[0], "own answers: once for each token at least, however few rows"
 
 
 def test_few_processes_cannot_use_all_of_the_storage() -> None:

@@ -1,6 +1,7 @@
 """How runs end and go on: a last save that fails, saves that take too long, storage that shows files late, workers that are silent."""
 
 import json
+import os
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 import trainer.watch.watchdog as watchdog
 from console import RunError, StoppedByRequest
 from data.ground.durable import await_file
+from data.rows.lessons import BEGUN
 from tests.faults.conftest import events_of, oracle, write_experiment
 from tests.helpers.groups import Groups
 from trainer.config import CheckpointConfig, TrainerConfig
@@ -52,7 +54,7 @@ def test_a_last_save_that_fails_is_a_failure(groups: Groups, tmp_path: Path, fai
     "failure", [None, RunError("the last checkpoint before the end could not be saved: no space left"), ValueError("a worker died")]
 )
 def test_a_failed_end_is_exit_code_1_whoever_asked(tmp_path: Path, signum: int | None, ends: Any, failure: Exception | None) -> None:
-    job: Any = SimpleNamespace(key="a1", num_steps=5, label="a")
+    job: Any = SimpleNamespace(key="a1", num_steps=5, label="a", lessons=None)
     request = StopRequest()
 
     def attempt(jobs: list[Job], points: dict[str, int]) -> None:
@@ -67,7 +69,7 @@ def test_a_failed_end_is_exit_code_1_whoever_asked(tmp_path: Path, signum: int |
 
 
 def test_a_stop_in_the_pause_after_a_failure_starts_nothing(tmp_path: Path) -> None:
-    job: Any = SimpleNamespace(key="a1", num_steps=5, label="a")
+    job: Any = SimpleNamespace(key="a1", num_steps=5, label="a", lessons=None)
     request, attempts = StopRequest(), []
 
     def attempt(jobs: list[Job], points: dict[str, int]) -> None:
@@ -79,6 +81,30 @@ def test_a_stop_in_the_pause_after_a_failure_starts_nothing(tmp_path: Path) -> N
     with pytest.raises(StoppedByRequest):
         supervise(StageStore(tmp_path), lambda: [job], attempt, lambda: None, request, 3)
     assert len(attempts) == 1 and time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_node_that_is_to_leave_in_a_teachers_pass_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: bool) -> None:
+    """Its ranks come back with nothing committed and no error: tried again, and no failure where more was read meanwhile. The twin reads nothing: it gives up."""
+    monkeypatch.setattr("trainer.watch.supervise._FIRST_PAUSE_S", 0.01)
+    job: Any = SimpleNamespace(key="a1", num_steps=5, label="a", lessons=SimpleNamespace(folder=str(tmp_path)))
+    attempts: list[int] = []
+
+    def attempt(jobs: list[Job], points: dict[str, int]) -> None:
+        attempts.append(len(attempts))
+        if reads:
+            (tmp_path / BEGUN).write_text("")
+            os.utime(tmp_path / BEGUN, ns=(len(attempts), len(attempts)))
+
+    def pending() -> list[Job]:
+        return [] if len(attempts) == 4 else [job]
+
+    if reads:
+        supervise(StageStore(tmp_path), pending, attempt, lambda: None, StopRequest(), 1)
+        assert len(attempts) == 4
+    else:
+        with pytest.raises(RunError, match="failed 2 times in a row at the same place: .*without a result"):
+            supervise(StageStore(tmp_path), pending, attempt, lambda: None, StopRequest(), 1)
 
 
 def test_a_stop_while_waiting_for_nodes() -> None:

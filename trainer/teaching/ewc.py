@@ -61,7 +61,7 @@ def ensure_importance(settings: WorkerSettings, job: Job, parent: Callable[[], W
             micro_rows = rows(step=step, reading=Reading(important.wording), one_item=made.isolation.one_item)
             optimiser_step(made.engine, micro_rows, 0.0, made.attention)
             progress.gets_on("how much each weight matters, step", step + 1, plan.num_steps)
-            if rank_zero_says(progress.stop_requested):
+            if step + 1 < plan.num_steps and rank_zero_says(progress.stop_requested):
                 raise Stopped(0)
         squares = [fragment for fragment in made.engine.state_fragments() if fragment[0].startswith(f"{_MOMENT}/")]
         sums = [sum(float(values.double().sum()) for *_, values in squares), sum(values.numel() for *_, values in squares)]

@@ -39,7 +39,7 @@ def own_answers(reader: Reader, job: Job, lessons: Lessons, seed: int) -> Answer
         said: list[tuple[int, int]] = []
         place = max(map(len, answers.values())) + 1
         what = f"the start answers, token {place} of at most {max(room.values())}, row"
-        for rows in dealt(reader, job, [len(prompts[item]) + len(answers[item]) for item in open_items], read, what):
+        for rows in dealt(reader, job, [len(prompts[item]) + len(answers[item]) for item in open_items], read, what, last=False):
             said += [one for row in rows for one in row]
         for item, token in said:
             answers[item].append(token)

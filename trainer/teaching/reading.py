@@ -64,10 +64,11 @@ def dealt(
     read: Callable[[list[Piece]], Any],
     what: str,
     was_read: Callable[[list[Piece]], bool] = lambda pieces: False,
+    last: bool = True,
 ) -> Iterator[list[Any]]:
     """What `read` makes of each rank's row of items of these lengths, round by round; the same list on every rank.
 
-    `was_read`: rows to leave out, as rank 0 knows them; `what` is done, for people, up to the word before a row's number. Stopped, behind a round, where any rank is asked to stop.
+    `was_read`: rows to leave out, as rank 0 knows them; `what` is done, for people, up to the word before a row's number; `last`: and with them the pass. Stopped, behind a round, where any rank is asked to stop.
     """
     grid = [pieces for (pieces,) in pack(lengths, 1, job.capacity, job.longest, reader.made.isolation.one_item)]
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -79,7 +80,7 @@ def dealt(
         told = read(pieces)
         every: list[Any] = [None] * world_size
         torch.distributed.all_gather_object(every, (told if mine else None, reader.progress.stop_requested))
-        reader.progress.gets_on(what, len(grid) - len(left) + min(first + world_size, len(left)), len(grid))
+        reader.progress.gets_on(what, len(grid) - len(left) + min(first + world_size, len(left)), len(grid), last)
         yield [one for one, _ in every if one is not None]
         if any(stop for _, stop in every):
             raise Stopped(0)

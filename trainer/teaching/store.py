@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from data.rows.lessons import TOP
+from data.rows.lessons import BEGUN, TOP
 from trainer.store.fragment_file import sha256_of
 from trainer.store.stages import sync, write_json
 
@@ -36,6 +36,9 @@ class Writer:
         begun = self._begun()
         self.goes_on = begun is not None
         """With what an earlier pass has read."""
+        if begun is None:  # what it says of other drafts must not be believed of these
+            (folder / BEGUN).unlink(missing_ok=True)
+            sync(folder)
         self._tokens, self._seconds = begun or (np.full(positions, NOTHING, dtype=np.uint32), 0.0)
         self._maps = [
             np.memmap(folder / f".{name}", kind, "r+" if begun else "w+", shape=(positions, width)) for name, kind, width in self._MAPS
@@ -44,10 +47,10 @@ class Writer:
 
     def _begun(self) -> tuple[npt.NDArray[np.uint32], float] | None:
         try:
-            with np.load(self._folder / ".begun.npz", allow_pickle=False) as arrays:
+            with np.load(self._folder / BEGUN, allow_pickle=False) as arrays:
                 tokens, seconds = arrays["tokens"], float(arrays["seconds"])
             sizes = [(self._folder / f".{name}").stat().st_size for name, *_ in self._MAPS]
-        except (OSError, ValueError, KeyError, BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile):
             return None
         whole = len(tokens) == self._positions and sizes == [4 * width * self._positions for *_, width in self._MAPS]
         return (tokens, seconds) if whole else None
@@ -70,7 +73,7 @@ class Writer:
         draft = self._folder / ".draft.npz"
         np.savez(draft, tokens=self._tokens, seconds=np.array(self._took()))
         sync(draft)
-        draft.replace(self._folder / ".begun.npz")
+        draft.replace(self._folder / BEGUN)
         self._saved = time.monotonic()
 
     def _flush(self) -> None:
@@ -100,10 +103,10 @@ class Writer:
         self._tokens.tofile(draft)
         sync(draft)
         self._maps = []
-        files = {}
-        for name in ("tokens.bin", *(name for name, *_ in self._MAPS)):
-            (self._folder / f".{name}").replace(self._folder / name)
-            files[name] = {"bytes": (self._folder / name).stat().st_size, "sha256": sha256_of(self._folder / name)}
+        drafts = {name: self._folder / f".{name}" for name in ("tokens.bin", *(name for name, *_ in self._MAPS))}
+        files = {name: {"bytes": draft.stat().st_size, "sha256": sha256_of(draft)} for name, draft in drafts.items()}
+        for name, draft in drafts.items():  # between here and the manifest a kill loses the pass: nothing that takes long stands there
+            draft.replace(self._folder / name)
         write_json(self._folder / "manifest.json", {"positions": self._positions, "seconds": self._took(), **facts, "files": files})
-        for left in (".begun.npz", ".draft.npz", ".answers.json"):
+        for left in (BEGUN, ".draft.npz", ".answers.json"):
             (self._folder / left).unlink(missing_ok=True)

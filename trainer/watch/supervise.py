@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from console import RunError, StoppedByRequest, UserError, error_line, say
+from data.rows.lessons import BEGUN
 from trainer.jobs.prepare import Job
 from trainer.store.checkpoint import checkpoints
 from trainer.store.stages import StageStore
@@ -91,7 +92,9 @@ def supervise(
             _in_thread(lambda todo=todo, points=points: attempt(todo, points), poll)  # type: ignore[misc]
             raise_if_stopped(request)
             if _progress(pending(), resume_points(store, pending())) == before:
-                raise RunError("training ended without an error and without a result")
+                raise RuntimeError(
+                    "training ended without an error and without a result"
+                )  # a node was to be taken away before anything could be saved
         except (KeyboardInterrupt, StoppedByRequest):
             raise
         except Exception as error:
@@ -145,8 +148,15 @@ def _fatal(error: BaseException) -> UserError | RunError | None:
 
 
 def _progress(todo: list[Job], points: dict[str, int]) -> Any:
-    """Changes whenever something is committed."""
-    return [(job.key, points[job.key]) for job in todo]
+    """Changes whenever something is committed, or kept of what a teacher has read (trainer/teaching/store.py)."""
+    return [(job.key, points[job.key], _read(Path(job.lessons.folder) / BEGUN) if job.lessons else 0) for job in todo]
+
+
+def _read(begun: Path) -> int:
+    try:
+        return begun.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _in_thread(work: Callable[[], None], poll: Callable[[], None]) -> None:

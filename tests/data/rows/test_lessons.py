@@ -147,7 +147,14 @@ def test_the_plan_counts_what_a_teacher_reads(
     assert beside.lessons and beside.important
     assert before.taught == pytest.approx(beside.lessons.tokens_read, rel=0.1 if "wordings" in changes else 0.02)
     assert before.held_items == beside.important.items and before.held == int(worded.item_lengths[beside.important.plan().items].sum())
-    assert read_before(stage(), plan, worded.item_lengths, catalogue) == Before()
+    assert (before.teachers, before.passes) == (1, 1) and read_before(stage(), plan, worded.item_lengths, catalogue) == Before()
+    more = stage(**{**changes, "teach": {"answers": "own", "share": 1, "answer_tokens": 9, "model": "base"}})
+    own = read_before(more, plan, worded.item_lengths, catalogue)
+    assert (own.teachers, own.passes) == (2, 10)
+    if not changes:
+        asked = catalogue.ranges["train_questions"]
+        read = read_before(stage(teach={}), plan, worded.item_lengths, catalogue).taught
+        assert own.taught == read + 9 * int(worded.item_lengths[asked.start : asked.stop].sum())
 
 
 def test_rows_with_lessons_travel_whole(made: tuple[Catalogue, TokenStore, Encoder], tmp_path: Path) -> None:
@@ -291,10 +298,11 @@ def test_a_torn_file_of_lessons_is_written_again(made: tuple[Catalogue, TokenSto
     whole = path.read_bytes()
     again = teaching(made, tmp_path).lessons(taught, plan, store, "start")
     assert again and again[0] == first[0] and path.read_bytes() == whole
-    path.write_bytes(whole[: len(whole) // 2])
-    assert teaching(made, tmp_path).lessons(taught, plan, store, "start")
-    with np.load(path) as found:
-        assert set(found) == {"items", "owners", "documents", "offsets"}
+    for torn in (whole[: len(whole) // 2], b""):
+        path.write_bytes(torn)
+        assert teaching(made, tmp_path).lessons(taught, plan, store, "start")
+        with np.load(path) as found:
+            assert set(found) == {"items", "owners", "documents", "offsets"}
 
 
 def test_another_models_lessons_do_not_follow_the_start(made: tuple[Catalogue, TokenStore, Encoder], tmp_path: Path) -> None:
