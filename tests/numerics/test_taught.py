@@ -56,8 +56,6 @@ STORES: set[str] = set()
 """What the teacher said, of every group of this file."""
 IN_BF16: set[str] = set()
 """The same in bf16."""
-FP32: set[Path] = set()
-"""Manifest of one of the former."""
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -75,12 +73,21 @@ def test_paused_and_gone_on_with_equals_plain_torch(
             n: f["sha256"] for n, f in files.items()
         }
         STORES.add(manifest.parent.name + "".join(files[name]["sha256"] for name in sorted(files)))
-    FP32.add(manifest)
     assert len(STORES) == 1, "the teacher says the same to the bit, whoever asks"
 
 
+@pytest.fixture(scope="module")
+def fp32(groups: Groups, begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Manifest of what the teacher says in fp32."""
+    folder = groups.call("tests.numerics.ranks.taught_steps", tmp_path_factory.mktemp("fp32"), 1, str(begun), "0")
+    (manifest,) = folder.glob("zero0/taught/teachers/*/manifest.json")
+    return manifest
+
+
 @pytest.mark.parametrize(("world_size", "zero_stages"), [(1, "1"), (2, "13")])
-def test_a_teacher_in_bf16_says_nearly_the_same(groups: Groups, begun: Path, tmp_path: Path, world_size: int, zero_stages: str) -> None:
+def test_a_teacher_in_bf16_says_nearly_the_same(
+    groups: Groups, begun: Path, fp32: Path, tmp_path: Path, world_size: int, zero_stages: str
+) -> None:
     """To the bit whoever asks, under a key of its own, and to bf16's eight bits what it says in fp32."""
     path = taught_steps.experiment_of(taught_steps.TAUGHT, tmp_path / "bf16")
     path.write_text(path.read_text().replace("clip: 0.5", "clip: 0.5, teacher_precision: bf16"))
@@ -90,7 +97,6 @@ def test_a_teacher_in_bf16_says_nearly_the_same(groups: Groups, begun: Path, tmp
         (manifest,) = (tmp_path / f"zero{zero_stage}" / "taught").glob("teachers/*/manifest.json")
         files = json.loads(manifest.read_text())["files"]
         IN_BF16.add(manifest.parent.name + "".join(files[name]["sha256"] for name in sorted(files)))
-        fp32 = min(FP32)
         assert fp32.parent.name != manifest.parent.name
         mine, theirs = (np.fromfile(one.parent / "log_probs.bin", np.float32).reshape(-1, 21) for one in (manifest, fp32))
         most = np.abs(np.exp(mine[:, 0]) - np.exp(theirs[:, 0])).max()
