@@ -170,7 +170,7 @@ def read_before(stage: Stage, plan: Plan, lengths: Items, catalogue: Catalogue) 
             here |= (items >= catalogue.ranges[kind].start) & (items < catalogue.ranges[kind].stop)
         return items[here], times[here]
 
-    asked_in = wordings_of(stage, catalogue)
+    asked_in = _asked_in(stage, catalogue)
 
     def drawn(found: Items, often: Items) -> npt.NDArray[np.float64]:
         return asked_in[found] * (1 - (1 - 1 / asked_in[found]) ** often)
@@ -190,7 +190,7 @@ def read_before(stage: Stage, plan: Plan, lengths: Items, catalogue: Catalogue) 
     return Before(round(taught), teachers, own + 1, int(lengths[replayed].sum()) * held, len(replayed) * held)
 
 
-def wordings_of(stage: Stage, catalogue: Catalogue) -> Items:
+def _asked_in(stage: Stage, catalogue: Catalogue) -> Items:
     """(items of the catalogue,): in how many wordings the stage asks each; without records as many as it may."""
     if stage.wordings > 1 and catalogue.records:
         return 1 + num_others(catalogue, stage.wordings)

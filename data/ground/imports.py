@@ -12,7 +12,7 @@ def importing() -> Iterator[None]:
     """Around imports of torch, transformers, vLLM and the like: garbage is not collected, and what is there then is left out of later collections.
 
     They make half a million objects that stay. Collecting on the way takes a quarter of the imports' time and finds nothing, and every full collection after
-    it, which engines ask for as they start and end, would go through all of them again: a third of a second each (docs/performance.md).
+    it, which engines ask for as they start and end, would go through all of them again: a third of a second each (dev/LOG.md).
     Cycles that are garbage already when it ends are never collected: have it around imports at a process's start, not around work. Where all is imported
     already it does nothing.
     """

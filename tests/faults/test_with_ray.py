@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,7 +118,9 @@ def test_out_of_memory_is_told_apart(ray_cluster: str, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)  # two starts of Ray's group
 @F15
-def test_sigkill_of_a_worker_and_then_sigterm(ray_cluster: str, calm: dict, groups: Groups, tmp_path: Path) -> None:  # type: ignore[type-arg]
+def test_sigkill_of_a_worker_and_then_sigterm(
+    ray_cluster: str, calm: dict, groups: Groups, run_command: Callable[..., Any], tmp_path: Path
+) -> None:  # type: ignore[type-arg]
     """One run loses a worker (F1), goes on and is stopped: every run of the suite sees Ray start a group again. What is left a group without Ray trains, to the bit."""
     experiment = write_experiment(tmp_path)
     kill = {
@@ -132,6 +135,10 @@ def test_sigkill_of_a_worker_and_then_sigterm(ray_cluster: str, calm: dict, grou
     assert "training failed" in run.said() and "going on from only 1/2: train_documents + test_documents, step " in run.said()
     saved = newest(run.run)
     assert saved[0] == 0 and at < saved[1] <= at + 20, f"no checkpoint of the step it was stopped at ({at}): {saved}"
+    shutil.copytree(tmp_path / "runs", tmp_path / "alone" / "runs")
+    again = run_command("trainer", str(write_experiment(tmp_path / "alone")), "--no-ray", "--no-exam")
+    assert again.returncode == 0, again.stderr
+    assert f"going on from only 1/2: train_documents + test_documents, step {saved[1] + 1} of 60" in again.stderr
     assert groups(experiment) == [0, 0], groups.error
     assert oracle(run.run) == calm
 

@@ -50,7 +50,7 @@ def test_what_was_kept_is_gone_on_with(tmp_path: Path) -> None:
     again = Writer(tmp_path, POSITIONS)
     assert again.goes_on and again.has(np.arange(5)) and not again.has(np.arange(4, 6))
     finish(tmp_path)
-    assert is_right(tmp_path) and not Writer(tmp_path / ".." / tmp_path.name, POSITIONS).goes_on
+    assert is_right(tmp_path) and not Writer(tmp_path, POSITIONS).goes_on
 
 
 @pytest.mark.parametrize("gone", [".ids.bin", ".log_probs.bin"])
